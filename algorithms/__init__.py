@@ -1,0 +1,1 @@
+"""Algorithms: what every worker does. One file per family; none knows where it runs."""

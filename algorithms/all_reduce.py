@@ -1,0 +1,33 @@
+"""Synchronous data parallel SGD by all-reduce (Goyal et al., arXiv:1706.02677, section 2).
+
+P workers take a batch of b samples each, average their gradients and take the same step: minibatch SGD with a batch of
+P * b samples, whatever P is.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.distributed as dist
+
+from algorithms.base import Algorithm
+from algorithms.flat import flat_gradient, set_gradient_, sgd_step_
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+
+@dataclass(frozen=True)
+class AllReduce(Algorithm):
+    """Average the gradients of all workers at every step, in one buffer."""
+
+    synchronous: ClassVar[bool] = True
+
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """w <- w - eta * 1/P sum_i g_i."""
+        model = problem.build_model(worker.device, worker.seed)
+        for batch in worker.batches(problem, self.batch_size):
+            problem.loss(model, batch).backward()
+            gradient = flat_gradient(model)
+            dist.all_reduce(gradient)
+            set_gradient_(model, gradient.div_(worker.num_workers))
+            sgd_step_(model, self.learning_rate)
+            worker.observe(model, samples=len(batch))

@@ -1,0 +1,66 @@
+"""The Algorithm: what every worker does.
+
+A toy algorithm, whole (README.md runs one from a user's own folder):
+
+    @dataclass(frozen=True)
+    class EveryoneAlone(Algorithm):
+        '''Every worker trains its own model and never speaks; rank 0's is observed.'''
+
+        synchronous: ClassVar[bool] = True
+
+        def train(self, worker, problem):
+            model = problem.build_model(worker.device, worker.seed)
+            for batch in worker.batches(problem, self.batch_size):
+                problem.loss(model, batch).backward()
+                sgd_step_(model, self.learning_rate)
+                worker.observe(model, samples=len(batch))
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from harness.errors import require
+
+if TYPE_CHECKING:
+    from harness.problems.base import Problem
+    from harness.worker import Worker
+
+
+@dataclass(frozen=True)
+class Algorithm(ABC):
+    """What every worker does.
+
+    Class attributes declare what it can do; they are checked before anything starts.
+
+    Args:
+        learning_rate: constant step, > 0.
+        batch_size: samples per worker and update, >= 1.
+    """
+
+    synchronous: ClassVar[bool]  # all workers take the same number of steps, in lockstep
+    needs_shared_memory: ClassVar[bool] = False
+    max_workers: ClassVar[int | None] = None
+
+    learning_rate: float
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, "algorithm.learning_rate", "must be > 0", self.learning_rate)
+        require(self.batch_size >= 1, "algorithm.batch_size", "must be >= 1", self.batch_size)
+
+    @abstractmethod
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """Do one worker's whole training."""
+
+    def releases_gil(self, problem: Problem) -> bool:
+        """Whether the inner loop is a native kernel, so that threads serve as workers."""
+        return False
+
+    def sequential(self) -> Algorithm:
+        """The best sequential algorithm to compare with: the baseline."""
+        from algorithms.sgd import SGD  # noqa: PLC0415 - SGD is an Algorithm itself
+
+        return SGD(learning_rate=self.learning_rate, batch_size=self.batch_size)

@@ -1,0 +1,41 @@
+"""Hogwild! (Niu, Recht, Re, Wright, NIPS 2011, Algorithm 1): lock-free SGD on one shared model.
+
+    loop: sample e; read the shared x_e; compute G_e(x); for v in e: x_v <- x_v - gamma * b_v^T G_e(x)
+
+No lock is ever taken; where samples are sparse, workers seldom touch the same coordinate. Deviations: samples come from a
+shuffled queue instead of with replacement, and the step is constant instead of decaying after every epoch.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from algorithms.base import Algorithm
+from algorithms.flat import flat_parameters, sgd_step_, view_parameters_
+from algorithms.sgd import run_kernel
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+
+@dataclass(frozen=True)
+class Hogwild(Algorithm):
+    """Every worker updates the shared model without asking anyone."""
+
+    synchronous: ClassVar[bool] = False
+    needs_shared_memory: ClassVar[bool] = True
+
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """x_v <- x_v - gamma * b_v^T G_e(x), lock-free."""
+        model = problem.build_model(worker.device, worker.seed)
+        weights = worker.shared("model", flat_parameters(model))
+        if self.releases_gil(problem):
+            run_kernel(worker, problem, weights, self.learning_rate)
+            return
+        view_parameters_(model, weights)
+        for batch in worker.batches(problem, self.batch_size):
+            problem.loss(model, batch).backward()
+            sgd_step_(model, self.learning_rate)
+            worker.observe(weights, samples=len(batch))
+
+    def releases_gil(self, problem: Problem) -> bool:
+        """With one sample per update and a native kernel."""
+        return self.batch_size == 1 and problem.kernel is not None

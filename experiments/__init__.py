@@ -1,0 +1,1 @@
+"""Reproduced results and benchmarks. Imports anything; nobody imports it."""

@@ -1,0 +1,1 @@
+"""Hardware: where workers run and what time is."""

@@ -1,0 +1,110 @@
+"""The Hardware: where workers run and what time is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from harness.errors import require
+from harness.program import Program
+from harness.worker import Observation
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """Where one worker's time went. Seconds of the run's own clock; communication and idleness are the exposed parts.
+
+    Args:
+        finish_s: when it left `train`.
+        comm_s: in communication, after the last participant arrived.
+        idle_s: waiting for others to arrive.
+        compute_s: in computation; the rest of workers x time is "other".
+        sent_bytes: payload sent.
+        peak_bytes: peak memory, or None where it cannot be told apart (threads, simulated ranks).
+    """
+
+    rank: int
+    finish_s: float
+    compute_s: float
+    comm_s: float
+    idle_s: float
+    sent_bytes: int
+    peak_bytes: int | None = None
+
+
+@dataclass
+class Execution:
+    """What a hardware returns.
+
+    Args:
+        observations: in the order of `samples`.
+        workers: one report per worker; empty if the run failed.
+        facts: what happened to the machine (pinning, placement, virtual sockets), for the manifest.
+        metrics: metrics only this hardware can measure, with keys of docs/metrics.md (`async/*`, `sim/*`).
+        tags: marks that belong on every record of this run, e.g. "virtual-sockets".
+        failure: why the run did not finish, or None; what was observed until then is kept.
+    """
+
+    observations: list[Observation] = field(default_factory=list)
+    workers: list[WorkerReport] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    tags: list[str] = field(default_factory=list)
+    failure: Exception | None = None
+
+    @property
+    def run_s(self) -> float:
+        """When the last worker finished, on the run's own clock."""
+        return max((report.finish_s for report in self.workers), default=0.0)
+
+
+@dataclass(frozen=True)
+class Hardware(ABC):
+    """Where workers run and what time is.
+
+    Args:
+        num_workers: workers offered, >= 1; None for as many as the hardware has cores.
+    """
+
+    kind: ClassVar[str]  # "real" or "simulated"
+    clock_kind: ClassVar[str]  # "wall" or "virtual"
+
+    num_workers: int | None
+
+    def __post_init__(self) -> None:
+        require(
+            self.num_workers is None or self.num_workers >= 1, "hardware.num_workers", "must be >= 1", self.num_workers
+        )
+
+    @property
+    @abstractmethod
+    def shares_memory(self) -> bool:
+        """Whether workers can see one tensor."""
+
+    @property
+    @abstractmethod
+    def workers_offered(self) -> int:
+        """`num_workers`, or what None stands for on this machine."""
+
+    def check(self) -> list[str]:
+        """Refuse what cannot work, before anything starts.
+
+        Returns:
+            notices: one line each on what differs from what was asked for (virtual sockets, shared cores).
+
+        Raises:
+            UserError: where the hardware cannot be had.
+        """
+        return []
+
+    @abstractmethod
+    def execute(self, program: Program, progress: Callable[[int], None]) -> Execution:
+        """Run the program on `workers_offered` workers and wait for the end.
+
+        Whatever happens, no process, thread, shared segment or port is left behind. A failing worker is not raised but
+        returned in `Execution.failure` (`WorkerFailed`, `Diverged` or `UserError`), with what was observed until then;
+        KeyboardInterrupt is raised, after the clean-up.
+
+        Args:
+            progress: called now and then, in the calling thread, with the global samples processed so far.
+        """

@@ -1,0 +1,1 @@
+"""This machine: pinned threads and processes, timed by the wall clock."""

@@ -1,0 +1,1 @@
+"""A modelled machine or cluster: real values in virtual time."""

@@ -1,0 +1,1 @@
+"""The harness: composes an Algorithm, a Problem and a Hardware; measures, records and compares."""

@@ -1,0 +1,52 @@
+"""What can go wrong in a user's hands.
+
+    TwinclockError
+    ├── UserError (ValueError)   a setting that cannot work: the message names field, value, rule and fix
+    ├── Diverged                 the loss or the model is no longer finite
+    └── WorkerFailed             a worker raised, was killed or hung; what was observed until then is kept
+
+The command line prints the message of these and no traceback of its own; anything else is a bug of ours.
+"""
+
+
+class TwinclockError(Exception):
+    """Base of every error that reaches a user as one sentence."""
+
+
+class UserError(TwinclockError, ValueError):
+    """A setting that cannot work. The message names the field, the value, the rule and the fix."""
+
+
+class Diverged(TwinclockError):
+    """The loss or the model is nan or infinite."""
+
+
+class WorkerFailed(TwinclockError):
+    """A worker raised, was killed or hung.
+
+    Args:
+        message: one sentence that names the worker.
+        details: the worker's own traceback, or "".
+    """
+
+    def __init__(self, message: str, details: str = "") -> None:
+        super().__init__(message)
+        self.details = details
+
+    def __reduce__(self) -> tuple:
+        return type(self), (str(self), self.details)
+
+
+def require(condition: bool, field: str, rule: str, value: object) -> None:
+    """Refuse a setting.
+
+    >>> require(False, "algorithm.batch_size", "must be >= 1", 0)
+    Traceback (most recent call last):
+    ...
+    harness.errors.UserError: algorithm.batch_size must be >= 1, got 0
+
+    Raises:
+        UserError: if `condition` is false.
+    """
+    if not condition:
+        raise UserError(f"{field} {rule}, got {value!r}")

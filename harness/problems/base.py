@@ -1,0 +1,80 @@
+"""The Problem: what is minimised, on which data.
+
+A toy problem, whole:
+
+    @dataclass(frozen=True)
+    class Mean(Problem):
+        '''Find the mean of some numbers: f(w) = 1/2n sum (w - x_i)^2.'''
+
+        numbers: list[float]
+
+        @property
+        def num_samples(self):
+            return len(self.numbers)
+
+        def build_model(self, device, seed):
+            return nn.Linear(1, 1, bias=False, device=device)
+
+        def loss(self, model, samples):
+            x = torch.tensor(self.numbers, device=samples.device)[samples]
+            return 0.5 * ((model.weight[0, 0] - x) ** 2).mean()
+
+        def evaluate(self, model):
+            return {"train/loss": float(self.loss(model, torch.arange(self.num_samples)))}
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from harness.kernels import Kernel
+
+
+@dataclass(frozen=True)
+class Problem(ABC):
+    """What is minimised, on which data.
+
+    Fields are the settings and decide identity (baselines are found by them). Data are loaded on first use and cached
+    on the object, in torch tensors, so that they reach other processes through shared memory.
+
+    Args:
+        dtype: of model and data, "float32" or "float64".
+        learning_rate: a good constant step of sequential SGD; the default of `algorithm.learning_rate`.
+        target_loss: the default of `target.loss`.
+    """
+
+    dtype: str
+    learning_rate: float
+    target_loss: float
+
+    @property
+    @abstractmethod
+    def num_samples(self) -> int:
+        """Size of the training set; one epoch."""
+
+    @abstractmethod
+    def build_model(self, device: torch.device, seed: int) -> nn.Module:
+        """The initial model; equal for equal seeds, on every worker."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+        """Mean loss over a batch.
+
+        Args:
+            samples: int32 or int64 indices into the training set, shape (batch,).
+
+        Returns:
+            scalar, differentiable with respect to the model's parameters.
+        """
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """The objective over all training data as `train/loss`, and `eval/loss`, `eval/accuracy` where there is test data."""
+
+    @cached_property
+    def kernel(self) -> Kernel | None:
+        """The native per-sample SGD kernel on the flat model, or None where the problem has none."""
+        return None

@@ -1,0 +1,34 @@
+"""What hardware executes: one algorithm on one problem, with a budget. Travels whole to every worker, real or simulated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from algorithms.base import Algorithm
+from harness.data import DataPolicy
+from harness.problems.base import Problem
+
+if TYPE_CHECKING:
+    from harness.worker import Worker
+
+
+@dataclass(frozen=True)
+class Program:
+    """One algorithm on one problem, with a budget.
+
+    Args:
+        seed: of the initial model and the order of samples.
+        budget_samples: global samples to process, over all workers, >= 1.
+        milestones: increasing global sample counts at which the model is observed; the last is `budget_samples`.
+    """
+
+    algorithm: Algorithm
+    problem: Problem
+    data: DataPolicy
+    seed: int
+    budget_samples: int
+    milestones: Sequence[int]
+
+    def run(self, worker: "Worker") -> None:
+        """Do one worker's whole training."""
+        self.algorithm.train(worker, self.problem)

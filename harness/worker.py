@@ -1,0 +1,167 @@
+"""The Worker: all an algorithm sees of the machine it runs on.
+
+`Worker` is final and holds the rules that are the same everywhere (budget, order of samples, observations).
+What differs between a pinned thread, a process and a simulated rank is behind `Place`.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.utils import parameters_to_vector
+
+from harness.clock import Clock
+from harness.errors import Diverged
+from harness.kernels import Kernel
+from harness.problems.base import Problem
+from harness.program import Program
+
+COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A snapshot of the model, taken off the clock and evaluated after the run.
+
+    Args:
+        time_s: the run's own clock.
+        host_s: `time.perf_counter()` of the host.
+        samples: global samples processed.
+        updates: updates applied to the model.
+        parameters: flat copy on the CPU, shape (parameters,).
+    """
+
+    time_s: float
+    host_s: float
+    samples: int
+    updates: int
+    parameters: torch.Tensor
+
+
+class Place(ABC):
+    """Where one worker runs: what a hardware provides for it."""
+
+    rank: int
+    num_workers: int
+    device: torch.device
+    clock: Clock
+
+    @abstractmethod
+    def add(self, counter: str, amount: int) -> int:
+        """Atomically add to a counter of the run (one of `COUNTERS`); returns its value before."""
+
+    @abstractmethod
+    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """One tensor seen by all workers, initialised from rank 0's `tensor`.
+
+        Every worker calls it with the same names in the same order, shapes and dtypes, and returns when it is ready.
+
+        Raises:
+            UserError: where workers share no memory.
+        """
+
+    @abstractmethod
+    def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+        """Run a native kernel over a chunk of samples, and spend its time."""
+
+    @abstractmethod
+    def background(self, activity: Callable[[], None]) -> None:
+        """Start a helper activity of this worker; it may communicate, and ends before the run does."""
+
+    @abstractmethod
+    def report(self, observation: Observation) -> None:
+        """Hand an observation to the harness. Called with the clock paused."""
+
+
+class Worker:
+    """One worker of a run.
+
+    Attributes:
+        rank: 0 .. num_workers - 1.
+        seed: of the run; equal on every worker.
+        device: where its model lives.
+        generator: random numbers of this worker alone, from (seed, rank).
+        clock: the run's own clock.
+    """
+
+    def __init__(self, place: Place, program: Program) -> None:
+        self.rank, self.num_workers = place.rank, place.num_workers
+        self.device, self.clock = place.device, place.clock
+        self.seed = program.seed
+        self.generator = torch.Generator().manual_seed(program.seed * 1_000_003 + place.rank)
+        self._place = place
+        self._synchronous = program.algorithm.synchronous
+        self._budget = program.budget_samples
+        self._milestones = program.milestones
+        self._data = program.data
+
+    def batches(self, problem: Problem, batch_size: int) -> Iterator[torch.Tensor]:
+        """Deal this worker's batches until the *global* budget is spent.
+
+        Synchronous algorithms take equal numbers of whole batches (the budget is rounded up to whole global batches);
+        asynchronous ones take the next batch as soon as they ask, and the last one may be smaller.
+
+        Yields:
+            int32 sample indices, shape (batch_size,).
+        """
+        dealt = self._rounds(batch_size) if self._synchronous else self._claims(batch_size)
+        order = self._data.order(
+            problem.num_samples, self._budget + self.num_workers * batch_size, self.seed, self.rank
+        )
+        own_position = 0
+        for global_position, size in dealt:
+            position = self._data.position(global_position, own_position)
+            yield order[position : position + size]
+            own_position += size
+
+    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """One tensor seen by all workers, initialised from rank 0's `tensor` (needs shared memory)."""
+        return self._place.shared(name, tensor)
+
+    def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+        """Run a native kernel: one call when real, one event per read and write when simulated."""
+        self._place.run(kernel, model, samples, learning_rate)
+
+    def background(self, activity: Callable[[], None]) -> None:
+        """Start a helper activity of this worker, such as a server or passive averaging."""
+        self._place.background(activity)
+
+    def observe(self, model: nn.Module | torch.Tensor, samples: int, updates: int = 1) -> None:
+        """Tell the harness that this worker has processed `samples` in `updates` updates of `model`.
+
+        At the sample milestones of the run the model is copied, off the clock.
+        In a synchronous algorithm rank 0 speaks for all.
+
+        Raises:
+            Diverged: if a copied parameter is not finite.
+        """
+        if self._synchronous:
+            if self.rank > 0:
+                return
+            samples *= self.num_workers
+        before = self._place.add("samples", samples)
+        updates_before = self._place.add("updates", updates)
+        if bisect_right(self._milestones, before) < bisect_right(self._milestones, before + samples):
+            self._report(model, before + samples, updates_before + updates)
+
+    def _rounds(self, batch_size: int) -> Iterator[tuple[int, int]]:
+        global_batch = batch_size * self.num_workers
+        for start in range(0, self._budget, global_batch):
+            yield start + self.rank * batch_size, batch_size
+
+    def _claims(self, batch_size: int) -> Iterator[tuple[int, int]]:
+        while (start := self._place.add("dealt", batch_size)) < self._budget:
+            yield start, min(batch_size, self._budget - start)
+
+    def _report(self, model: nn.Module | torch.Tensor, samples: int, updates: int) -> None:
+        time_s = self.clock.now()
+        with self.clock.paused(), torch.no_grad():
+            flat = model if isinstance(model, torch.Tensor) else parameters_to_vector(model.parameters())
+            parameters = flat.detach().to("cpu", copy=True)
+            self._place.report(Observation(time_s, time.perf_counter(), samples, updates, parameters))
+            if not torch.isfinite(parameters).all():
+                raise Diverged(f"the model is nan or infinite after {samples} samples: lower algorithm.learning_rate")
