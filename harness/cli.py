@@ -1,0 +1,134 @@
+"""The command line around Hydra: the help page, and errors in one sentence. Imports nothing heavy."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.build import unknown_key
+from harness.errors import TwinclockError, WorkerFailed
+
+HELP = """\
+twinclock: parallel and distributed training, for real and in virtual time.
+
+{groups}
+Examples
+  python run.py algorithm=hogwild hardware=numa2
+  python run.py algorithm=all_reduce hardware=sim_ethernet hardware.num_workers=16 problem=digits_mlp
+  python run.py -m algorithm=sgd,hogwild,all_reduce hardware=cpu,sim_numa2 seed=0,1,2
+
+Any setting is key=value: `python run.py --cfg job` prints them all, with `algorithm=...` etc. those of that choice.
+-m runs every combination of comma-separated values; --config-dir DIR adds groups (and modules) of your own.
+"""
+
+
+def command_line(main: Callable[[], None]) -> None:
+    """Run Hydra's `main`; a user's mistake ends in one sentence and exit status 1, an interrupt in 130.
+
+    With HYDRA_FULL_ERROR=1 in the environment every error is raised with its traceback.
+    """
+    wants_traceback = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand us the exception instead of printing it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted: what was observed until then is in the run's directory", file=sys.stderr)
+        sys.exit(130)
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        sys.exit(1)
+    except TwinclockError:  # printed by ReportFailures when its job ended
+        if wants_traceback:
+            raise
+        sys.exit(1)
+
+
+class ReportFailures(Callback):
+    """Prints a failed job in one sentence, when it fails; a multirun goes on with the others."""
+
+    def __init__(self) -> None:
+        self.failed = self.finished = 0
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Print the sentence of the failure; what the worker itself printed, before it."""
+        if job_return.status is not JobStatus.FAILED:
+            self.finished += 1
+            return
+        self.failed += 1
+        error = job_return._return_value
+        if isinstance(error, WorkerFailed) and error.details:
+            print(error.details, file=sys.stderr)
+        if isinstance(error, TwinclockError | HydraException | OmegaConfBaseException):
+            print(f"error: {sentence(error)}", file=sys.stderr)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print how many jobs finished."""
+        print(f"{self.finished} jobs finished, {self.failed} failed: {config.hydra.sweep.dir}")
+
+
+def sentence(error: BaseException) -> str:
+    """An error of ours, Hydra's or OmegaConf's in one sentence that names the field, the value and the fix."""
+    if isinstance(error, TwinclockError):
+        return str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option} is unknown: use one of {', '.join(sorted(error.options))}"
+    text = str(error)
+    override = re.search(r"Could not override '([^']+)'", text)
+    if override and "No match in the defaults list" in text:
+        return f"{override[1]} is neither a group nor a setting: `python run.py --help` lists the groups"
+    if override:
+        return _unknown_override(override[1], error.__cause__)
+    if "parsing override" in text or "LexerNoViableAlt" in text:
+        return f"cannot read an override: write key=value ({text.splitlines()[0]})"
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _unknown_override(key: str, cause: BaseException | None) -> str:
+    parent = getattr(cause, "parent_node", None)
+    names = [str(name) for name in parent if name != "_target_"] if isinstance(parent, DictConfig) else []
+    return unknown_key(key, key.rpartition(".")[-1], names) if names else f"{key} is not a setting"
+
+
+def help_page(root: Any) -> str:
+    """The text of --help: every option of every group with the first comment line of its file."""
+    return HELP.format(groups="\n".join(_group_help(group, root) for group in GROUPS)).replace("$", "$$")
+
+
+GROUPS = ("algorithm", "hardware", "problem", "data", "tracking", "experiment", "sweep")
+
+
+def _group_help(group: str, root: Any) -> str:
+    options = {path.stem: description(path) for path in option_files(root.hydra.runtime.config_sources, group)}
+    lines = [f"  {group}={name:<20} {text}" for name, text in sorted(options.items())]
+    return "\n".join([group.capitalize(), *lines, ""])
+
+
+def option_files(sources: Any, group: str) -> Iterator[Path]:
+    """The YAML files of a group in Hydra's `config_sources`, a user's --config-dir included."""
+    for source in sources:
+        if source.schema == "file":
+            yield from Path(source.path, group).glob("*.yaml")
+
+
+def description(path: Path) -> str:
+    """The first comment line of a YAML file that is not a Hydra directive."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and "@package" not in line:
+            return line.lstrip("# ")
+    return ""
+
+
+OmegaConf.register_new_resolver("help_page", lambda *, _root_: help_page(_root_), replace=True)

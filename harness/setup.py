@@ -1,0 +1,163 @@
+"""One run, composed: the three nouns, the data policy, the tracking and the settings; checked before anything starts."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from algorithms.base import Algorithm
+from hardware.base import Hardware
+from harness.build import build, build_settings
+from harness.cli import option_files
+from harness.data import DataPolicy
+from harness.errors import TwinclockError, UserError, require
+from harness.problems.base import Problem
+from harness.program import Program
+from harness.tracking import Tracking
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train, and how often to look.
+
+    Args:
+        epochs: global samples processed / size of the training set, > 0.
+        observations: snapshots of the model, evenly spaced in samples, >= 1.
+    """
+
+    epochs: float
+    observations: int
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, "budget.epochs", "must be > 0", self.epochs)
+        require(self.observations >= 1, "budget.observations", "must be >= 1", self.observations)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What counts as solved.
+
+    Args:
+        loss: value of train/loss to reach, or None.
+    """
+
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run that belong to none of its components."""
+
+    seed: int
+    budget: Budget
+    target: Target
+    baseline: str
+    runs_dir: str
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", "must be >= 0", self.seed)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One run, composed.
+
+    Args:
+        choices: group -> option as the user typed it, e.g. {"algorithm": "hogwild"}.
+    """
+
+    algorithm: Algorithm
+    hardware: Hardware
+    problem: Problem
+    data: DataPolicy
+    tracking: Tracking
+    settings: Settings
+    choices: dict[str, str]
+
+    @property
+    def num_workers(self) -> int:
+        """Workers that will run: those offered, or fewer if the algorithm cannot use them."""
+        return min(self.hardware.workers_offered, self.algorithm.max_workers or self.hardware.workers_offered)
+
+    def with_workers(self, num_workers: int) -> "Setup":
+        """The same run on another number of workers."""
+        return replace(self, hardware=replace(self.hardware, num_workers=num_workers))
+
+    def program(self) -> Program:
+        """What the hardware executes. Loads the data."""
+        budget = max(1, round(self.settings.budget.epochs * self.problem.num_samples))
+        count = min(self.settings.budget.observations, budget)
+        milestones = sorted({round(budget * (i + 1) / count) for i in range(count)})
+        return Program(self.algorithm, self.problem, self.data, self.settings.seed, budget, milestones)
+
+
+GROUPS = {"algorithm": Algorithm, "hardware": Hardware, "problem": Problem, "data": DataPolicy, "tracking": Tracking}
+
+
+def compose(config: DictConfig) -> Setup:
+    """Build every component of the composed config.
+
+    Raises:
+        UserError: naming the field that cannot be built.
+    """
+    parts = {group: _component(config, group, base) for group, base in GROUPS.items()}
+    top = {key: config[key] for key in ("seed", "budget", "target", "baseline", "runs_dir")}
+    return Setup(settings=build_settings(Settings, top), choices=_choices(), **parts)
+
+
+def check(setup: Setup) -> tuple[Setup, list[str]]:
+    """Refuse an impossible pair, and use no more workers than the algorithm can.
+
+    Returns:
+        the setup that will run, and notices of one line each.
+
+    Raises:
+        UserError: with a sentence that names what would work.
+    """
+    _check_memory(setup)
+    notices = []
+    offered, used = setup.hardware.workers_offered, setup.num_workers
+    if used < offered and setup.hardware.num_workers is not None:
+        notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
+    setup = setup.with_workers(used)
+    return setup, [*notices, *setup.hardware.check()]
+
+
+def _check_memory(setup: Setup) -> None:
+    if setup.algorithm.needs_shared_memory and not setup.hardware.shares_memory:
+        algorithm, hardware = setup.choices["algorithm"], setup.choices["hardware"]
+        raise UserError(
+            f"algorithm={algorithm} needs memory that all workers share, which hardware={hardware} does not have: use "
+            f"hardware={_names('hardware', lambda h: h.shares_memory)} or "
+            f"algorithm={_names('algorithm', lambda a: not a.needs_shared_memory)}"
+        )
+
+
+def _component(config: DictConfig, group: str, base: type) -> Any:
+    node = config[group]
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise UserError(f"{group} names no class: its YAML file needs a line `_target_: module.Class`")
+    component = build(node, group)
+    if not isinstance(component, base):
+        raise UserError(f"{group}._target_={node['_target_']} is not a {base.__name__}: derive it from {base.__module__}")
+    return component
+
+
+def _choices() -> dict[str, str]:
+    return {key: value for key, value in HydraConfig.get().runtime.choices.items() if key in GROUPS}
+
+
+def _names(group: str, works: Any) -> str:
+    return "|".join(sorted(_working_options(group, works)))
+
+
+def _working_options(group: str, works: Any) -> Iterator[str]:
+    for path in option_files(HydraConfig.get().runtime.config_sources, group):
+        node = OmegaConf.create({group: OmegaConf.load(path), "problem": {"learning_rate": 1.0}})
+        try:
+            if works(build(node[group], group)):
+                yield path.stem
+        except TwinclockError:
+            continue  # an option that cannot be built here is no alternative
