@@ -22,7 +22,7 @@ class AllReduce(Algorithm):
     synchronous: ClassVar[bool] = True
 
     def train(self, worker: Worker, problem: Problem) -> None:
-        """w <- w - eta * 1/P sum_i g_i."""
+        """W <- w - eta * 1/P sum_i g_i."""
         model = problem.build_model(worker.device, worker.seed)
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()

@@ -34,7 +34,7 @@ def set_gradient_(model: nn.Module, flat: torch.Tensor) -> None:
 
 @torch.no_grad()
 def sgd_step_(model: nn.Module, learning_rate: float) -> None:
-    """w <- w - learning_rate * gradient, in place; clears the gradient."""
+    """W <- w - learning_rate * gradient, in place; clears the gradient."""
     for p in model.parameters():
         if p.grad is not None:
             p.add_(p.grad, alpha=-learning_rate)

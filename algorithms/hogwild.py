@@ -2,8 +2,8 @@
 
     loop: sample e; read the shared x_e; compute G_e(x); for v in e: x_v <- x_v - gamma * b_v^T G_e(x)
 
-No lock is ever taken; where samples are sparse, workers seldom touch the same coordinate. Deviations: samples come from a
-shuffled queue instead of with replacement, and the step is constant instead of decaying after every epoch.
+No lock is ever taken; where samples are sparse, workers seldom touch the same coordinate. Deviations: samples come from
+a shuffled queue instead of with replacement, and the step is constant instead of decaying after every epoch.
 """
 
 from dataclasses import dataclass

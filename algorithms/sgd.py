@@ -1,4 +1,4 @@
-"""Sequential stochastic gradient descent (Robbins and Monro, Ann. Math. Statist. 1951): the baseline of everything else.
+"""Sequential stochastic gradient descent (Robbins and Monro, Ann. Math. Statist. 1951): everything else's baseline.
 
     w <- w - eta * gradient of the mean loss over the batch
 
@@ -26,7 +26,7 @@ class SGD(Algorithm):
     max_workers: ClassVar[int | None] = 1
 
     def train(self, worker: Worker, problem: Problem) -> None:
-        """w <- w - eta * g, `batch_size` samples at a time."""
+        """W <- w - eta * g, `batch_size` samples at a time."""
         model = problem.build_model(worker.device, worker.seed)
         if self.releases_gil(problem):
             run_kernel(worker, problem, flat_parameters(model), self.learning_rate)

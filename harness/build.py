@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError
 
@@ -26,21 +26,23 @@ def build(node: DictConfig, field: str) -> Any:
     Raises:
         UserError: naming the field, if a key is unknown or missing, a type is wrong or a value is refused.
     """
-    return to_object(_structured(node, field), field)
+    values = {str(key): _value(node, str(key), _join(field, str(key))) for key in node if key != "_target_"}
+    return instantiate(target_class(node, field), values, field)
 
 
-def build_settings(cls: type, values: Mapping[str, Any]) -> Any:
-    """Build a dataclass without `_target_` from the top level of the config; raises UserError like `build`."""
-    return to_object(_merge(cls, dict(values), ""), "")
-
-
-def to_object(structured: DictConfig, field: str) -> Any:
-    """Instantiate a structured config; a value still missing is named."""
+def instantiate(cls: type, values: Mapping[str, Any], field: str) -> Any:
+    """An instance of dataclass `cls` from plain values, checked against its annotations; raises like `build`."""
+    schema = OmegaConf.structured(cls)
+    OmegaConf.set_readonly(schema, False)  # frozen dataclasses make it read-only
+    names = [f.name for f in fields(cls)]
+    for key, value in values.items():
+        if key not in names:
+            raise UserError(unknown_key(_join(field, key), key, names))
+        _assign(schema, key, value, field)
     try:
-        return OmegaConf.to_object(structured)
+        return OmegaConf.to_object(schema)
     except MissingMandatoryValue as error:
-        name = str(error).splitlines()[0].rsplit(": ", 1)[-1]
-        raise UserError(f"{_join(field, error.full_key or name)} is missing: give it a value") from error
+        raise UserError(f"{_join(field, str(error.full_key))} is missing: give it a value") from error
 
 
 def target_class(node: DictConfig, field: str) -> type:
@@ -53,47 +55,33 @@ def target_class(node: DictConfig, field: str) -> type:
         if not module.startswith(str(error.name)):
             raise
         raise UserError(
-            f"{field}._target_={path}: there is no module {error.name!r}; modules are looked for in this repository, the "
-            "installed packages and the folder given by --config-dir"
+            f"{field}._target_={path}: there is no module {error.name!r} in this repository, among the installed "
+            "packages or in the folder given by --config-dir"
         ) from error
     except (AttributeError, ValueError) as error:
         raise UserError(f"{field}._target_={path} names no class: write module.Class") from error
-    if not is_dataclass(cls):
+    if not (isinstance(cls, type) and is_dataclass(cls)):
         raise UserError(f"{field}._target_={path} is not a dataclass: decorate it with @dataclass(frozen=True)")
     return cls
 
 
-def _structured(node: DictConfig, field: str) -> DictConfig:
-    cls = target_class(node, field)
-    values: dict[str, Any] = {}
-    for key in node:
-        if key != "_target_":
-            child = None if OmegaConf.is_missing(node, key) else node[key]
-            nested = isinstance(child, DictConfig) and "_target_" in child
-            values[str(key)] = _structured(child, _join(field, str(key))) if nested else _plain(node, key)
-    return _merge(cls, values, field)
-
-
-def _plain(node: DictConfig, key: Any) -> Any:
+def _value(node: DictConfig, key: str, field: str) -> Any:
     if OmegaConf.is_missing(node, key):
         return "???"
-    value = node[key]
+    try:
+        value = node[key]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{field}: {str(error).splitlines()[0]}") from error
+    if isinstance(value, DictConfig) and "_target_" in value:
+        return build(value, field)
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _merge(cls: type, values: dict[str, Any], field: str) -> DictConfig:
-    names = [f.name for f in fields(cls)]
-    for key in values:
-        if key not in names:
-            raise UserError(unknown_key(_join(field, key), key, names))
+def _assign(schema: DictConfig, key: str, value: Any, field: str) -> None:
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(cls), values)
-    except ValidationError as error:
-        raise UserError(f"{_join(field, error.full_key or '')}: {str(error).splitlines()[0]}") from error
+        schema[key] = value
     except OmegaConfBaseException as error:
-        raise UserError(f"{field}: {str(error).splitlines()[0]}") from error
-    assert isinstance(merged, DictConfig)
-    return merged
+        raise UserError(f"{_join(field, error.full_key or key)}: {str(error).splitlines()[0]}") from error
 
 
 def unknown_key(path: str, key: str, names: list[str]) -> str:

@@ -49,6 +49,11 @@ def command_line(main: Callable[[], None]) -> None:
             raise
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if wants_traceback or not error.filename:
+            raise
+        print(f"error: cannot use {error.filename}: {error.strerror}; runs_dir=... writes elsewhere", file=sys.stderr)
+        sys.exit(1)
     except TwinclockError:  # printed by ReportFailures when its job ended
         if wants_traceback:
             raise

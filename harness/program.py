@@ -1,4 +1,4 @@
-"""What hardware executes: one algorithm on one problem, with a budget. Travels whole to every worker, real or simulated."""
+"""What hardware executes: one algorithm on one problem, with a budget. It travels whole to every worker."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,18 +1,20 @@
-"""One run, composed: the three nouns, the data policy, the tracking and the settings; checked before anything starts."""
+"""One run, composed from the three nouns, data policy, tracking and settings; checked before anything starts."""
 
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from algorithms.base import Algorithm
 from hardware.base import Hardware
-from harness.build import build, build_settings
+from harness.build import build, instantiate
 from harness.cli import option_files
 from harness.data import DataPolicy
 from harness.errors import TwinclockError, UserError, require
+from harness.manifest import RunInfo, new_run_id, pair_id, run_name
 from harness.problems.base import Problem
 from harness.program import Program
 from harness.tracking import Tracking
@@ -93,18 +95,46 @@ class Setup:
         return Program(self.algorithm, self.problem, self.data, self.settings.seed, budget, milestones)
 
 
+def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo:
+    """Who a run of `setup` is; a new id at every call.
+
+    Args:
+        config: the composed configuration, in plain types.
+        group: the sweep it belongs to, or None.
+    """
+    algorithm, problem, data = (
+        [type(part).__qualname__, asdict(part)] for part in (setup.algorithm, setup.problem, setup.data)
+    )
+    kind, choices, seed = setup.hardware.kind, setup.choices, setup.settings.seed
+    return RunInfo(
+        id=new_run_id(),
+        name=run_name(kind, choices["algorithm"], choices["hardware"], setup.num_workers, seed),
+        kind=kind,
+        clock_kind=setup.hardware.clock_kind,
+        num_workers=setup.num_workers,
+        seed=seed,
+        pair_id=pair_id(algorithm, problem, data, setup.num_workers, seed),
+        group=group,
+        tags=[choices["algorithm"], choices["hardware"], choices["problem"]],
+        config=config,
+    )
+
+
 GROUPS = {"algorithm": Algorithm, "hardware": Hardware, "problem": Problem, "data": DataPolicy, "tracking": Tracking}
 
 
 def compose(config: DictConfig) -> Setup:
-    """Build every component of the composed config.
+    """Build every component of the composed config; modules may lie in the folder given by --config-dir.
 
     Raises:
         UserError: naming the field that cannot be built.
     """
+    _make_users_modules_importable()
     parts = {group: _component(config, group, base) for group, base in GROUPS.items()}
-    top = {key: config[key] for key in ("seed", "budget", "target", "baseline", "runs_dir")}
-    return Setup(settings=build_settings(Settings, top), choices=_choices(), **parts)
+    top = {key: config[key] for key in ("seed", "baseline", "runs_dir")}
+    top |= {key: instantiate(cls, _plain(config, key), key) for key, cls in (("budget", Budget), ("target", Target))}
+    settings = instantiate(Settings, top, "")
+    return Setup(settings=settings, choices=_choices(), **parts)
 
 
 def check(setup: Setup) -> tuple[Setup, list[str]]:
@@ -135,14 +165,25 @@ def _check_memory(setup: Setup) -> None:
         )
 
 
+def _make_users_modules_importable() -> None:
+    for source in HydraConfig.get().runtime.config_sources:
+        if source.provider == "command-line" and source.path not in sys.path:
+            sys.path.append(source.path)
+
+
 def _component(config: DictConfig, group: str, base: type) -> Any:
     node = config[group]
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise UserError(f"{group} names no class: its YAML file needs a line `_target_: module.Class`")
     component = build(node, group)
     if not isinstance(component, base):
-        raise UserError(f"{group}._target_={node['_target_']} is not a {base.__name__}: derive it from {base.__module__}")
+        path = f"{base.__module__}.{base.__name__}"
+        raise UserError(f"{group}._target_={node['_target_']} is of another kind: derive it from {path}")
     return component
+
+
+def _plain(config: DictConfig, key: str) -> dict[str, Any]:
+    return {str(k): v for k, v in cast(dict, OmegaConf.to_container(config[key], resolve=True)).items()}
 
 
 def _choices() -> dict[str, str]:

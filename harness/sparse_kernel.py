@@ -8,7 +8,7 @@ unsigned, which spares numba's test for negative ones. The cost of a chunk is it
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from harness.kernels import Kernel
 LOGISTIC, HINGE, SQUARES = 0, 1, 2  # loss codes
 
 _AHEAD = 4  # samples between the prefetch of a row and its use
-_LINE_ITEMS = 16  # 4-byte items in a cache line
+_LINE_BYTES = 64  # of a cache line
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,23 @@ class SparseRows:
         positions += torch.arange(len(positions))
         return self.indices[positions], self.values[positions], offsets.int()
 
+    def part(self, start: int, stop: int) -> "SparseRows":
+        """Rows start .. stop - 1, sharing memory."""
+        indptr = self.indptr[start : stop + 1]
+        nonzeros = slice(int(indptr[0]), int(indptr[-1]))
+        return SparseRows(indptr - indptr[0], self.indices[nonzeros], self.values[nonzeros], self.num_features)
+
+    def normalized(self) -> "SparseRows":
+        """Each row divided by its Euclidean norm; empty rows stay."""
+        lengths = self.indptr.diff()
+        row = torch.repeat_interleave(torch.arange(len(self)), lengths)  # (nonzeros,)
+        norms = self.values.new_zeros(len(self)).index_add_(0, row, self.values**2).sqrt_()
+        return replace(self, values=self.values / norms.clamp_min(torch.finfo(norms.dtype).tiny)[row])
+
+    def to(self, dtype: torch.dtype) -> "SparseRows":
+        """The same rows with values of another precision."""
+        return replace(self, values=self.values.to(dtype))
+
     def margins(self, weights: torch.Tensor) -> torch.Tensor:
         """x_i . w of all rows, natively, shape (samples,)."""
         out = torch.empty(len(self), dtype=self.values.dtype)
@@ -82,6 +99,7 @@ class SparseLinearKernel(Kernel):
 
     def __call__(self, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
         """Apply one update per sample, in order, to `model` (features,) in place."""
+        # Views of numpy last for one call: sharing a tensor with another process moves its storage.
         _sgd(
             self.rows.indptr.numpy(),
             self.rows.indices.numpy(),
@@ -103,7 +121,7 @@ class SparseLinearKernel(Kernel):
         return int((self.rows.indptr[samples + 1] - self.rows.indptr[samples]).sum())
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=True)
 def slope(loss_code: int, margin: float, label: float) -> float:
     """Derivative of the loss with respect to the margin m = x . w.
 
@@ -133,14 +151,15 @@ def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
     return types.void(array, position), generate
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=True)
 def _prefetch_row(indptr, indices, values, sample):  # type: ignore[no-untyped-def]
-    for position in range(np.uint64(indptr[sample]), np.uint64(indptr[sample + 1]), np.uint64(_LINE_ITEMS)):
+    line = np.uint64(_LINE_BYTES // values.itemsize)
+    for position in range(np.uint64(indptr[sample]), np.uint64(indptr[sample + 1]), line):
         _prefetch(indices, position)
         _prefetch(values, position)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@njit(nogil=True, cache=True)
 def _dot(indices, values, weights, start, stop):  # type: ignore[no-untyped-def]
     margin = values.dtype.type(0)
     for position in range(start, stop):

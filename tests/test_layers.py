@@ -1,4 +1,4 @@
-"""Dependencies point one way: run.py -> harness -> {algorithms, hardware}; experiments may import all, nobody imports it."""
+"""Dependencies point one way: run.py -> harness -> {algorithms, hardware}."""
 
 import ast
 from pathlib import Path

@@ -30,6 +30,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from harness.errors import require
 from harness.kernels import Kernel
 
 
@@ -42,13 +43,17 @@ class Problem(ABC):
 
     Args:
         dtype: of model and data, "float32" or "float64".
-        learning_rate: a good constant step of sequential SGD; the default of `algorithm.learning_rate`.
+        learning_rate: a good constant step of sequential SGD, > 0; the default of `algorithm.learning_rate`.
         target_loss: the default of `target.loss`.
     """
 
     dtype: str
     learning_rate: float
     target_loss: float
+
+    def __post_init__(self) -> None:
+        require(self.dtype in ("float32", "float64"), "problem.dtype", "must be float32 or float64", self.dtype)
+        require(self.learning_rate > 0, "problem.learning_rate", "must be > 0", self.learning_rate)
 
     @property
     @abstractmethod
@@ -72,7 +77,7 @@ class Problem(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The objective over all training data as `train/loss`, and `eval/loss`, `eval/accuracy` where there is test data."""
+        """`train/loss`, the objective over all training data; `eval/loss`, `eval/accuracy` where there is test data."""
 
     @cached_property
     def kernel(self) -> Kernel | None:

@@ -1,0 +1,267 @@
+"""gloo with a stopwatch: a `torch.distributed` backend that notes when each collective began and ended, and its payload.
+
+Unmodified code (`dist.all_reduce`, DistributedDataParallel, FSDP) runs on it. Every operation is gloo's own; the calls below
+are timed on the way, and anything else passes through untimed. Matching the notes of all ranks is `breakdown.py`'s work.
+
+Payload is what a rank hands in for others: its tensors for all-reduce, all-gather, reduce-scatter, all-to-all and send; a
+broadcast's or scatter's at the root only, a reduce's or gather's everywhere but there; nothing in a group of one.
+"""
+
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from itertools import chain
+from threading import get_ident
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+STARTED, BLOCKED, RELEASED, COMPLETED = range(4)  # columns of a log: host times in seconds
+NEVER = float("nan")  # not waited for in Python: a C++ caller such as DDP's reducer waits on the future
+ASIDE = float("inf")  # waited for by a background activity: the worker itself was not held up
+
+
+class Log:
+    """What one rank did in one group: four host times per operation, in the order of calls."""
+
+    def __init__(self) -> None:
+        self.times = array("d")
+
+    def table(self) -> list[list[float]]:
+        """Rows of (started, blocked, released, completed)."""
+        return [list(self.times[i : i + 4]) for i in range(0, len(self.times), 4)]
+
+
+class Meter:
+    """What one worker's groups measured.
+
+    Created in the thread that trains; operations waited for in another thread are marked `ASIDE`.
+
+    Attributes:
+        collectives: a log per group, by the group's name; the n-th entry is the same collective on every rank.
+        messages: the log of point-to-point operations.
+        sent_bytes: payload sent.
+    """
+
+    def __init__(self) -> None:
+        self.collectives: dict[str, Log] = {}
+        self.messages = Log()
+        self.sent_bytes = 0
+        self._thread = get_ident()
+
+    def start(self, log: Log, sent_bytes: int) -> int:
+        """Note the call. Returns its place in the log."""
+        self.sent_bytes += sent_bytes
+        place = len(log.times)
+        now = time.perf_counter()
+        log.times.extend((now, NEVER, NEVER, NEVER))
+        return place
+
+    def finish(self, log: Log, place: int, blocked_s: float) -> None:
+        """Note that the caller was blocked from `blocked_s` until now."""
+        now = time.perf_counter()
+        log.times[place + BLOCKED] = blocked_s if get_ident() == self._thread else ASIDE
+        log.times[place + RELEASED] = now
+        if log.times[place + COMPLETED] != log.times[place + COMPLETED]:
+            log.times[place + COMPLETED] = now
+
+    def complete(self, log: Log, place: int) -> None:
+        """Note that the operation is over, whoever waits for it."""
+        log.times[place + COMPLETED] = time.perf_counter()
+
+
+class MeteredWork(dist.Work):
+    """gloo's handle of an asynchronous operation, with a stopwatch in `wait`."""
+
+    def __init__(self, work: dist.Work, meter: Meter, log: Log, place: int) -> None:
+        super().__init__()
+        self._work, self._meter, self._log, self._place = work, meter, log, place
+
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
+        """Block until the operation is over."""
+        blocked_s = time.perf_counter()
+        result = self._work.wait(timeout)
+        if self._log.times[self._place + RELEASED] != self._log.times[self._place + RELEASED]:
+            self._meter.finish(self._log, self._place, blocked_s)
+        return result
+
+    def get_future(self) -> torch.futures.Future:
+        """gloo's own future."""
+        return self._work.get_future()
+
+    def is_completed(self) -> bool:
+        """Whether it is over."""
+        return self._work.is_completed()
+
+    def is_success(self) -> bool:
+        """Whether it is over and did not fail."""
+        return self._work.is_success()
+
+    def exception(self) -> Any:
+        """What it failed with."""
+        return self._work.exception()
+
+    def result(self) -> list[Tensor]:
+        """The output tensors."""
+        return self._work.result()
+
+    def source_rank(self) -> int:
+        """Whom a message came from."""
+        return self._work.source_rank()
+
+    def _source_rank(self) -> int:
+        return self._work._source_rank()
+
+
+class MeteredGroup(dist.ProcessGroup):
+    """One rank's view of a gloo group, measured.
+
+    Args:
+        options: as torch hands them to a backend: store, rank, size, name.
+        meter: takes the notes.
+        timeout_s: after which an operation fails.
+    """
+
+    def __init__(self, options: Any, meter: Meter, timeout_s: float) -> None:
+        super().__init__(options.group_rank, options.group_size)
+        gloo_options = dist.ProcessGroupGloo._Options()
+        gloo_options._timeout = min(options.timeout, timedelta(seconds=timeout_s))
+        gloo_options._devices = [dist.ProcessGroupGloo.create_device(interface="lo")]
+        self._gloo = dist.ProcessGroupGloo(options.store, options.group_rank, options.group_size, gloo_options)
+        self._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, self._gloo)
+        self._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
+        self._plain = dist.ProcessGroup(options.store, options.group_rank, options.group_size)
+        self._plain._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, self._gloo)
+        self._own_rank, self._alone = options.group_rank, options.group_size == 1
+        self._meter = meter
+        self._log = meter.collectives.setdefault(options.group_id, Log())
+
+    def getBackendName(self) -> str:  # noqa: N802 - the name torch calls
+        """The backend that does the work."""
+        return "gloo"
+
+    def allreduce(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
+        """Sum, or another reduction, on every rank."""
+        return self._collective(self._gloo.allreduce, tensors, opts or dist.AllreduceOptions(), tensors)
+
+    def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
+        """Several all-reduces as one."""
+        opts = opts or dist.AllreduceCoalescedOptions()
+        return self._collective(self._gloo.allreduce_coalesced, tensors, opts, tensors)
+
+    def broadcast(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
+        """The root's tensor on every rank."""
+        opts = opts or dist.BroadcastOptions()
+        return self._collective(self._gloo.broadcast, self._at_root(tensors, opts), opts, tensors)
+
+    def reduce(self, tensors: list[Tensor], opts: Any) -> dist.Work:
+        """A reduction, on the root."""
+        return self._collective(self._gloo.reduce, self._off_root(tensors, opts), opts, tensors)
+
+    def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> dist.Work:
+        """Every rank's tensor on every rank."""
+        return self._collective(self._gloo.allgather, inputs, opts or dist.AllgatherOptions(), outputs, inputs)
+
+    def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> dist.Work:
+        """Every rank's tensor on every rank, in one buffer."""
+        opts = opts or dist.AllgatherOptions()
+        return self._collective(self._gloo._allgather_base, [input], opts, output, input)
+
+    def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> dist.Work:
+        """Several all-gathers as one."""
+        opts = opts or dist.AllgatherOptions()
+        return self._collective(self._plain.all_gather_single_coalesced, inputs, opts, outputs, inputs)
+
+    def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any) -> dist.Work:
+        """Every rank's tensor on the root."""
+        return self._collective(self._gloo.gather, self._off_root(inputs, opts), opts, outputs, inputs)
+
+    def scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any) -> dist.Work:
+        """A part of the root's tensors on each rank."""
+        sent = self._at_root(chain.from_iterable(inputs), opts)
+        return self._collective(self._gloo.scatter, sent, opts, outputs, inputs)
+
+    def reduce_scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any = None) -> dist.Work:
+        """A part of the reduction on each rank."""
+        opts = opts or dist.ReduceScatterOptions()
+        return self._collective(self._gloo.reduce_scatter, chain.from_iterable(inputs), opts, outputs, inputs)
+
+    def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> dist.Work:
+        """A part of the reduction on each rank, in one buffer."""
+        opts = opts or dist.ReduceScatterOptions()
+        return self._collective(self._gloo._reduce_scatter_base, [input], opts, output, input)
+
+    def reduce_scatter_single_coalesced(
+        self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
+    ) -> dist.Work:
+        """Several reduce-scatters as one."""
+        opts = opts or dist.ReduceScatterOptions()
+        return self._collective(self._plain.reduce_scatter_single_coalesced, inputs, opts, outputs, inputs)
+
+    def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> dist.Work:
+        """A part of every rank's tensors on each rank."""
+        return self._collective(self._gloo.alltoall, inputs, opts or dist.AllToAllOptions(), outputs, inputs)
+
+    def all_to_all_single(
+        self, output: Tensor, input: Tensor, output_splits: list[int], input_splits: list[int], opts: Any = None
+    ) -> dist.Work:
+        """A part of every rank's tensor on each rank, in one buffer."""
+        opts = opts or dist.AllToAllOptions()
+        call = self._gloo.alltoall_base
+        return self._collective(call, [input], opts, output, input, output_splits, input_splits)
+
+    def barrier(self, opts: Any = None) -> dist.Work:
+        """Wait for every rank."""
+        return self._collective(self._gloo.barrier, (), opts or dist.BarrierOptions())
+
+    def send(self, tensors: list[Tensor], destination: int, tag: int) -> dist.Work:
+        """A message to one rank."""
+        place = self._meter.start(self._meter.messages, _bytes(tensors))
+        return MeteredWork(self._gloo.send(tensors, destination, tag), self._meter, self._meter.messages, place)
+
+    def recv(self, tensors: list[Tensor], source: int, tag: int) -> dist.Work:
+        """A message from one rank."""
+        place = self._meter.start(self._meter.messages, 0)
+        return MeteredWork(self._gloo.recv(tensors, source, tag), self._meter, self._meter.messages, place)
+
+    def recv_anysource(self, tensors: list[Tensor], tag: int) -> dist.Work:
+        """A message from whoever sends one."""
+        place = self._meter.start(self._meter.messages, 0)
+        return MeteredWork(self._gloo.recv_anysource(tensors, tag), self._meter, self._meter.messages, place)
+
+    def _collective(
+        self, call: Callable[..., dist.Work], sent: Iterable[Tensor], opts: Any, *arguments: Any
+    ) -> dist.Work:
+        meter, log = self._meter, self._log
+        place = meter.start(log, 0 if self._alone else _bytes(sent))
+        work = call(*arguments, opts)
+        if opts.asyncOp:
+            work.get_future().add_done_callback(lambda _: meter.complete(log, place))
+            return MeteredWork(work, meter, log, place)
+        work.wait()
+        meter.finish(log, place, log.times[place])
+        return work
+
+    def _at_root(self, tensors: Iterable[Tensor], opts: Any) -> Iterable[Tensor]:
+        return tensors if opts.rootRank == self._own_rank else ()
+
+    def _off_root(self, tensors: Iterable[Tensor], opts: Any) -> Iterable[Tensor]:
+        return () if opts.rootRank == self._own_rank else tensors
+
+
+def init_metered_group(store: dist.Store, rank: int, num_workers: int, timeout_s: float) -> Meter:
+    """Make a metered gloo group this process's default group, and all later groups metered too."""
+    meter = Meter()
+    dist.Backend.register_backend(
+        "metered", lambda options, _: MeteredGroup(options, meter, timeout_s), extended_api=True, devices=["cpu"]
+    )
+    timeout = timedelta(seconds=timeout_s)
+    dist.init_process_group("metered", store=store, rank=rank, world_size=num_workers, timeout=timeout)
+    return meter
+
+
+def _bytes(tensors: Iterable[Tensor] | Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

@@ -1,0 +1,230 @@
+"""The engine: activities take turns, and virtual time passes while they wait.
+
+Every activity of a simulated rank is a thread, and exactly one of them runs at a time: it holds the baton. An activity
+that must wait runs the SimPy loop itself until some activity can go on, and wakes that one directly: one hand-off
+between threads per wait, none if the waiting activity is itself the next. Ties break by (time, rank, sequence).
+
+An activity computes ahead of SimPy's clock: `Activity.local_s` is where its own computation has taken it, and it waits
+for the rest of the world (`Engine.sync`) only where it can see or touch what others did.
+
+    baton threads                                   main thread
+    rank 0  run ── wait ▸ step, step, wake 1        looks in now and then (progress, Ctrl-C), never takes the baton
+    rank 1               run ── wait ▸ step, wake 0
+"""
+
+import os
+import threading
+import traceback
+from collections.abc import Callable
+
+import simpy
+
+from harness.errors import TwinclockError, WorkerFailed
+
+STACK_BYTES = 4 * 2**20  # of a baton thread: address space, touched only as far as it is used
+LOOK_S = 0.25  # host seconds between two looks of the main thread
+_FIRST_RANK = 2  # SimPy's own events have priorities 0 and 1: the network moves before the ranks of the same instant
+
+
+class Aborted(BaseException):
+    """Ends an activity because the run is over; no `except Exception` of a user catches it."""
+
+
+class Activity:
+    """A thread of one rank that runs while it holds the baton.
+
+    Attributes:
+        local_s: virtual time up to which it has computed; never behind SimPy's clock while it runs.
+        compute_s, communication_s, idle_s: where its virtual time went.
+        waits_for: what it waits for, in words.
+    """
+
+    def __init__(self, rank: int, name: str, start_s: float) -> None:
+        self.rank, self.name, self.local_s = rank, name, start_s
+        self.compute_s = self.communication_s = self.idle_s = 0.0
+        self.waits_for = "its start"
+        self.finished = False
+        self.uncharged = 0  # depth of blocks that cost nothing
+        self.baton = threading.Semaphore(0)
+        self.thread: threading.Thread | None = None
+        self._owed_s = 0.0
+
+    def charge(self, seconds: float) -> None:
+        """Compute for `seconds` of virtual time."""
+        if not self.uncharged:
+            self.local_s += seconds
+            self.compute_s += seconds
+
+    def owe(self, seconds: float) -> None:
+        """Compute for `seconds` before the activity next looks at the time; 0 forgives what was owed."""
+        self._owed_s = seconds
+
+    def now(self) -> float:
+        """The activity's virtual time in seconds."""
+        if self._owed_s:
+            owed_s, self._owed_s = self._owed_s, 0.0
+            self.charge(owed_s)
+        return self.local_s
+
+
+class _Alarm(simpy.Event):
+    """Calls an action at a virtual time, in the order of (time, rank, sequence)."""
+
+    def __init__(self, env: simpy.Environment, delay_s: float, rank: int, action: Callable[[], None]) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+        self.callbacks = [lambda _: action()]
+        env.schedule(self, _FIRST_RANK + rank, delay_s)  # type: ignore[arg-type]
+
+
+class Engine:
+    """Runs activities in virtual time.
+
+    Attributes:
+        env: SimPy's environment; whoever runs may schedule events there.
+        current: the activity that holds the baton.
+        events: SimPy events processed.
+    """
+
+    def __init__(self) -> None:
+        self.env = simpy.Environment()
+        self.current: Activity
+        self.events = 0
+        self._activities: list[Activity] = []
+        self._ready: Activity | None = None
+        self._failure: BaseException | None = None
+        self._stopping = False
+        self._over = threading.Event()
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+        self._core = {cores[os.getpid() % len(cores)]} if cores else set()  # runs side by side spread out
+
+    def spawn(self, rank: int, name: str, body: Callable[[], None], start_s: float) -> Activity:
+        """Add an activity of `rank` that begins at `start_s`."""
+        activity = Activity(rank, name, start_s)
+        self._activities.append(activity)
+        previous = threading.stack_size(STACK_BYTES)
+        try:
+            thread = threading.Thread(target=self._live, args=(activity, body), name=name, daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(previous)
+        activity.thread = thread
+        self.at(start_s, rank, lambda: self._make_ready(activity))
+        return activity
+
+    def run(self, look: Callable[[], None]) -> None:
+        """Run all activities to their end.
+
+        Args:
+            look: called now and then in the calling thread.
+
+        Raises:
+            TwinclockError: what an activity raised; WorkerFailed if it was no error of ours, or at a deadlock.
+            KeyboardInterrupt: after every thread has ended.
+        """
+        try:
+            self._wake(self._next(None))
+            while not self._over.wait(LOOK_S):
+                look()
+        finally:
+            self._stopping = True
+            self._over.wait()
+            for activity in self._activities:
+                assert activity.thread is not None
+                activity.thread.join()
+        if self._failure is not None:
+            raise self._failure
+        look()
+
+    def at(self, time_s: float, rank: int, action: Callable[[], None]) -> None:
+        """Call `action` at `time_s`, or now if that has passed; whoever runs SimPy then calls it."""
+        _Alarm(self.env, max(0.0, time_s - self.env.now), rank, action)
+
+    def wait(self, event: simpy.Event, reason: str) -> None:
+        """Suspend the current activity until `event` has happened.
+
+        Args:
+            reason: what it waits for, as a deadlock report would say.
+        """
+        activity = self.current
+        activity.now()
+        if event.callbacks is not None:
+            event.callbacks.append(lambda _: self.at(self.env.now, activity.rank, lambda: self._make_ready(activity)))
+            self._suspend(activity, reason)
+
+    def sync(self) -> None:
+        """Let the rest of the world catch up with the current activity."""
+        activity = self.current
+        if activity.now() > self.env.now:
+            self.at(activity.local_s, activity.rank, lambda: self._make_ready(activity))
+            self._suspend(activity, "the end of its computation")
+
+    def _make_ready(self, activity: Activity) -> None:
+        assert self._ready is None
+        self._ready = activity
+
+    def _suspend(self, activity: Activity, reason: str) -> None:
+        if self._stopping:
+            raise Aborted
+        activity.waits_for = reason
+        activity.uncharged += 1  # the events run here belong to others
+        following = self._next(activity)
+        activity.uncharged -= 1
+        if following is not activity:
+            self._wake(following)
+            activity.baton.acquire()
+        if self._stopping:
+            raise Aborted
+        activity.local_s = max(activity.local_s, self.env.now)
+
+    def _next(self, caller: Activity | None) -> Activity:
+        """Process events until an activity is ready; once the run is stopping, the caller or whoever is still alive."""
+        while self._ready is None and not self._stopping:
+            try:
+                self.env.step()
+                self.events += 1
+            except simpy.core.EmptySchedule:
+                self._fail(WorkerFailed(f"deadlock at {self.env.now:.6g} s of virtual time: {self._who_waits()}"))
+            except Exception as error:  # of an event, not of the activity that happens to run it
+                self._fail(_as_failure(error, "the simulation failed"))
+        if self._stopping:
+            return caller or next(activity for activity in self._activities if not activity.finished)
+        following, self._ready = self._ready, None
+        assert following is not None
+        return following
+
+    def _wake(self, activity: Activity) -> None:
+        self.current = activity
+        activity.baton.release()
+
+    def _live(self, activity: Activity, body: Callable[[], None]) -> None:
+        """The life of a baton thread."""
+        activity.baton.acquire()
+        if self._core:
+            os.sched_setaffinity(0, self._core)  # a hand-off on one core takes a quarter of one between two
+        try:
+            if not self._stopping:
+                body()
+        except Aborted:
+            assert self._stopping
+        except BaseException as error:
+            self._fail(_as_failure(error, f"{activity.name} failed"))
+        activity.finished, activity.waits_for = True, "nothing: it has finished"
+        if all(other.finished for other in self._activities):
+            self._over.set()
+        else:
+            self._wake(self._next(None))
+
+    def _fail(self, failure: BaseException) -> None:
+        self._failure = self._failure or failure
+        self._stopping = True
+
+    def _who_waits(self) -> str:
+        return "; ".join(f"{activity.name} waits for {activity.waits_for}" for activity in self._activities)
+
+
+def _as_failure(error: BaseException, what: str) -> TwinclockError:
+    if isinstance(error, TwinclockError):
+        return error
+    details = "".join(traceback.format_exception(error))
+    return WorkerFailed(f"{what}: {type(error).__name__}: {error}", details)

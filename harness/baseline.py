@@ -1,0 +1,141 @@
+"""What a run is compared with: the best sequential run, and the same algorithm with one worker.
+
+Both are found in the index of runs or run first. A run is found only if everything that decides its result is equal:
+settings, code, library versions and, for real hardware, the host.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.errors import TwinclockError, UserError
+from harness.index import RunIndex, code_digest, key
+from harness.manifest import host, manifest, versions
+from harness.metrics import Row, Summary, compare, retarget
+from harness.progress import Progress
+from harness.record import Record
+from harness.setup import Setup, run_info
+from harness.trial import Outcome, execute
+
+PACKAGES = ("algorithms", "harness", "hardware")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run to compare with."""
+
+    rows: Sequence[Row]
+    summary: Summary
+
+
+@dataclass(frozen=True)
+class References:
+    """What one run is compared with.
+
+    Args:
+        baseline: the sequential run; None where it is the run itself.
+        alone: the same algorithm with one worker; None where it is the run itself.
+    """
+
+    baseline: Reference | None
+    alone: Reference | None
+
+    def compare(self, outcome: Outcome, target_loss: float | None) -> Summary:
+        """Speedups and statistical efficiency against both, at the run's own target."""
+        own = Reference(outcome.rows, outcome.summary)
+        baseline, alone = (retarget(r.summary, r.rows, target_loss) for r in (self.baseline or own, self.alone or own))
+        return compare(outcome.summary, baseline, alone)
+
+
+def sequential(setup: Setup) -> Setup:
+    """The baseline's setup: the best sequential algorithm, on one worker of the same hardware."""
+    algorithm = setup.algorithm.sequential()
+    name = type(algorithm).__module__.rpartition(".")[-1]
+    return replace(alone(setup), algorithm=algorithm, choices=setup.choices | {"algorithm": name})
+
+
+def alone(setup: Setup) -> Setup:
+    """The same algorithm, with one worker."""
+    return setup.with_workers(1)
+
+
+def find_references(setup: Setup, index: RunIndex, progress: Progress) -> References | None:
+    """Find or run what `setup` is compared with, as `baseline=auto|none|<run id>` says.
+
+    Returns:
+        None for `baseline=none`.
+
+    Raises:
+        UserError: if there is no such run id, or a baseline does not finish.
+    """
+    wanted = setup.settings.baseline
+    if wanted == "none":
+        return None
+    if wanted != "auto":
+        return References(_given(wanted, index), _find_or_run(alone(setup), setup, index, progress))
+    return References(
+        _find_or_run(sequential(setup), setup, index, progress), _find_or_run(alone(setup), setup, index, progress)
+    )
+
+
+def run_key(setup: Setup) -> str:
+    """A hash of everything that decides the result of a run, but for its target."""
+    components = (setup.algorithm, setup.problem, setup.data, setup.hardware)
+    return key(
+        {
+            "components": [[_path(component), asdict(component)] for component in components],
+            "settings": [setup.settings.seed, asdict(setup.settings.budget)],
+            "code": code_digest(_sources(components)),
+            "versions": versions(),
+            "host": host() if setup.hardware.kind == "real" else None,
+        }
+    )
+
+
+def _find_or_run(wanted: Setup, setup: Setup, index: RunIndex, progress: Progress) -> Reference | None:
+    if run_key(wanted) == run_key(setup):
+        return None
+    found = index.find(run_key(wanted))
+    return _reference(found) if found else _run(wanted, index, progress)
+
+
+def _run(setup: Setup, index: RunIndex, progress: Progress) -> Reference:
+    info = run_info(setup, {}, None)
+    try:
+        outcome = execute(setup, info, f"first {info.name}, to compare with", progress)
+        if setup.tracking.writes_files:
+            record = Record(index.root / "baselines" / info.id)
+            record.start(manifest(info, []))
+            outcome.keep(record)
+            index.add(run_key(setup), record)
+    except TwinclockError as error:
+        raise UserError(f"the baseline {info.name} failed: {error} (baseline=none does without)") from error
+    if outcome.failure is not None:
+        if isinstance(outcome.failure, TwinclockError):
+            raise UserError(f"the baseline {info.name} failed: {outcome.failure} (baseline=none does without)")
+        raise outcome.failure
+    return Reference(outcome.rows, outcome.summary)
+
+
+def _given(run_id: str, index: RunIndex) -> Reference:
+    record = index.get(run_id)
+    if record is None:
+        rule = "there is no such run in"
+        raise UserError(f"baseline={run_id}: {rule} {index.path}; use baseline=auto, none or an id of it")
+    return _reference(record)
+
+
+def _reference(record: Record) -> Reference:
+    return Reference(record.rows(), record.summary())
+
+
+def _path(component: Any) -> str:
+    return f"{type(component).__module__}.{type(component).__qualname__}"
+
+
+def _sources(components: tuple) -> list[Path]:
+    root = Path(__file__).parents[1]
+    users = {Path(str(sys.modules[type(component).__module__].__file__)) for component in components}
+    return [root / package for package in PACKAGES] + sorted(users)

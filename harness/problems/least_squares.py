@@ -1,0 +1,113 @@
+"""Least squares with a known optimum: f(w) = 1/2n |A w - b|^2.
+
+A = sqrt(n) U diag(s) V' with random orthonormal U and V, so that the Hessian A'A/n has exactly the eigenvalues s^2, which
+fall geometrically from 1 to 1 / condition. b = A w* + noise, w* normal.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from harness.errors import require
+from harness.problems.base import Problem
+from harness.sparse_kernel import SQUARES, SparseLinearKernel, SparseRows
+
+
+@dataclass(frozen=True)
+class LeastSquares(Problem):
+    """Seeded dense least squares.
+
+    Args:
+        samples: rows of A, n, >= features.
+        features: columns of A, >= 2.
+        condition: of the Hessian A'A/n, >= 1.
+        noise: standard deviation of the noise in b, >= 0.
+        seed: of A and b, >= 0.
+    """
+
+    samples: int
+    features: int
+    condition: float
+    noise: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.features >= 2, "problem.features", "must be >= 2", self.features)
+        rule = f"must be >= problem.features={self.features}"
+        require(self.samples >= self.features, "problem.samples", rule, self.samples)
+        require(self.condition >= 1, "problem.condition", "must be >= 1", self.condition)
+        require(self.noise >= 0, "problem.noise", "must be >= 0", self.noise)
+        require(self.seed >= 0, "problem.seed", "must be >= 0", self.seed)
+
+    @property
+    def num_samples(self) -> int:
+        """Rows of A."""
+        return self.samples
+
+    @cached_property
+    def matrix(self) -> torch.Tensor:
+        """A, of `dtype`, shape (samples, features)."""
+        return self._exact[0].to(getattr(torch, self.dtype))
+
+    @cached_property
+    def labels(self) -> torch.Tensor:
+        """b, of `dtype`, shape (samples,)."""
+        return self._exact[1].to(getattr(torch, self.dtype))
+
+    @cached_property
+    def optimum(self) -> torch.Tensor:
+        """The minimiser of f, float64, shape (features,)."""
+        matrix, labels = self._exact
+        return torch.linalg.lstsq(matrix, labels.unsqueeze(1)).solution.squeeze(1)
+
+    @cached_property
+    def optimal_loss(self) -> float:
+        """F at the optimum."""
+        matrix, labels = self._exact
+        return float(0.5 * (matrix @ self.optimum - labels).square().mean())
+
+    @cached_property
+    def kernel(self) -> SparseLinearKernel:
+        """Native per-sample SGD, on rows in which nothing is zero."""
+        indptr = torch.arange(0, self.matrix.numel() + 1, self.features)
+        indices = torch.arange(self.features, dtype=torch.int32).repeat(self.samples)
+        return SparseLinearKernel(
+            SparseRows(indptr, indices, self.matrix.view(-1), self.features), self.labels, SQUARES
+        )
+
+    def build_model(self, device: torch.device, seed: int) -> nn.Linear:
+        """Zeros, whatever the seed; weight of shape (1, features)."""
+        model = nn.utils.skip_init(nn.Linear, self.features, 1, bias=False, dtype=self.matrix.dtype, device=device)
+        nn.init.zeros_(model.weight)
+        return model
+
+    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+        """1/2 mean (a_i . w - b_i)^2 over the batch."""
+        device = next(model.parameters()).device
+        margins = model(self.matrix[samples].to(device)).squeeze(1)  # (batch,)
+        return 0.5 * (margins - self.labels[samples].to(device)).square().mean()
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """f, in float64."""
+        matrix, labels = self._exact
+        weights = next(model.parameters()).detach().cpu().double().view(-1)
+        return {"train/loss": float(0.5 * (matrix @ weights - labels).square().mean())}
+
+    @cached_property
+    def _exact(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """A and b in float64."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        left, _ = torch.linalg.qr(normal(self.samples, self.features))
+        right, _ = torch.linalg.qr(normal(self.features, self.features))
+        eigenvalues = torch.logspace(0, -math.log10(self.condition), self.features, dtype=torch.float64)
+        matrix = math.sqrt(self.samples) * (left * eigenvalues.sqrt()) @ right.T
+        return matrix, matrix @ normal(self.features) + self.noise * normal(self.samples)

@@ -1,0 +1,24 @@
+"""Logistic regression: f(w) = 1/n sum_i log(1 + exp(-y_i x_i . w)), y_i = -1 or +1, without a regulariser.
+
+The standard problem of asynchronous SGD on sparse data (Niu, Recht, Re, Wright, NIPS 2011, section 6, with this loss).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.nn.functional import softplus
+
+from harness.problems.sparse_linear import SparseLinear
+from harness.sparse_kernel import LOGISTIC
+
+
+@dataclass(frozen=True)
+class LogisticRegression(SparseLinear):
+    """Logistic loss on sparse rows."""
+
+    loss_code: ClassVar[int] = LOGISTIC
+
+    def pointwise(self, margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """log(1 + exp(-ym)), shape (batch,)."""
+        return softplus(-labels * margins)

@@ -1,0 +1,92 @@
+"""A multilayer perceptron on the handwritten digits of scikit-learn (Alpaydin and Kaynak, UCI 1998): 1,797 images of
+8 x 8 pixels, 10 classes. The smallest problem that is not convex."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from harness.errors import require
+from harness.problems.base import Problem
+
+_PIXELS, _CLASSES, _WHITE = 64, 10, 16.0
+
+
+@dataclass(frozen=True)
+class DigitsMLP(Problem):
+    """Cross entropy of a ReLU network.
+
+    Args:
+        hidden_sizes: units of each hidden layer, each >= 1; an empty list gives softmax regression.
+        test_fraction: share of images held out, in (0, 1).
+        seed: of the split into training and test set, >= 0.
+    """
+
+    hidden_sizes: list[int]
+    test_fraction: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes_fit = all(size >= 1 for size in self.hidden_sizes)
+        require(sizes_fit, "problem.hidden_sizes", "must be >= 1 each", self.hidden_sizes)
+        require(0 < self.test_fraction < 1, "problem.test_fraction", "must be in (0, 1)", self.test_fraction)
+        require(self.seed >= 0, "problem.seed", "must be >= 0", self.seed)
+
+    @property
+    def num_samples(self) -> int:
+        """Size of the training set."""
+        return len(self.train[1])
+
+    @cached_property
+    def train(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels in [0, 1], shape (samples, 64), and classes, int64, shape (samples,)."""
+        images, classes, held_out = self._digits
+        return images[held_out:], classes[held_out:]
+
+    @cached_property
+    def test(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Like `train`."""
+        images, classes, held_out = self._digits
+        return images[:held_out], classes[:held_out]
+
+    def build_model(self, device: torch.device, seed: int) -> nn.Sequential:
+        """Torch's default initialisation, from the seed, on the CPU: equal on every device."""
+        layers: list[nn.Module] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for fan_in, fan_out in pairwise([_PIXELS, *self.hidden_sizes, _CLASSES]):
+                layers += [nn.Linear(fan_in, fan_out, dtype=getattr(torch, self.dtype), device="cpu"), nn.ReLU()]
+        return nn.Sequential(*layers[:-1]).to(device)
+
+    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+        """Mean cross entropy over the batch."""
+        images, classes = self.train
+        device = next(model.parameters()).device
+        return cross_entropy(model(images[samples].to(device)), classes[samples].to(device))
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Cross entropy on both sets, and the share of test images classified correctly."""
+        train_loss, _ = self._measure(model, *self.train)
+        test_loss, test_accuracy = self._measure(model, *self.test)
+        return {"train/loss": train_loss, "eval/loss": test_loss, "eval/accuracy": test_accuracy}
+
+    def _measure(self, model: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> tuple[float, float]:
+        scores = model(images.to(next(model.parameters()).device)).cpu()  # (samples, classes)
+        return float(cross_entropy(scores, classes)), float((scores.argmax(1) == classes).double().mean())
+
+    @cached_property
+    def _digits(self) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Images and classes in a seeded order, and how many of the first are held out."""
+        # Workers get tensors through shared memory and never need scikit-learn.
+        from sklearn.datasets import load_digits  # noqa: PLC0415
+
+        digits = load_digits()
+        order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(self.seed))
+        images = torch.from_numpy(digits.data).to(getattr(torch, self.dtype)) / _WHITE
+        held_out = min(max(round(self.test_fraction * len(order)), 1), len(order) - 1)
+        return images[order], torch.from_numpy(digits.target)[order], held_out

@@ -1,0 +1,24 @@
+"""Linear support vector machine: f(w) = 1/n sum_i max(0, 1 - y_i x_i . w), y_i = -1 or +1.
+
+The problem of Hogwild! (Niu, Recht, Re, Wright, NIPS 2011, equation 4) without its term lambda |w|^2: the native kernel
+has no regulariser, so that an update touches the nonzeros of its sample and nothing else.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from harness.problems.sparse_linear import SparseLinear
+from harness.sparse_kernel import HINGE
+
+
+@dataclass(frozen=True)
+class LinearSVM(SparseLinear):
+    """Hinge loss on sparse rows; at the kink the subgradient is -y x."""
+
+    loss_code: ClassVar[int] = HINGE
+
+    def pointwise(self, margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """max(0, 1 - ym), shape (batch,)."""
+        return (1 - labels * margins).clamp(min=0)

@@ -1,0 +1,73 @@
+"""Sparse rows with the shape of RCV1 (Lewis, Yang, Rose, Li, JMLR 2004): text, as term weights.
+
+Feature popularity follows a log-uniform law, P(k) = log(1 + 1/k) / log(d + 1) for rank k = 1 .. d, the integer form of
+Zipf's; values are a lognormal term frequency times log(1 + 1/q), q being the probability of the feature in a row; rows
+have norm 1. Ranks are scattered over feature numbers, so that hot features do not share cache lines. Labels are signs
+of a planted model, some of them flipped; its weights are normal with variance q at one feature in ten, and zero elsewhere.
+"""
+
+import numpy as np
+import torch
+
+from harness.sparse_kernel import SparseRows
+
+_PLANTED = 0.1  # share of features that matter
+_SPREAD = 0.5  # of the logarithm of the term frequency
+
+
+def sparse_rows(
+    num_samples: int, num_features: int, nonzeros_per_sample: float, label_noise: float, seed: int
+) -> tuple[SparseRows, torch.Tensor]:
+    """Rows and labels, equal for equal arguments.
+
+    Args:
+        nonzeros_per_sample: mean over rows.
+        label_noise: probability that a label is flipped.
+
+    Returns:
+        rows with float64 values, and labels -1 or +1, float64, shape (num_samples,).
+    """
+    random = np.random.default_rng(seed)
+    popularity = np.log1p(1 / np.arange(1, num_features + 1)) / np.log(num_features + 1)
+    random.shuffle(popularity)  # (features,)
+    draws = _draws(popularity, nonzeros_per_sample)
+    presence = -np.expm1(draws * np.log1p(-popularity))  # q, (features,)
+    row, feature = _distinct(random, num_samples, popularity, draws)
+    values = np.log1p(1 / presence)[feature] * np.exp(_SPREAD * random.standard_normal(len(feature)))
+    indptr = np.concatenate([[0], np.bincount(row, minlength=num_samples).cumsum()])
+    rows = SparseRows(
+        torch.from_numpy(indptr), torch.from_numpy(feature), torch.from_numpy(values), num_features
+    ).normalized()
+    return rows, _labels(random, rows, presence, label_noise)
+
+
+def _draws(popularity: np.ndarray, nonzeros: float) -> int:
+    """Draws with replacement whose expected number of distinct features, sum 1 - (1 - p)^draws, is `nonzeros`."""
+    log_miss = np.log1p(-popularity)
+    low, high = 0, 1
+    while -np.expm1(high * log_miss).sum() < nonzeros:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if -np.expm1(middle * log_miss).sum() < nonzeros else (low, middle)
+    return high
+
+
+def _distinct(random: np.random.Generator, num_samples: int, popularity: np.ndarray, draws: int) -> list[np.ndarray]:
+    """Draw features row by row and drop repeats: row and feature of each nonzero, sorted, shape (nonzeros,) each."""
+    num_features = len(popularity)
+    by_rank = np.argsort(-popularity).astype(np.int32)
+    rank = np.exp(random.random((num_samples, draws)) * np.log(num_features + 1)).astype(np.int32) - 1  # from 0
+    feature = by_rank[np.minimum(rank, num_features - 1)]  # (samples, draws)
+    feature.sort(axis=1)
+    new = np.ones(feature.shape, dtype=bool)
+    new[:, 1:] = feature[:, 1:] != feature[:, :-1]
+    return [np.nonzero(new)[0], feature[new]]
+
+
+def _labels(random: np.random.Generator, rows: SparseRows, presence: np.ndarray, noise: float) -> torch.Tensor:
+    matters = random.random(len(presence)) < _PLANTED
+    planted = matters * np.sqrt(presence) * random.standard_normal(len(presence))
+    margins = rows.margins(torch.from_numpy(planted)).numpy()
+    flip = np.where(random.random(len(rows)) < noise, -1.0, 1.0)
+    return torch.from_numpy(np.where(margins >= 0, flip, -flip))

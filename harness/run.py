@@ -1,0 +1,78 @@
+"""One run: compose, check, find or run what it is compared with, execute, record, show."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from harness.baseline import find_references, run_key
+from harness.errors import TwinclockError, UserError
+from harness.index import RunIndex
+from harness.manifest import RunInfo, manifest
+from harness.progress import Progress
+from harness.record import Record
+from harness.setup import Setup, check, compose, run_info
+from harness.summary import show
+from harness.trial import Outcome, execute, failed
+
+
+def run(config: DictConfig) -> None:
+    """Do one run, with its baselines, and leave its record in Hydra's output directory.
+
+    Raises:
+        TwinclockError: what went wrong; the record says it too and keeps what was observed until then.
+    """
+    console, directory = Console(), Path(HydraConfig.get().runtime.output_dir)
+    try:
+        setup, notices = check(compose(config))
+    except UserError as error:
+        Record(directory).refuse(_plain(config), str(error))
+        raise
+    for notice in notices:
+        console.print(f"note: {notice}", highlight=False, markup=False, soft_wrap=True)
+    info = run_info(setup, _plain(config), _sweep(directory))
+    with setup.tracking.open(info) as tracker:
+        outcome = _recorded(setup, info, notices, directory, console)
+        tracker.log(outcome.rows)
+        tracker.finish(outcome.summary, exit_code=int(outcome.failure is not None), tags=outcome.tags)
+    if outcome.failure is not None:
+        raise outcome.failure
+    show(console, info.name, outcome.summary, str(directory) if setup.tracking.writes_files else "", tracker.hint)
+
+
+def _recorded(setup: Setup, info: RunInfo, notices: list[str], directory: Path, console: Console) -> Outcome:
+    if not setup.tracking.writes_files:
+        return _compared(setup, info, console)
+    record = Record(directory)
+    record.start(manifest(info, notices))
+    outcome = _compared(setup, info, console)
+    outcome.keep(record)
+    _index(setup).add(run_key(setup), record)
+    return outcome
+
+
+def _compared(setup: Setup, info: RunInfo, console: Console) -> Outcome:
+    progress = Progress(console)
+    try:
+        references = find_references(setup, _index(setup), progress)
+        outcome = execute(setup, info, info.name, progress)
+    except (TwinclockError, KeyboardInterrupt) as failure:
+        return failed(info, failure)
+    if references is not None and outcome.failure is None:
+        outcome.summary.update(references.compare(outcome, setup.settings.target.loss))
+    return outcome
+
+
+def _index(setup: Setup) -> RunIndex:
+    return RunIndex(Path(setup.settings.runs_dir))
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+
+
+def _sweep(directory: Path) -> str | None:
+    return directory.parent.name if HydraConfig.get().mode == RunMode.MULTIRUN else None

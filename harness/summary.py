@@ -1,0 +1,87 @@
+"""What the console shows when a run has ended."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(console: Console, title: str, summary: dict[str, Any], files: str, tracking: str) -> None:
+    """Print a run's summary: target, efficiencies, speedups and where to look.
+
+    Args:
+        summary: with the keys of docs/metrics.md; a line whose keys are absent is left out.
+        files: the run's directory.
+        tracking: how to look at it in W&B, or "".
+    """
+    table = Table.grid(padding=(0, 2))
+    lines = [
+        ("target", _target(summary)),
+        ("hardware", _hardware(summary)),
+        ("statistics", _statistics(summary)),
+        ("speedup", _speedup(summary)),
+        ("alone", _alone(summary)),
+        ("files", files),
+        ("W&B", tracking),
+    ]
+    for name, text in lines:
+        if text:
+            table.add_row(f"  [bold]{name}[/bold]", text)
+    console.print(f"\n[bold]{title}[/bold]")
+    console.print(table, soft_wrap=True)
+
+
+def seconds(value: float, summary: dict[str, Any]) -> str:
+    """A time of the run's own clock, in a unit that suits it; virtual time says so.
+
+    >>> seconds(0.00123, {"time/clock": "virtual"})
+    '1.23 virtual ms'
+    """
+    virtual = "virtual " if summary.get("time/clock") == "virtual" else ""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= size:
+            return f"{value / size:.3g} {virtual}{unit}"
+    return f"{value / 1e-9:.3g} {virtual}ns"
+
+
+def _target(summary: dict[str, Any]) -> str:
+    loss = f"train/loss {summary['train/loss']:.4g} at the end" if "train/loss" in summary else ""
+    if "target/value" not in summary:
+        return f"none set; {loss}"
+    goal = f"train/loss <= {summary['target/value']:.4g}"
+    if not summary.get("target/reached"):
+        return f"{goal} not reached; {loss}"
+    return f"{goal} reached after {seconds(summary['target/time_s'], summary)}; {loss}"
+
+
+def _hardware(summary: dict[str, Any]) -> str:
+    if "perf/time_per_epoch_s" not in summary:
+        return ""
+    parts = [
+        f"{100 * summary[f'perf/{part}_frac']:.0f}% {name}"
+        for part, name in (("compute", "compute"), ("comm", "communication"), ("idle", "idle"), ("other", "other"))
+        if summary.get(f"perf/{part}_frac", 0) >= 0.005
+    ]
+    rate = f"{summary['perf/samples_per_s']:.3g} samples/s"
+    return f"{seconds(summary['perf/time_per_epoch_s'], summary)} an epoch, {rate}: {', '.join(parts)}"
+
+
+def _statistics(summary: dict[str, Any]) -> str:
+    return f"{summary['stat/epochs_to_target']:.3g} epochs to target" if "stat/epochs_to_target" in summary else ""
+
+
+def _speedup(summary: dict[str, Any]) -> str:
+    if "speedup/throughput" not in summary:
+        return ""
+    against = f"against {summary['speedup/baseline_name']} ({summary['speedup/baseline_kind']})"
+    throughput = f"{summary['speedup/throughput']:.3g}x throughput"
+    if "speedup/time_to_target" not in summary:
+        return f"{throughput}, {against}; time to target cannot be compared"
+    efficiency = f"{summary['stat/efficiency_ratio']:.3g}x statistical efficiency"
+    return f"{summary['speedup/time_to_target']:.3g}x to target = {throughput} x {efficiency}, {against}"
+
+
+def _alone(summary: dict[str, Any]) -> str:
+    return (
+        f"{summary['speedup/self']:.3g}x throughput against itself with one worker" if "speedup/self" in summary else ""
+    )

@@ -1,0 +1,110 @@
+"""Execute one setup, then evaluate what was observed. Knows nothing of baselines, files or W&B."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from harness.errors import Diverged
+from harness.manifest import RunInfo
+from harness.metrics import Row, Summary, first_divergence, history, summarise
+from harness.problems.base import Problem
+from harness.progress import Progress
+from harness.record import Record, Status
+from harness.setup import Setup
+from harness.worker import Observation
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Args:
+        facts: what happened to the machine, for the manifest.
+        tags: marks that belong on every record of this run.
+        failure: why it did not finish, or None; rows and summary hold what was observed until then.
+    """
+
+    rows: list[Row]
+    summary: Summary
+    facts: dict[str, Any]
+    tags: list[str]
+    failure: BaseException | None
+
+    @property
+    def status(self) -> Status:
+        """In the words of summary.json."""
+        if self.failure is None:
+            return "finished"
+        if isinstance(self.failure, KeyboardInterrupt):
+            return "interrupted"
+        return "diverged" if isinstance(self.failure, Diverged) else "failed"
+
+    def keep(self, record: Record) -> None:
+        """Write rows, summary, facts and tags to a record that was started."""
+        for row in self.rows:
+            record.append(row)
+        record.amend({"facts": self.facts, "tags": self.tags})
+        record.finish(self.summary, self.status, str(self.failure or ""))
+
+
+def failed(info: RunInfo, failure: BaseException) -> Outcome:
+    """The outcome of a run that failed before anything was observed."""
+    return Outcome([], _stamp(info, []), {}, [], failure)
+
+
+def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outcome:
+    """Execute, then evaluate what was observed.
+
+    Args:
+        label: what the progress bar says.
+    """
+    start_host_s = time.perf_counter()
+    program, problem = setup.program(), setup.problem
+    with progress.phase(label, program.budget_samples, virtual=setup.hardware.clock_kind == "virtual") as update:
+        execution = setup.hardware.execute(program, update)
+    observations = [_initial_observation(problem, setup.settings.seed, start_host_s), *execution.observations]
+    evaluations = evaluate(problem, setup.settings.seed, observations)
+    rows = history(observations, evaluations, problem.num_samples, start_host_s)
+    summary = summarise(execution, rows, problem.num_samples, setup.num_workers, setup.settings.target.loss)
+    failure = execution.failure or _divergence(observations, evaluations, problem.num_samples)
+    return Outcome(rows, summary | _stamp(info, execution.tags), execution.facts, execution.tags, failure)
+
+
+def evaluate(problem: Problem, seed: int, observations: Sequence[Observation]) -> list[dict[str, float]]:
+    """The metrics of every observed model, off the clock."""
+    model = problem.build_model(torch.device("cpu"), seed)
+    evaluations = []
+    with torch.no_grad():
+        for observation in observations:
+            vector_to_parameters(observation.parameters, model.parameters())
+            evaluations.append(problem.evaluate(model))
+    return evaluations
+
+
+def _initial_observation(problem: Problem, seed: int, start_host_s: float) -> Observation:
+    model = problem.build_model(torch.device("cpu"), seed)
+    return Observation(0.0, start_host_s, 0, 0, parameters_to_vector(model.parameters()).detach().clone())
+
+
+def _divergence(
+    observations: Sequence[Observation], evaluations: Sequence[Mapping[str, float]], num_samples: int
+) -> Diverged | None:
+    found = first_divergence(observations, evaluations)
+    if found is None:
+        return None
+    epoch = found.samples / num_samples
+    return Diverged(f"the loss is nan or infinite after {epoch:.3g} epochs: lower algorithm.learning_rate")
+
+
+def _stamp(info: RunInfo, tags: Sequence[str]) -> Summary:
+    return {
+        "run/id": info.id,
+        "run/name": info.name,
+        "run/kind": info.kind,
+        "run/tags": list(tags),
+        "time/clock": info.clock_kind,
+    }

@@ -1,0 +1,98 @@
+"""A user's mistakes: each ends with a non-zero exit and one sentence that names the field, the value and the fix."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from commands import command
+
+QUICK = ["experiment=smallest", "baseline=none"]
+REAL, SIMULATED = ["hardware=cpu"], ["hardware=sim_numa2"]
+
+MISTAKES = {
+    "unknown algorithm": (
+        ["algorithm=hogwildd"],
+        r"algorithm=hogwildd is unknown: use one of all_reduce, hogwild, sgd",
+    ),
+    "unknown hardware": (["hardware=gpu9"], r"hardware=gpu9 is unknown: use one of cpu, numa2, sim_cpu"),
+    "unknown problem": (["problem=imagenet"], r"problem=imagenet is unknown: use one of .*logistic_regression"),
+    "unknown tracking": (["tracking=paper"], r"tracking=paper is unknown: use one of files, none, wandb"),
+    "unknown group": (["algoritm=sgd"], r"algoritm is neither a group nor a setting|algoritm is not a setting"),
+    "misspelt setting": (
+        ["hardware.num_wrokers=2"],
+        r"hardware.num_wrokers is not a setting: did you mean num_workers\?",
+    ),
+    "misspelt top-level setting": (["sede=1"], r"sede is not a setting: did you mean seed\?"),
+    "added setting": (
+        ["+algorithm.momentum=0.9"],
+        r"algorithm.momentum is not a setting: use one of learning_rate, batch",
+    ),
+    "not key=value": (["algorithm"], r"cannot read an override: write key=value .*algorithm"),
+    "unbalanced bracket": (["seed=[1"], r"cannot read an override: write key=value .*seed=\[1"),
+    "word for a number": (["algorithm.batch_size=many"], r"algorithm.batch_size: Value 'many' .* Integer"),
+    "fraction for a count": (["algorithm.batch_size=1.5"], r"algorithm.batch_size: Value '1.5' .* Integer"),
+    "word for a seed": (["seed=lucky"], r"seed: Value 'lucky' .* Integer"),
+    "word for a target": (["target.loss=low"], r"target.loss: Value 'low' .* Float"),
+    "missing value": (["algorithm.learning_rate=???"], r"algorithm.learning_rate is missing: give it a value"),
+    "batch of nothing": (["algorithm.batch_size=0"], r"algorithm.batch_size must be >= 1, got 0"),
+    "negative step": (["algorithm.learning_rate=-1"], r"algorithm.learning_rate must be > 0, got -1.0"),
+    "negative seed": (["seed=-1"], r"seed must be >= 0, got -1"),
+    "no budget": (["budget.epochs=0"], r"budget.epochs must be > 0, got 0.0"),
+    "never looking": (["budget.observations=0"], r"budget.observations must be >= 1, got 0"),
+    "no workers": (["hardware.num_workers=0"], r"hardware.num_workers must be >= 1, got 0"),
+    "more workers than simulated cores": ([*SIMULATED, "hardware.num_workers=500"], r"hardware.num_workers.*500"),
+    "Hogwild without shared memory": (
+        ["algorithm=hogwild", "hardware=sim_ethernet"],
+        r"algorithm=hogwild needs memory that all workers share, which hardware=sim_ethernet does not have: "
+        r"use hardware=cpu\|numa2\|sim_cpu\|sim_numa2 or algorithm=all_reduce\|sgd",
+    ),
+    "unknown precision": (["problem=logistic_regression", "problem.dtype=float8"], r"problem.dtype must be .*float8"),
+    "missing data": (
+        ["problem=logistic_regression", "problem.path=nowhere.svm"],
+        r"problem.path=nowhere.svm .*TWINCLOCK_DATA",
+    ),
+    "missing known data": (["problem=logistic_regression", "problem.path=a9a"], r"problem.download=true"),
+    "unknown baseline": (["baseline=20200101-nothing"], r"baseline=20200101-nothing: there is no such run"),
+    "module that is not there": (
+        ["algorithm._target_=nowhere.Magic"],
+        r"algorithm._target_=nowhere.Magic: .*--config-dir",
+    ),
+    "class that is not there": (["algorithm._target_=algorithms.sgd.Magic"], r"algorithm._target_=\S+ names no class"),
+    "class of another kind": (["algorithm._target_=harness.data.Partitioned"], r"algorithm"),
+    "unwritable folder": (["runs_dir=/proc/nowhere"], r"/proc/nowhere.*runs_dir"),
+    "folder of one's own that is not there": (["--config-dir", "/nowhere"], r"/nowhere.*not found"),
+    "divergence": (
+        ["problem=digits_mlp", "algorithm=sgd", "algorithm.batch_size=32", "algorithm.learning_rate=1e30", *REAL],
+        r"nan or infinite .*lower algorithm.learning_rate",
+    ),
+    "divergence in virtual time": (
+        ["problem=digits_mlp", "algorithm=sgd", "algorithm.batch_size=32", "algorithm.learning_rate=1e30", *SIMULATED],
+        r"nan or infinite .*lower algorithm.learning_rate",
+    ),
+    "online without a key": (["tracking=wandb", "tracking.mode=online"], r"tracking.mode=online.*WANDB_API_KEY"),
+    "unknown W&B mode": (["tracking=wandb", "tracking.mode=sometimes"], r"tracking.mode must be .*sometimes"),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """All mistakes made once, two at a time."""
+    runs = tmp_path_factory.mktemp("runs")
+
+    def make(name):
+        arguments = MISTAKES[name][0]
+        where = {} if any(a.startswith("runs_dir=") for a in arguments) else {"runs_dir": runs}
+        return command(*QUICK, *arguments, **where, HOME=str(runs))
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(MISTAKES, pool.map(make, MISTAKES), strict=True))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_gets_one_sentence(outcomes, name):
+    outcome = outcomes[name]
+    errors = [line for line in outcome.stderr.splitlines() if line.strip()]
+    assert outcome.returncode not in (0, None), outcome.stdout
+    assert "Traceback" not in outcome.stdout + outcome.stderr
+    assert re.search(MISTAKES[name][1], outcome.stderr), outcome.stderr
+    assert len([line for line in errors if line.startswith("error: ")]) == 1, outcome.stderr

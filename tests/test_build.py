@@ -1,0 +1,87 @@
+"""The build: every YAML composes, builds and names every field of its dataclass."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from harness.build import build, target_class
+from harness.errors import UserError
+
+CONF = Path(__file__).parents[1] / "conf"
+GROUPS = ("algorithm", "hardware", "problem", "data", "tracking")
+COMPONENTS = [f"{group}/{path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+
+def load(component):
+    group = component.split("/")[0]
+    context = {"problem": {"learning_rate": 1.0}, "runs_dir": "runs"}
+    return OmegaConf.merge(context, {group: OmegaConf.load(CONF / f"{component}.yaml")})[group]
+
+
+def nodes(node, name):
+    yield name, node
+    for key, child in node.items():
+        if isinstance(child, DictConfig) and "_target_" in child:
+            yield from nodes(child, f"{name}.{key}")
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_yaml_builds_and_names_every_field(component):
+    node = load(component)
+    build(node, component.split("/")[0])
+    for name, part in nodes(node, component):
+        assert set(part) - {"_target_"} == {f.name for f in fields(target_class(part, name))}, name
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.relative_to(CONF).as_posix())
+def test_every_yaml_begins_with_a_line_for_help(path):
+    lines = [line for line in path.read_text().splitlines() if "@package" not in line]
+    assert lines[0].startswith("# ") and len(lines[0]) > 10
+
+
+@dataclass(frozen=True)
+class Inner:
+    depth: int
+
+
+@dataclass(frozen=True)
+class Outer:
+    width: float
+    inner: Inner
+    limit: int | None
+
+
+def outer(**changes):
+    inner = {"_target_": f"{__name__}.Inner", "depth": 3}
+    return OmegaConf.create({"_target_": f"{__name__}.Outer", "width": 1.0, "inner": inner, "limit": None} | changes)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or __import__(__name__))
+
+
+def test_nested_components_are_built():
+    assert build(outer(), "outer") == Outer(1.0, Inner(3), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widht": 2.0}, "outer.widht is not a setting: did you mean width?"),
+        ({"width": "wide"}, "outer.width: Value 'wide' of type 'str' could not be converted to Float"),
+        ({"width": "???"}, "outer.width is missing: give it a value"),
+        ({"inner": {"_target_": f"{__name__}.Inner", "depth": "x"}}, "outer.inner.depth: Value 'x'"),
+        ({"inner": {"_target_": f"{__name__}.Inner", "deep": 1}}, "outer.inner.deep is not a setting"),
+        ({"inner": {"_target_": f"{__name__}.Inner"}}, "outer.inner.depth is missing"),
+        ({"limit": "x"}, "outer.limit: "),
+    ],
+)
+def test_mistake_names_the_field(changes, message):
+    with pytest.raises(UserError) as error:
+        build(outer(**changes), "outer")
+    assert str(error.value).startswith(message)
