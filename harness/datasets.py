@@ -10,6 +10,7 @@ import http.client
 import os
 import shutil
 import tempfile
+import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
@@ -25,30 +26,16 @@ from harness.sparse_kernel import SparseRows
 _COMPRESSIONS = (".gz", ".bz2")
 _SILENCE_S = 30.0  # without a byte from the server
 _PAGE = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/"
-_PAGE_FILES = (
-    *(
-        f"{family}{part}{suffix}"
-        for family, last in (("a", 9), ("w", 8))
-        for part in (f"{i}a" for i in range(1, last + 1))
-        for suffix in ("", ".t")
-    ),
-    "mushrooms",
-    *(
-        f"{name}.bz2"
-        for name in (
-            "covtype.libsvm.binary",
-            "covtype.libsvm.binary.scale",
-            "gisette_scale",
-            "gisette_scale.t",
-            "ijcnn1",
-            "ijcnn1.t",
-            "news20.binary",
-            "rcv1_train.binary",
-            "rcv1_test.binary",
-            "real-sim",
-        )
-    ),
+_ADULT_AND_WEB = [f"a{part}a" for part in range(1, 10)] + [f"w{part}a" for part in range(1, 9)]
+_COMPRESSED = (
+    "covtype.libsvm.binary covtype.libsvm.binary.scale gisette_scale gisette_scale.t ijcnn1 ijcnn1.t news20.binary "
+    "rcv1_train.binary rcv1_test.binary real-sim"
 )
+_ON_PAGE = {  # name -> file on the page
+    "mushrooms": "mushrooms",
+    **{name + suffix: name + suffix for name in _ADULT_AND_WEB for suffix in ("", ".t")},
+    **{name: name + ".bz2" for name in _COMPRESSED.split()},
+}
 
 
 def find(path: str, download: bool, field: str = "problem.path") -> Path:
@@ -107,14 +94,17 @@ def signs(labels: torch.Tensor, path: object) -> torch.Tensor:
 
 
 def _address(path: str) -> str | None:
-    if urlsplit(path).scheme in ("http", "https"):
+    if _is_address(path):
         return path
-    known = {_plain(name): name for name in _PAGE_FILES}
-    return _PAGE + known[_plain(path)] if _plain(path) in known else None
+    return _PAGE + _ON_PAGE[_plain(path)] if _plain(path) in _ON_PAGE else None
+
+
+def _is_address(path: str) -> bool:
+    return urlsplit(path).scheme in ("http", "https")
 
 
 def _places(path: str) -> list[Path]:
-    if urlsplit(path).scheme in ("http", "https"):
+    if _is_address(path):
         return [_cache() / _cached_name(path, path)]
     folders = [folder for folder in os.environ.get("TWINCLOCK_DATA", "").split(os.pathsep) if folder]
     given = Path(path).expanduser()
@@ -123,7 +113,7 @@ def _places(path: str) -> list[Path]:
 
 def _cached_name(path: str, address: str) -> str:
     name = Path(urlsplit(address).path).name
-    if path != address:
+    if not _is_address(path):
         return name
     # Two addresses may end in the same name.
     return f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"
@@ -160,6 +150,8 @@ def _fetch(address: str, place: Path, field: str) -> Path:
             raise OSError(f"the connection broke after {partial.stat().st_size} of {announced} bytes")
         partial.replace(place)
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         raise UserError(
             f"{field}: {address} could not be fetched ({error}): check the network, or put the file at {place}"
         ) from error
@@ -177,8 +169,8 @@ def _parse(path: Path) -> tuple[Any, np.ndarray]:
         matrix, labels = load_svmlight_file(str(path), zero_based=True)
     except (ValueError, OSError, EOFError, OverflowError, zlib.error) as error:
         raise UserError(f"{path} cannot be read as LIBSVM text ({error}): fetch or convert it again") from error
-    if not len(labels):
-        raise UserError(f"{path} holds no samples: fetch or convert it again")
+    if not matrix.nnz:
+        raise UserError(f"{path} holds no {'features' if len(labels) else 'samples'}: fetch or convert it again")
     if not (np.isfinite(matrix.data).all() and np.isfinite(labels).all()):
         raise UserError(f"{path} holds a value that is nan or infinite: clean or convert it again")
     return matrix, labels

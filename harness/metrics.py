@@ -76,7 +76,7 @@ def summarise(
     """
     # A run that failed has no reports; its last observation is what is known of its length.
     run_s = execution.run_s or rows[-1]["time/run_s"]
-    last = {key: value for key, value in rows[-1].items() if not key.startswith("perf/")}
+    last = rows[-1]
     return {
         **_finite(execution.metrics),
         **last,

@@ -25,7 +25,7 @@ class Record:
     """The files of one run.
 
     Args:
-        directory: made by `start`.
+        directory: made by `start` or `refuse`.
     """
 
     directory: Path
@@ -42,10 +42,19 @@ class Record:
             "must not hold another run: choose a new directory",
             str(self.directory),
         )
-        with _explained(self.directory):
-            self.directory.mkdir(parents=True, exist_ok=True)
+        self._make()
         self._write("manifest.json", manifest)
         self.finish({}, "running")
+
+    def refuse(self, config: dict[str, Any], error: str) -> None:
+        """Leave word of a run that was refused before it had a name: what was asked for, and why it cannot be.
+
+        Raises:
+            UserError: if the directory cannot be written.
+        """
+        self._make()
+        self._write("manifest.json", {"config": config})
+        self._write("summary.json", {"run/status": "failed", "run/error": error})
 
     def amend(self, changes: dict[str, Any]) -> None:
         """Add what became known later (`facts`, `tags`) to the manifest."""
@@ -105,6 +114,10 @@ class Record:
             return [json.loads(line) for line in lines if line.endswith("\n")]
         except (OSError, ValueError) as error:
             raise _unreadable(path, error) from error
+
+    def _make(self) -> None:
+        with _explained(self.directory):
+            self.directory.mkdir(parents=True, exist_ok=True)
 
     def _path(self, name: str) -> Path:
         return self.directory / name

@@ -2,9 +2,9 @@
 
     for sample i:  m = x_i . w;  w_j <- w_j - eta * l'(m, y_i) * x_ij  for the nonzeros j of x_i
 
-This is the update of Hogwild! (Niu, Recht, Re, Wright, NIPS 2011, section 2) for the losses logistic, hinge and squares,
-and a memory-bound loop: rows are visited in random order, so the row a few samples ahead is prefetched, and indices are
-unsigned, which spares numba's test for negative ones. The cost of a chunk is its number of nonzeros.
+This is the update of Hogwild! (Niu, Recht, Re, Wright, NIPS 2011, section 2) for the losses logistic, hinge and
+squares, and a memory-bound loop: rows are visited in random order, so the row a few samples ahead is prefetched, and
+indices are unsigned, which spares numba's test for negative ones. A chunk costs what its nonzeros cost.
 """
 
 import math
@@ -99,6 +99,7 @@ class SparseLinearKernel(Kernel):
 
     def __call__(self, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
         """Apply one update per sample, in order, to `model` (features,) in place."""
+        assert model.shape == (self.rows.num_features,) and model.dtype == self.rows.values.dtype
         # Views of numpy last for one call: sharing a tensor with another process moves its storage.
         _sgd(
             self.rows.indptr.numpy(),
@@ -136,7 +137,7 @@ def slope(loss_code: int, margin: float, label: float) -> float:
 
 @intrinsic
 def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
-    """Ask for the cache line of array[position], to be read once."""
+    """Ask for the cache line of array[position], without waiting for it."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -152,15 +153,15 @@ def _prefetch(typing_context: Any, array: Any, position: Any) -> Any:
 
 
 @njit(nogil=True, cache=True)
-def _prefetch_row(indptr, indices, values, sample):  # type: ignore[no-untyped-def]
+def _prefetch_row(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, sample: int) -> None:
     line = np.uint64(_LINE_BYTES // values.itemsize)
     for position in range(np.uint64(indptr[sample]), np.uint64(indptr[sample + 1]), line):
-        _prefetch(indices, position)
+        _prefetch(indices, position)  # type: ignore[call-arg]
         _prefetch(values, position)
 
 
 @njit(nogil=True, cache=True)
-def _dot(indices, values, weights, start, stop):  # type: ignore[no-untyped-def]
+def _dot(indices: np.ndarray, values: np.ndarray, weights: np.ndarray, start: np.uint64, stop: np.uint64) -> float:
     margin = values.dtype.type(0)
     for position in range(start, stop):
         margin += values[position] * weights[np.uint32(indices[position])]
@@ -168,7 +169,16 @@ def _dot(indices, values, weights, start, stop):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _sgd(indptr, indices, values, labels, weights, samples, learning_rate, loss_code):  # type: ignore[no-untyped-def]
+def _sgd(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    values: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    samples: np.ndarray,
+    learning_rate: float,
+    loss_code: int,
+) -> None:
     last = len(samples) - 1
     for visit in range(len(samples)):
         _prefetch_row(indptr, indices, values, samples[min(visit + _AHEAD, last)])
@@ -181,6 +191,6 @@ def _sgd(indptr, indices, values, labels, weights, samples, learning_rate, loss_
 
 
 @njit(nogil=True, cache=True)
-def _margins(indptr, indices, values, weights, out):  # type: ignore[no-untyped-def]
+def _margins(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
     for row in range(len(out)):
         out[row] = _dot(indices, values, weights, np.uint64(indptr[row]), np.uint64(indptr[row + 1]))

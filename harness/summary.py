@@ -3,7 +3,7 @@
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
 
 def show(console: Console, title: str, summary: dict[str, Any], files: str, tracking: str) -> None:
@@ -14,7 +14,6 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
         files: the run's directory.
         tracking: how to look at it in W&B, or "".
     """
-    table = Table.grid(padding=(0, 2))
     lines = [
         ("target", _target(summary)),
         ("hardware", _hardware(summary)),
@@ -24,11 +23,10 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
         ("files", files),
         ("W&B", tracking),
     ]
+    console.print(f"\n[bold]{title}[/bold]", highlight=False)
     for name, text in lines:
         if text:
-            table.add_row(f"  [bold]{name}[/bold]", text)
-    console.print(f"\n[bold]{title}[/bold]")
-    console.print(table, soft_wrap=True)
+            console.print(f"  [bold]{name:<10}[/bold]  {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def seconds(value: float, summary: dict[str, Any]) -> str:
@@ -73,6 +71,8 @@ def _statistics(summary: dict[str, Any]) -> str:
 def _speedup(summary: dict[str, Any]) -> str:
     if "speedup/throughput" not in summary:
         return ""
+    if summary["speedup/baseline_id"] == summary["run/id"]:
+        return "none: this run is the sequential baseline itself"
     against = f"against {summary['speedup/baseline_name']} ({summary['speedup/baseline_kind']})"
     throughput = f"{summary['speedup/throughput']:.3g}x throughput"
     if "speedup/time_to_target" not in summary:
@@ -82,6 +82,8 @@ def _speedup(summary: dict[str, Any]) -> str:
 
 
 def _alone(summary: dict[str, Any]) -> str:
+    if summary.get("run/num_workers") == 1:
+        return ""
     return (
         f"{summary['speedup/self']:.3g}x throughput against itself with one worker" if "speedup/self" in summary else ""
     )

@@ -66,23 +66,25 @@ class Tracker(ABC):
 class Tracking(ABC):
     """What a run is reported to.
 
-    class Printed(Tracker):
-        '''Prints the last loss.'''
+    A toy, whole:
 
-        hint = ""
+        class Printed(Tracker):
+            '''Prints the last loss.'''
 
-        def log(self, rows):
-            print(rows[-1]["train/loss"])
+            hint = ""
 
-        def finish(self, summary, exit_code, tags=()):
-            pass
+            def log(self, rows):
+                print(rows[-1]["train/loss"])
 
-    @dataclass(frozen=True)
-    class Print(Tracking):
-        '''To the terminal.'''
+            def finish(self, summary, exit_code, tags=()):
+                print("done")
 
-        def open(self, info):
-            return Printed()
+        @dataclass(frozen=True)
+        class Print(Tracking):
+            '''To the terminal.'''
+
+            def open(self, info):
+                return Printed()
     """
 
     writes_files: ClassVar[bool] = True  # whether the run keeps a record of its own
@@ -301,4 +303,7 @@ def _teardown() -> None:
 
     # Ends the service process; a run that is not ours, in the same program, still needs it.
     if wandb.run is None:
-        wandb.teardown()
+        try:
+            wandb.teardown()
+        except SystemExit as error:  # that a service failed is no reason to end the program
+            raise RuntimeError(f"its service ended with exit status {error.code}") from error

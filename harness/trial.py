@@ -47,7 +47,7 @@ class Outcome:
         """Write rows, summary, facts and tags to a record that was started."""
         for row in self.rows:
             record.append(row)
-        record.amend({"facts": self.facts, "tags": self.tags})
+        record.amend({"facts": self.facts, "tags": [*record.manifest()["tags"], *self.tags]})
         record.finish(self.summary, self.status, str(self.failure or ""))
 
 

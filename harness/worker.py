@@ -72,6 +72,9 @@ class Place(ABC):
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity of this worker; it may communicate, and ends before the run does."""
 
+    def dealt(self, num_samples: int) -> None:  # noqa: B027 - only virtual time depends on it
+        """Hear that a batch has been handed to the worker. Real hardware has nothing to do."""
+
     @abstractmethod
     def report(self, observation: Observation) -> None:
         """Hand an observation to the harness. Called with the clock paused."""
@@ -102,8 +105,8 @@ class Worker:
     def batches(self, problem: Problem, batch_size: int) -> Iterator[torch.Tensor]:
         """Deal this worker's batches until the *global* budget is spent.
 
-        Synchronous algorithms take equal numbers of whole batches (the budget is rounded up to whole global batches);
-        asynchronous ones take the next batch as soon as they ask, and the last one may be smaller.
+        Synchronous algorithms take equal batches (the budget is rounded up to a multiple of the number of workers);
+        asynchronous ones take the next batch as soon as they ask. The last batch may be smaller.
 
         Yields:
             int32 sample indices, shape (batch_size,).
@@ -115,6 +118,7 @@ class Worker:
         own_position = 0
         for global_position, size in dealt:
             position = self._data.position(global_position, own_position)
+            self._place.dealt(size)
             yield order[position : position + size]
             own_position += size
 
@@ -151,7 +155,8 @@ class Worker:
     def _rounds(self, batch_size: int) -> Iterator[tuple[int, int]]:
         global_batch = batch_size * self.num_workers
         for start in range(0, self._budget, global_batch):
-            yield start + self.rank * batch_size, batch_size
+            size = min(batch_size, -(-(self._budget - start) // self.num_workers))
+            yield start + self.rank * size, size
 
     def _claims(self, batch_size: int) -> Iterator[tuple[int, int]]:
         while (start := self._place.add("dealt", batch_size)) < self._budget:

@@ -1,4 +1,4 @@
-"""The wall clock of a worker that remembers its pauses, so that any host time can later be put on the run's own clock."""
+"""A worker's wall clock. It remembers its pauses, so that any host time can later be put on the run's own clock."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -1,20 +1,24 @@
-"""gloo with a stopwatch: a `torch.distributed` backend that notes when each collective began and ended, and its payload.
+"""gloo with a stopwatch: a `torch.distributed` backend that notes when each operation began and ended, and its payload.
 
-Unmodified code (`dist.all_reduce`, DistributedDataParallel, FSDP) runs on it. Every operation is gloo's own; the calls below
-are timed on the way, and anything else passes through untimed. Matching the notes of all ranks is `breakdown.py`'s work.
+Unmodified code (`dist.all_reduce`, DistributedDataParallel, FSDP) runs on it. Every operation is gloo's own; the calls
+below are timed on the way, and anything else passes through untimed. `breakdown.py` matches the notes of all ranks.
 
-Payload is what a rank hands in for others: its tensors for all-reduce, all-gather, reduce-scatter, all-to-all and send; a
-broadcast's or scatter's at the root only, a reduce's or gather's everywhere but there; nothing in a group of one.
+Payload is what a rank hands in for others: its tensors for all-reduce, all-gather, reduce-scatter, all-to-all and send;
+a broadcast's or scatter's at the root only, a reduce's or gather's everywhere but there; nothing in a group of one.
 """
+
+# mypy: disable-error-code="attr-defined, override, call-arg"
+# torch's type stubs lack half of these methods and give the others overloads that torch.distributed never calls.
 
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from itertools import chain
 from threading import get_ident
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -30,9 +34,9 @@ class Log:
     def __init__(self) -> None:
         self.times = array("d")
 
-    def table(self) -> list[list[float]]:
-        """Rows of (started, blocked, released, completed)."""
-        return [list(self.times[i : i + 4]) for i in range(0, len(self.times), 4)]
+    def table(self) -> np.ndarray:
+        """Columns STARTED, BLOCKED, RELEASED, COMPLETED; shape (operations, 4)."""
+        return np.array(self.times).reshape(-1, 4)
 
 
 class Meter:
@@ -89,7 +93,7 @@ class MeteredWork(dist.Work):
         return result
 
     def get_future(self) -> torch.futures.Future:
-        """gloo's own future."""
+        """The future of the operation itself."""
         return self._work.get_future()
 
     def is_completed(self) -> bool:
@@ -139,7 +143,7 @@ class MeteredGroup(dist.ProcessGroup):
         self._meter = meter
         self._log = meter.collectives.setdefault(options.group_id, Log())
 
-    def getBackendName(self) -> str:  # noqa: N802 - the name torch calls
+    def getBackendName(self) -> str:
         """The backend that does the work."""
         return "gloo"
 
@@ -219,7 +223,7 @@ class MeteredGroup(dist.ProcessGroup):
 
     def send(self, tensors: list[Tensor], destination: int, tag: int) -> dist.Work:
         """A message to one rank."""
-        place = self._meter.start(self._meter.messages, _bytes(tensors))
+        place = self._meter.start(self._meter.messages, _count_bytes(tensors))
         return MeteredWork(self._gloo.send(tensors, destination, tag), self._meter, self._meter.messages, place)
 
     def recv(self, tensors: list[Tensor], source: int, tag: int) -> dist.Work:
@@ -236,10 +240,10 @@ class MeteredGroup(dist.ProcessGroup):
         self, call: Callable[..., dist.Work], sent: Iterable[Tensor], opts: Any, *arguments: Any
     ) -> dist.Work:
         meter, log = self._meter, self._log
-        place = meter.start(log, 0 if self._alone else _bytes(sent))
+        place = meter.start(log, 0 if self._alone else _count_bytes(sent))
         work = call(*arguments, opts)
         if opts.asyncOp:
-            work.get_future().add_done_callback(lambda _: meter.complete(log, place))
+            _when_done(work, lambda _: meter.complete(log, place))
             return MeteredWork(work, meter, log, place)
         work.wait()
         meter.finish(log, place, log.times[place])
@@ -263,5 +267,13 @@ def init_metered_group(store: dist.Store, rank: int, num_workers: int, timeout_s
     return meter
 
 
-def _bytes(tensors: Iterable[Tensor] | Sequence[Tensor]) -> int:
+def _when_done(work: dist.Work, callback: Callable[[Any], None]) -> None:
+    try:
+        future = work.get_future()
+    except RuntimeError:  # some of gloo's coalesced operations have no future: they are over when they are waited for
+        return
+    future.add_done_callback(callback)
+
+
+def _count_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)

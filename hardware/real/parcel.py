@@ -1,7 +1,7 @@
 """Send an object with large tensors to many processes at once.
 
-It is pickled once; the bytes of its tensors and arrays go out of band (PEP 574) into one `Segment`, which every receiver
-maps copy-on-write: P workers share one copy of the data, and none can spoil it for the others.
+It is pickled once; the bytes of its tensors and arrays go out of band (PEP 574) into one `Segment`, which every
+receiver maps copy-on-write: P workers share one copy of the data, and none can spoil it for the others.
 """
 
 import io

@@ -35,7 +35,9 @@ def check_policy(policy: str, nodes: Sequence[int]) -> None:
         UserError: naming hardware.memory_policy.
     """
     rule = f"must be first_touch, interleave or bind:<node> with a node of {list(nodes)}"
-    require(policy in ("first_touch", "interleave") or policy.startswith("bind:"), "hardware.memory_policy", rule, policy)
+    require(
+        policy in ("first_touch", "interleave") or policy.startswith("bind:"), "hardware.memory_policy", rule, policy
+    )
     if policy.startswith("bind:"):
         require(policy[5:] in {str(node) for node in nodes}, "hardware.memory_policy", rule, policy)
 
@@ -104,5 +106,3 @@ def _call(number: int, *arguments: int | None) -> str:
     if _libc.syscall(ctypes.c_long(number), *words) == 0:
         return ""
     return f"unproved: {os.strerror(ctypes.get_errno())}"
-
-

@@ -1,12 +1,13 @@
 """Anonymous shared memory that survives nobody.
 
-A `memfd` has no name: nothing appears in /dev/shm, its size limit does not apply, and the kernel frees the memory when the
-last process that holds it has gone, killed or not.
+A `memfd` has no name: nothing appears in /dev/shm, its size limit does not apply, and the kernel frees the memory when
+the last process that holds it has gone, killed or not.
 """
 
 import mmap
 import os
 from multiprocessing.reduction import DupFd
+from typing import Any
 
 
 class Segment:
@@ -17,6 +18,7 @@ class Segment:
     """
 
     def __init__(self, size_bytes: int = 0) -> None:
+        self.fd = -1
         self.fd = os.memfd_create("twinclock", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, size_bytes)
 
@@ -44,7 +46,12 @@ class Segment:
 
     def close(self) -> None:
         """Let go; maps stay valid."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def round_up(count: int, multiple: int) -> int:
@@ -56,7 +63,7 @@ def round_up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _receive(handle: DupFd) -> Segment:
+def _receive(handle: Any) -> Segment:
     segment = Segment.__new__(Segment)
     segment.fd = handle.detach()
     return segment

@@ -1,6 +1,6 @@
 """The machine's NUMA nodes, cores and hardware threads, as the kernel tells them under /sys/devices/system.
 
-Only what this process may use counts (`os.sched_getaffinity`): in a container or a batch job that is less than the machine.
+Only what this process may use counts (`os.sched_getaffinity`): in a container or a batch job, less than the machine.
 """
 
 import os
@@ -57,9 +57,7 @@ class Topology:
         if num_sockets <= self.num_sockets:
             return replace(self, cores=tuple(core for core in self.cores if core.socket < num_sockets))
         count = max(len(self.cores), num_sockets)
-        cores = tuple(
-            replace(self.cores[i % len(self.cores)], socket=i * num_sockets // count) for i in range(count)
-        )
+        cores = tuple(replace(self.cores[i % len(self.cores)], socket=i * num_sockets // count) for i in range(count))
         return Topology(cores, virtual=True)
 
     def spread(self, num_workers: int, cpus_per_worker: int = 1) -> list[tuple[int, ...]]:

@@ -15,7 +15,8 @@ for the rest of the world (`Engine.sync`) only where it can see or touch what ot
 import os
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import simpy
 
@@ -39,14 +40,15 @@ class Activity:
         waits_for: what it waits for, in words.
     """
 
-    def __init__(self, rank: int, name: str, start_s: float) -> None:
-        self.rank, self.name, self.local_s = rank, name, start_s
+    def __init__(self, rank: int, name: str, body: Callable[[], None], start_s: float) -> None:
+        self.rank, self.name, self.body, self.local_s = rank, name, body, start_s
         self.compute_s = self.communication_s = self.idle_s = 0.0
         self.waits_for = "its start"
         self.finished = False
         self.uncharged = 0  # depth of blocks that cost nothing
-        self.baton = threading.Semaphore(0)
-        self.thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None  # begins when it first gets the baton
+        self.baton = threading.Lock()
+        self.baton.acquire()
         self._owed_s = 0.0
 
     def charge(self, seconds: float) -> None:
@@ -100,15 +102,8 @@ class Engine:
 
     def spawn(self, rank: int, name: str, body: Callable[[], None], start_s: float) -> Activity:
         """Add an activity of `rank` that begins at `start_s`."""
-        activity = Activity(rank, name, start_s)
+        activity = Activity(rank, name, body, start_s)
         self._activities.append(activity)
-        previous = threading.stack_size(STACK_BYTES)
-        try:
-            thread = threading.Thread(target=self._live, args=(activity, body), name=name, daemon=True)
-            thread.start()
-        finally:
-            threading.stack_size(previous)
-        activity.thread = thread
         self.at(start_s, rank, lambda: self._make_ready(activity))
         return activity
 
@@ -122,19 +117,29 @@ class Engine:
             TwinclockError: what an activity raised; WorkerFailed if it was no error of ours, or at a deadlock.
             KeyboardInterrupt: after every thread has ended.
         """
+        previous = threading.stack_size(STACK_BYTES)
         try:
-            self._wake(self._next(None))
+            self._pass_baton(self._next(None))
             while not self._over.wait(LOOK_S):
                 look()
         finally:
             self._stopping = True
-            self._over.wait()
-            for activity in self._activities:
-                assert activity.thread is not None
-                activity.thread.join()
+            self._join()
+            threading.stack_size(previous)
         if self._failure is not None:
             raise self._failure
         look()
+
+    @contextmanager
+    def uncharged(self) -> Iterator[None]:
+        """A block whose computation costs no virtual time."""
+        activity = self.current
+        activity.now()
+        activity.uncharged += 1
+        try:
+            yield
+        finally:
+            activity.uncharged -= 1
 
     def at(self, time_s: float, rank: int, action: Callable[[], None]) -> None:
         """Call `action` at `time_s`, or now if that has passed; whoever runs SimPy then calls it."""
@@ -171,13 +176,13 @@ class Engine:
         following = self._next(activity)
         activity.uncharged -= 1
         if following is not activity:
-            self._wake(following)
+            self._pass_baton(following)
             activity.baton.acquire()
         if self._stopping:
             raise Aborted
         activity.local_s = max(activity.local_s, self.env.now)
 
-    def _next(self, caller: Activity | None) -> Activity:
+    def _next(self, caller: Activity | None) -> Activity | None:
         """Process events until an activity is ready; once the run is stopping, the caller or whoever is still alive."""
         while self._ready is None and not self._stopping:
             try:
@@ -188,32 +193,40 @@ class Engine:
             except Exception as error:  # of an event, not of the activity that happens to run it
                 self._fail(_as_failure(error, "the simulation failed"))
         if self._stopping:
-            return caller or next(activity for activity in self._activities if not activity.finished)
+            return caller or next((a for a in self._activities if a.thread is not None and not a.finished), None)
         following, self._ready = self._ready, None
-        assert following is not None
         return following
 
-    def _wake(self, activity: Activity) -> None:
+    def _pass_baton(self, activity: Activity | None) -> None:
+        if activity is None:
+            self._over.set()
+            return
         self.current = activity
-        activity.baton.release()
+        if activity.thread is None:
+            activity.thread = threading.Thread(target=self._live, args=(activity,), name=activity.name, daemon=True)
+            activity.thread.start()
+        else:
+            activity.baton.release()
 
-    def _live(self, activity: Activity, body: Callable[[], None]) -> None:
+    def _live(self, activity: Activity) -> None:
         """The life of a baton thread."""
-        activity.baton.acquire()
         if self._core:
             os.sched_setaffinity(0, self._core)  # a hand-off on one core takes a quarter of one between two
         try:
-            if not self._stopping:
-                body()
+            activity.body()
         except Aborted:
             assert self._stopping
         except BaseException as error:
             self._fail(_as_failure(error, f"{activity.name} failed"))
         activity.finished, activity.waits_for = True, "nothing: it has finished"
-        if all(other.finished for other in self._activities):
-            self._over.set()
-        else:
-            self._wake(self._next(None))
+        self._pass_baton(None if all(other.finished for other in self._activities) else self._next(None))
+
+    def _join(self) -> None:
+        threads = [activity.thread for activity in self._activities if activity.thread is not None]
+        if threads:
+            self._over.wait()
+        for thread in threads:
+            thread.join()
 
     def _fail(self, failure: BaseException) -> None:
         self._failure = self._failure or failure

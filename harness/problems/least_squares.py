@@ -1,7 +1,7 @@
 """Least squares with a known optimum: f(w) = 1/2n |A w - b|^2.
 
-A = sqrt(n) U diag(s) V' with random orthonormal U and V, so that the Hessian A'A/n has exactly the eigenvalues s^2, which
-fall geometrically from 1 to 1 / condition. b = A w* + noise, w* normal.
+A = sqrt(n) U diag(s) V' with random orthonormal U and V, so that the Hessian A'A/n has exactly the eigenvalues s^2,
+which fall geometrically from 1 to 1 / condition. b = A w* + noise, w* normal.
 """
 
 import math
@@ -14,6 +14,18 @@ from torch import nn
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.sparse_kernel import SQUARES, SparseLinearKernel, SparseRows
+
+
+class DenseLinear(nn.Module):
+    """x -> x . w, from zero: one parameter `weight`, shape (features,)."""
+
+    def __init__(self, num_features: int, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(num_features, dtype=dtype, device=device))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Shape (batch, features) to (batch,)."""
+        return inputs @ self.weight
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class LeastSquares(Problem):
     @property
     def num_samples(self) -> int:
         """Rows of A."""
-        return self.samples
+        return len(self.matrix)
 
     @cached_property
     def matrix(self) -> torch.Tensor:
@@ -66,9 +78,8 @@ class LeastSquares(Problem):
 
     @cached_property
     def optimal_loss(self) -> float:
-        """F at the optimum."""
-        matrix, labels = self._exact
-        return float(0.5 * (matrix @ self.optimum - labels).square().mean())
+        """Loss at the optimum."""
+        return self._objective(self.optimum)
 
     @cached_property
     def kernel(self) -> SparseLinearKernel:
@@ -79,24 +90,24 @@ class LeastSquares(Problem):
             SparseRows(indptr, indices, self.matrix.view(-1), self.features), self.labels, SQUARES
         )
 
-    def build_model(self, device: torch.device, seed: int) -> nn.Linear:
-        """Zeros, whatever the seed; weight of shape (1, features)."""
-        model = nn.utils.skip_init(nn.Linear, self.features, 1, bias=False, dtype=self.matrix.dtype, device=device)
-        nn.init.zeros_(model.weight)
-        return model
+    def build_model(self, device: torch.device, seed: int) -> DenseLinear:
+        """Zeros, whatever the seed."""
+        return DenseLinear(self.features, self.matrix.dtype, device)
 
     def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
         """1/2 mean (a_i . w - b_i)^2 over the batch."""
         device = next(model.parameters()).device
-        margins = model(self.matrix[samples].to(device)).squeeze(1)  # (batch,)
-        return 0.5 * (margins - self.labels[samples].to(device)).square().mean()
+        errors = model(self.matrix[samples].to(device)) - self.labels[samples].to(device)  # (batch,)
+        return 0.5 * errors.square().mean()
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """f, in float64."""
+        """The objective, in float64."""
+        return {"train/loss": self._objective(next(model.parameters()).detach().cpu().double())}
+
+    def _objective(self, weights: torch.Tensor) -> float:
         matrix, labels = self._exact
-        weights = next(model.parameters()).detach().cpu().double().view(-1)
-        return {"train/loss": float(0.5 * (matrix @ weights - labels).square().mean())}
+        return float(0.5 * (matrix @ weights - labels).square().mean())
 
     @cached_property
     def _exact(self) -> tuple[torch.Tensor, torch.Tensor]:

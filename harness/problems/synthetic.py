@@ -3,7 +3,7 @@
 Feature popularity follows a log-uniform law, P(k) = log(1 + 1/k) / log(d + 1) for rank k = 1 .. d, the integer form of
 Zipf's; values are a lognormal term frequency times log(1 + 1/q), q being the probability of the feature in a row; rows
 have norm 1. Ranks are scattered over feature numbers, so that hot features do not share cache lines. Labels are signs
-of a planted model, some of them flipped; its weights are normal with variance q at one feature in ten, and zero elsewhere.
+of a planted model, some of them flipped; its weights are normal with variance q at one feature in ten, zero elsewhere.
 """
 
 import numpy as np

@@ -1,0 +1,109 @@
+"""What the harness costs: `algorithm=all_reduce` through the harness against a hand-written torch gloo loop.
+
+    python -m experiments.benchmarks.overhead
+
+Same model, data, batches, processes and number of steps: two pinned processes with one thread each, an MLP on digits, one
+flat all-reduce per step. The two take turns; each pair gives a ratio of seconds per step, set-up outside both clocks.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from algorithms.all_reduce import AllReduce
+from hardware.real.machine import RealMachine
+from harness.data import Partitioned
+from harness.problems.mlp import DigitsMLP
+from harness.program import Program
+
+WORKERS, BATCH, STEPS, PAIRS = 2, 32, 3000, 9
+LEARNING_RATE = 0.05
+PROBLEM: dict[str, Any] = {"hidden_sizes": [64], "test_fraction": 0.2, "seed": 0, "dtype": "float32"}
+
+
+def by_hand(rank: int, store: str, seconds: Any) -> None:
+    """One process of the hand-written loop; rank 0 puts its seconds."""
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORKERS)
+    pixels, digits = load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels / 16.0, dtype=torch.float32), torch.tensor(digits)
+    count = len(y) * 4 // 5
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    parameters = list(model.parameters())
+    order = torch.cat([torch.randperm(count) for _ in range(STEPS * BATCH * WORKERS // count + 2)])
+    dist.barrier()
+    begin_s = time.perf_counter()
+    for step in range(STEPS):
+        start = (step * WORKERS + rank) * BATCH
+        samples = order[start : start + BATCH]
+        cross_entropy(model(x[samples]), y[samples]).backward()
+        gradient = torch.cat([p.grad.reshape(-1) for p in parameters])  # type: ignore[union-attr]
+        dist.all_reduce(gradient)
+        gradient /= WORKERS
+        offset = 0
+        with torch.no_grad():
+            for p in parameters:
+                p.sub_(gradient[offset : offset + p.numel()].view_as(p), alpha=LEARNING_RATE)
+                offset += p.numel()
+                p.grad = None
+    if rank == 0:
+        seconds.put(time.perf_counter() - begin_s)
+    dist.destroy_process_group()
+
+
+def hand_written_s() -> float:
+    """Seconds of `STEPS` steps of the hand-written loop."""
+    context = mp.get_context("spawn")
+    seconds = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(by_hand, (str(Path(folder, "store")), seconds), nprocs=WORKERS)  # type: ignore[no-untyped-call]
+    return float(seconds.get())
+
+
+def harness_s(problem: DigitsMLP) -> float:
+    """Seconds of the same steps through the harness, as it reports them."""
+    budget = STEPS * BATCH * WORKERS
+    milestones = [budget * (i + 1) // 40 for i in range(40)]
+    algorithm = AllReduce(learning_rate=LEARNING_RATE, batch_size=BATCH)
+    program = Program(algorithm, problem, Partitioned(shuffle=True), 0, budget, milestones)
+    execution = machine().execute(program, lambda samples: None)
+    if execution.failure is not None:
+        raise execution.failure
+    return execution.run_s
+
+
+def machine() -> RealMachine:
+    """Two pinned workers with one thread each."""
+    raise NotImplementedError
+
+
+def main() -> None:
+    """Print one JSON line."""
+    problem = DigitsMLP(**PROBLEM, learning_rate=LEARNING_RATE, target_loss=0.1)
+    pairs = [(harness_s(problem), hand_written_s()) for _ in range(PAIRS + 1)][1:]
+    ratios = sorted(harness / hand for harness, hand in pairs)
+    figures = {
+        "ratio": round(statistics.median(ratios), 4),
+        "ratio_min": round(ratios[0], 4),
+        "ratio_max": round(ratios[-1], 4),
+        "harness_us_per_step": round(1e6 * statistics.median(h for h, _ in pairs) / STEPS, 1),
+        "by_hand_us_per_step": round(1e6 * statistics.median(b for _, b in pairs) / STEPS, 1),
+    }
+    print(json.dumps({"benchmark": "overhead", "workers": WORKERS, "steps": STEPS, "pairs": PAIRS, **figures}))
+
+
+if __name__ == "__main__":
+    main()

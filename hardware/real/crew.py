@@ -1,0 +1,86 @@
+"""The crew: what threads and processes alike need to know about the workers of one run."""
+
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from harness.errors import TwinclockError, WorkerFailed
+
+
+@dataclass(frozen=True)
+class Crew:
+    """The workers of one run.
+
+    Args:
+        cpus: hardware threads each worker may run on.
+        nodes: NUMA nodes they are on.
+        memory_policy: of shared tensors, see `placement`.
+        intra_op_threads: torch's threads per worker.
+        timeout_s: after which a collective has failed.
+    """
+
+    cpus: list[tuple[int, ...]]
+    nodes: list[int]
+    memory_policy: str
+    intra_op_threads: int
+    timeout_s: float
+
+    @property
+    def num_workers(self) -> int:
+        """How many."""
+        return len(self.cpus)
+
+
+class Background:
+    """The helper activities of one worker, as threads.
+
+    Args:
+        timeout_s: how long `finish` waits for them.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._threads: list[threading.Thread] = []
+        self._errors: list[BaseException] = []
+
+    def start(self, activity: Callable[[], None]) -> None:
+        """Start one. It runs on the CPUs of the thread that starts it."""
+        thread = threading.Thread(target=self._run, args=(activity,), name="background", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def check(self) -> None:
+        """Raise what an activity raised."""
+        if self._errors:
+            raise self._errors[0]
+
+    def finish(self) -> None:
+        """Wait for all.
+
+        Raises:
+            WorkerFailed: if one does not end.
+        """
+        for thread in self._threads:
+            thread.join(self._timeout_s)
+            if thread.is_alive():
+                raise WorkerFailed(f"a background activity did not end within hardware.timeout_s={self._timeout_s}")
+        self.check()
+
+    def _run(self, activity: Callable[[], None]) -> None:
+        try:
+            activity()
+        except BaseException as error:  # handed to the worker, which raises it
+            self._errors.append(error)
+
+
+def as_failure(rank: int, error: BaseException, details: str) -> Exception:
+    """What a worker's error becomes in `Execution.failure`: the harness's own errors as they are, others wrapped."""
+    if isinstance(error, TwinclockError):
+        return error
+    if late := re.search(r"Timed out waiting \d+ms", str(error)):  # gloo's words
+        return WorkerFailed(
+            f"worker {rank} waited for the others for more than hardware.timeout_s: {late.group()}", details
+        )
+    first_line = (str(error).splitlines() or [""])[0]
+    return WorkerFailed(f"worker {rank} raised {type(error).__name__}: {first_line}".rstrip(": "), details)

@@ -1,0 +1,147 @@
+"""This machine's CPU cores as hardware: workers are pinned threads or processes, time is the wall clock."""
+
+import platform
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hardware.base import Execution, Hardware
+from hardware.real.crew import Crew
+from hardware.real.placement import check_policy
+from hardware.real.topology import Topology, read_topology
+from harness.errors import UserError, require
+from harness.program import Program
+
+
+@dataclass(frozen=True)
+class RealMachine(Hardware):
+    """The cores of this machine, spread over its NUMA nodes.
+
+    Workers are threads where the algorithm spends its time in a native kernel that releases the interpreter's lock, and
+    processes with a gloo group otherwise.
+
+    Args:
+        num_nodes: sockets to spread workers over, >= 1; None for all NUMA nodes. A machine with fewer nodes has its
+            cores split into virtual sockets, unless `strict`.
+        strict: refuse virtual sockets and more workers than cores, instead of giving notice.
+        pinning: whether each worker is bound to its own hardware threads.
+        memory_policy: where shared tensors lie: first_touch, interleave or bind:<node>.
+        intra_op_threads: torch's threads, and cores, per worker, >= 1.
+        timeout_s: after which a collective has failed, > 0.
+    """
+
+    kind: ClassVar[str] = "real"
+    clock_kind: ClassVar[str] = "wall"
+
+    num_nodes: int | None
+    strict: bool
+    pinning: bool
+    memory_policy: str
+    intra_op_threads: int
+    timeout_s: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_nodes is None or self.num_nodes >= 1, "hardware.num_nodes", "must be >= 1", self.num_nodes)
+        require(self.intra_op_threads >= 1, "hardware.intra_op_threads", "must be >= 1", self.intra_op_threads)
+        require(self.timeout_s > 0, "hardware.timeout_s", "must be > 0", self.timeout_s)
+        if not self.memory_policy.startswith("bind:"):  # which nodes there are, `check` finds out
+            check_policy(self.memory_policy, [])
+
+    @property
+    def shares_memory(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def workers_offered(self) -> int:
+        """`num_workers`, or as many as there are cores for."""
+        return self.num_workers or max(self.topology.num_cores // self.intra_op_threads, 1)
+
+    @cached_property
+    def topology(self) -> Topology:
+        """The cores in use."""
+        machine = read_topology()
+        return machine if self.num_nodes is None else machine.with_sockets(self.num_nodes)
+
+    def check(self) -> list[str]:
+        """Refuse what this machine lacks; say what it pretends.
+
+        Raises:
+            UserError: if `strict`, or if memory is bound to a node that is not there.
+        """
+        check_policy(self.memory_policy, self._nodes)
+        notices = [notice for notice in (self._virtual_sockets(), self._oversubscription()) if notice]
+        if self.strict and notices:
+            raise UserError(f"{notices[0]}: hardware.strict=true refuses this; set it to false or ask for less")
+        return [f"{notice} (hardware.strict=true refuses this)" for notice in notices]
+
+    def execute(self, program: Program, progress: Callable[[int], None]) -> Execution:
+        """Run on threads or processes; see `Hardware.execute`."""
+        from hardware.real.processes import run_in_processes  # noqa: PLC0415 - torch.distributed only where it runs
+        from hardware.real.threads import run_in_threads  # noqa: PLC0415
+
+        threads = program.algorithm.releases_gil(program.problem)
+        execution = (run_in_threads if threads else run_in_processes)(self._crew, program, progress)
+        execution.facts = {**self._facts(), "workers": "threads" if threads else "processes", **execution.facts}
+        execution.tags += ["virtual-sockets"] * self.topology.virtual + ["oversubscribed"] * bool(
+            self._oversubscription()
+        )
+        return execution
+
+    @property
+    def _nodes(self) -> list[int]:
+        return sorted({core.node for core in self.topology.cores})
+
+    @property
+    def _crew(self) -> Crew:
+        anywhere = tuple(sorted({cpu for core in self.topology.cores for cpu in core.cpus}))
+        cpus = self.topology.spread(self.workers_offered, self.intra_op_threads)
+        return Crew(
+            cpus=cpus if self.pinning else [anywhere] * self.workers_offered,
+            nodes=self._nodes,
+            memory_policy=self.memory_policy,
+            intra_op_threads=self.intra_op_threads,
+            timeout_s=self.timeout_s,
+        )
+
+    def _virtual_sockets(self) -> str:
+        if not self.topology.virtual:
+            return ""
+        cores, sockets = self.topology.num_cores, self.num_nodes
+        has = f"hardware.num_nodes={sockets}: this machine has {_count(len(self._nodes), 'NUMA node')}"
+        if cores >= len({core.socket for core in self.topology.cores}):
+            return f"{has}; its {cores} cores are split into {sockets} virtual sockets"
+        return f"{has} and {_count(cores, 'core')}, which {sockets} virtual sockets share"
+
+    def _oversubscription(self) -> str:
+        workers, threads, cores = self.workers_offered, self.intra_op_threads, self.topology.num_cores
+        if workers * threads <= cores:
+            return ""
+        each = f" with {threads} threads each" if threads > 1 else ""
+        return f"hardware.num_workers={workers}: {_count(workers, 'worker')}{each} share {_count(cores, 'core')}"
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "host": socket.gethostname(),
+            "cpu_model": cpu_model(),
+            "topology": self.topology.describe(),
+            "virtual_sockets": self.topology.virtual,
+            "oversubscribed": bool(self._oversubscription()),
+            "pinning": [list(cpus) for cpus in self._crew.cpus] if self.pinning else None,
+        }
+
+
+def cpu_model() -> str:
+    """The processor's name, as the kernel tells it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("s" if number != 1 else "")

@@ -1,0 +1,93 @@
+"""What a worker process and its parent say to each other over their pipe.
+
+The worker says `Arrived` when it gets to a point where all must meet, and waits for the parent's answer; the other
+messages need none.
+
+    worker                       parent
+    Arrived("start")        ->
+                            <-   host time at which the clock starts
+    Arrived("shared", ...)  ->                                         once per shared tensor
+                            <-   its offset in the common segment
+    Arrived("filled", ...)  ->
+                            <-   None
+    Observed(...)           ->                                         at milestones
+    Finished(...)           ->
+    Arrived("end")          ->
+                            <-   None
+    Failed(...)             ->                                         instead of all that should have followed
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from hardware.real.breakdown import Ledger
+from harness.errors import UserError
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A worker is where all must meet.
+
+    Args:
+        place: "start", "shared", "filled" or "end".
+        detail: equal on every worker, or the run is wrong.
+        length_bytes: memory wanted.
+    """
+
+    place: str
+    detail: str = ""
+    length_bytes: int = 0
+
+    @classmethod
+    def to_share(cls, name: str, tensor: torch.Tensor) -> "Arrived":
+        """At a call of `shared`."""
+        detail = f"{name!r} of shape {tuple(tensor.shape)} and {tensor.dtype}"
+        return cls("shared", detail, max(tensor.nbytes, 1))
+
+    def __str__(self) -> str:
+        return {"start": "begins", "shared": "shares", "filled": "has shared", "end": "ends"}[self.place] + (
+            f" {self.detail}" if self.detail else ""
+        )
+
+
+def disagreement(first: Arrived, rank: int, other: Arrived) -> UserError:
+    """Workers are not where they should all be."""
+    return UserError(f"worker 0 {first}, but worker {rank} {other}: all must share the same tensors in the same order")
+
+
+@dataclass(frozen=True)
+class Observed:
+    """An observation, whose parameters lie in the worker's segment of snapshots."""
+
+    time_s: float
+    host_s: float
+    samples: int
+    updates: int
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A worker has left `train`.
+
+    Args:
+        placement: where the pages of each shared tensor lie, and the policy they were given.
+    """
+
+    ledger: Ledger
+    placement: dict[str, dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A worker cannot go on.
+
+    Args:
+        host_s: when it found out.
+    """
+
+    error: Exception
+    host_s: float

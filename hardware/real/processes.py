@@ -1,0 +1,239 @@
+"""Workers as processes: what the parent does.
+
+Processes come from a fork server that has already imported torch, so a second run starts in tens of milliseconds and
+many workers start as fast as two. The parent only listens: it lets workers meet, keeps what they observe, notices who
+died, and ends the others.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, Self
+
+from hardware.base import Execution
+from hardware.real import worker_process
+from hardware.real.breakdown import break_down
+from hardware.real.counters import SharedCounters
+from hardware.real.crew import Crew
+from hardware.real.messages import Arrived, Failed, Finished, Observed, disagreement
+from hardware.real.parcel import Parcel
+from hardware.real.placement import tensor_over
+from hardware.real.segment import Segment
+from hardware.real.signals import deaf, terminable
+from hardware.real.worker_process import Launch
+from harness.errors import WorkerFailed
+from harness.program import Program
+from harness.worker import COUNTERS, Observation
+
+PROGRESS_S = 0.25  # between two calls of `progress`
+LEAD_S = 0.001  # from the answer at "start" to the start of the clock
+SETTLE_S = 0.5  # after a first failure, to see whether it was only the consequence of another
+GRACE_S = 2.0  # for a process to end by itself, and then after SIGTERM
+
+
+def run_in_processes(crew: Crew, program: Program, progress: Callable[[int], None]) -> Execution:
+    """Run a program on one process per worker; see `Hardware.execute`."""
+    with terminable(), _Parent(crew, program) as parent:
+        parent.listen(progress)
+        return parent.execution()
+
+
+class _Parent:
+    """The processes of one run, and what is known of them."""
+
+    def __init__(self, crew: Crew, program: Program) -> None:
+        worker_process.touch(program)
+        self._crew, self._synchronous = crew, program.algorithm.synchronous
+        self._program = Parcel(program)
+        self._common = {"rendezvous": Segment(), "counters": Segment(8 * len(COUNTERS)), "shared": Segment()}
+        self._snapshots = [Segment() for _ in crew.cpus]
+        self._counters = SharedCounters(self._common["counters"])
+        self._context = _fork_server(program)
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        self._open: dict[Connection, int] = {}  # pipes that may still say something, by rank
+        self._arrived: dict[int, Arrived] = {}
+        self._observed: list[tuple[int, Observed]] = []
+        self._finished: dict[int, Finished] = {}
+        self._failures: list[Failed] = []
+        self._ended: set[int] = set()
+        self._start_s = 0.0
+
+    def __enter__(self) -> Self:
+        try:
+            for rank in range(self._crew.num_workers):
+                self._start(rank)
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def listen(self, progress: Callable[[int], None]) -> None:
+        """Serve the workers until all have ended or one has failed."""
+        due_s = time.perf_counter() + PROGRESS_S
+        while not self._failures and len(self._ended) < self._crew.num_workers:
+            self._serve(due_s - time.perf_counter())
+            if time.perf_counter() >= due_s:
+                progress(self._counters.value("samples"))
+                due_s = time.perf_counter() + PROGRESS_S
+        settled_s = time.perf_counter() + SETTLE_S
+        while self._failures and self._open and time.perf_counter() < settled_s:
+            self._serve(settled_s - time.perf_counter())
+        progress(self._counters.value("samples"))
+
+    def execution(self) -> Execution:
+        """What came of it."""
+        execution = Execution(observations=self._observations(), failure=self._failure())
+        if self._failures:
+            return execution
+        finished = [self._finished[rank] for rank in range(self._crew.num_workers)]
+        breakdown = break_down([each.ledger for each in finished], self._start_s, self._synchronous)
+        execution.workers = breakdown.workers
+        if breakdown.overlap_frac is not None:
+            execution.metrics["perf/overlap_frac"] = breakdown.overlap_frac
+        if finished[0].placement:
+            execution.facts["placement"] = finished[0].placement
+        return execution
+
+    def _start(self, rank: int) -> None:
+        ours, theirs = self._context.Pipe()
+        launch = Launch(
+            rank=rank,
+            crew=self._crew,
+            environment=dict(os.environ),
+            program=self._program,
+            connection=theirs,
+            snapshots=self._snapshots[rank],
+            **self._common,
+        )
+        process = self._context.Process(target=worker_process.main, args=(launch,), name=f"worker {rank}")
+        self._processes.append(process)
+        self._pipes.append(ours)
+        process.start()
+        theirs.close()
+        self._open[ours] = rank
+
+    def _serve(self, timeout_s: float) -> None:
+        sentinels = {self._processes[rank].sentinel: pipe for pipe, rank in self._open.items()}
+        for ready in wait([*self._open, *sentinels], max(timeout_s, 0.0)):
+            if isinstance(ready, Connection):
+                self._receive(ready)
+            elif sentinels[ready] in self._open:
+                self._bury(sentinels[ready])
+        self._let_meet()
+
+    def _receive(self, pipe: Connection) -> bool:
+        """Take one message. Returns false once there will be no more."""
+        rank = self._open[pipe]
+        try:
+            message = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return False  # its sentinel tells the rest
+        match message:
+            case Arrived():
+                self._arrived[rank] = message
+            case Observed():
+                self._observed.append((rank, message))
+            case Finished():
+                self._finished[rank] = message
+            case Failed():
+                self._failures.append(message)
+                del self._open[pipe]
+                return False
+        return True
+
+    def _bury(self, pipe: Connection) -> None:
+        """A process is gone: take what it still said, then say how it went."""
+        rank = self._open[pipe]
+        while pipe in self._open and pipe.poll() and self._receive(pipe):
+            pass
+        if self._open.pop(pipe, None) is not None and rank not in self._ended:
+            self._processes[rank].join()
+            # A death explains the broken connections of all others, which may have been quicker to complain.
+            self._failures.insert(0, Failed(WorkerFailed(self._obituary(rank)), float("-inf")))
+
+    def _obituary(self, rank: int) -> str:
+        process = self._processes[rank]
+        if process.exitcode >= 0:
+            return f"worker {rank} (pid {process.pid}) ended with exit code {process.exitcode} in mid-run"
+        number = -process.exitcode
+        return f"worker {rank} (pid {process.pid}) was killed by signal {number} ({signal.Signals(number).name})"
+
+    def _let_meet(self) -> None:
+        """Answer the workers, once all have arrived at the same place."""
+        if len(self._arrived) < self._crew.num_workers:
+            return
+        arrived, self._arrived = self._arrived, {}
+        for rank, place in arrived.items():
+            if place != arrived[0]:
+                self._failures.append(Failed(disagreement(arrived[0], rank, place), time.perf_counter()))
+                return
+        answer = self._answer(arrived[0])
+        for pipe in self._pipes:
+            with suppress(BrokenPipeError):  # it died since; its sentinel tells
+                pipe.send(answer)
+
+    def _answer(self, arrived: Arrived) -> float | int | None:
+        if arrived.place == "start":
+            self._start_s = time.perf_counter() + LEAD_S
+            return self._start_s
+        if arrived.place == "shared":
+            return self._common["shared"].grow(arrived.length_bytes)
+        if arrived.place == "end":
+            self._ended.update(range(self._crew.num_workers))
+        return None
+
+    def _failure(self) -> Exception | None:
+        return min(self._failures, key=lambda failed: failed.host_s).error if self._failures else None
+
+    def _observations(self) -> list[Observation]:
+        maps = [segment.map(shared=False) if self._any(rank) else None for rank, segment in enumerate(self._snapshots)]
+        observations = [_observation(seen, maps[rank]) for rank, seen in self._observed]
+        return sorted(observations, key=lambda observation: observation.samples)
+
+    def _any(self, rank: int) -> bool:
+        return any(observer == rank for observer, _ in self._observed)
+
+    def _stop(self) -> None:
+        """End every process and let go of everything, whatever state it is in."""
+        with deaf():
+            started = [process for process in self._processes if process.pid is not None]
+            if len(self._ended) == self._crew.num_workers and not self._failures:
+                _join(started)
+            for end in ("terminate", "kill"):
+                for process in started:
+                    getattr(process, end)()
+                _join(started)
+            for process in started:
+                process.close()
+            for pipe in self._pipes:
+                pipe.close()
+            segments: list[Any] = [self._program, *self._common.values(), *self._snapshots]
+            for segment in segments:
+                segment.close()
+
+
+def _observation(seen: Observed, pages: Any) -> Observation:
+    parameters = tensor_over(pages, seen.shape, seen.dtype, seen.offset)
+    return Observation(seen.time_s, seen.host_s, seen.samples, seen.updates, parameters)
+
+
+def _join(processes: list[Any]) -> None:
+    deadline_s = time.perf_counter() + GRACE_S
+    for process in processes:
+        process.join(max(0.0, deadline_s - time.perf_counter()))
+
+
+def _fork_server(program: Program) -> Any:
+    """The context of the fork server. What it imports before its first fork, no worker has to import."""
+    context = multiprocessing.get_context("forkserver")
+    modules = [worker_process.__name__, type(program.algorithm).__module__, type(program.problem).__module__]
+    context.set_forkserver_preload(["__main__", *modules])
+    return context

@@ -1,0 +1,205 @@
+"""Workers as pinned threads of this process, for programs whose inner loop is a native kernel.
+
+The kernel releases the interpreter's lock, the threads start in microseconds, and what they share is ordinary memory.
+"""
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hardware.base import Execution
+from hardware.real.breakdown import Ledger, break_down
+from hardware.real.counters import LocalCounters
+from hardware.real.crew import Background, Crew, as_failure
+from hardware.real.host_clock import HostClock
+from hardware.real.messages import Arrived, disagreement
+from hardware.real.placement import allocate, prove
+from hardware.real.signals import deaf
+from harness.kernels import Kernel
+from harness.program import Program
+from harness.worker import Observation, Place, Worker
+
+PROGRESS_S = 0.25  # between two calls of `progress`
+
+
+def run_in_threads(crew: Crew, program: Program, progress: Callable[[int], None]) -> Execution:
+    """Run a program on one thread per worker; see `Hardware.execute`."""
+    if program.problem.kernel is not None:
+        program.problem.kernel.warm_up()
+    torch_threads = torch.get_num_threads()
+    run = _Run(crew, program)
+    try:
+        run.start()
+        while not run.over.wait(PROGRESS_S):
+            progress(run.counters.value("samples"))
+    finally:
+        run.stop()
+        torch.set_num_threads(torch_threads)
+    progress(run.counters.value("samples"))
+    return run.execution()
+
+
+class _Stopped(BaseException):
+    """Raised in a worker once another one has failed, or the user has had enough."""
+
+
+@dataclass(frozen=True)
+class SharedTensor:
+    """A tensor all workers see, and the policy its pages were given."""
+
+    name: str
+    tensor: torch.Tensor
+    policy: str
+
+
+class _Run:
+    """The threads of one run, and what they share."""
+
+    def __init__(self, crew: Crew, program: Program) -> None:
+        self.crew, self.program = crew, program
+        self.counters = LocalCounters()
+        self.over = threading.Event()
+        self.stopping = False
+        self._meeting = threading.Barrier(crew.num_workers)
+        self.shared: list[SharedTensor] = []
+        self._arrivals: list[list[Arrived]] = [[] for _ in crew.cpus]  # of each worker, one per meeting
+        self.observations: list[Observation] = []
+        self.start_s = 0.0
+        self._ledgers: dict[int, Ledger] = {}
+        self._failures: list[Exception] = []
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=self._work, args=(rank,), name=f"worker {rank}", daemon=True)
+            for rank in range(crew.num_workers)
+        ]
+
+    def start(self) -> None:
+        """Start all workers; the last one ready starts the clock."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Have the workers leave at their next call, and wait until they have."""
+        self.stopping = True
+        self._meeting.abort()
+        with deaf():
+            for thread in self._threads:
+                if thread.ident is not None:
+                    thread.join()
+
+    def meet(self, rank: int, arrived: Arrived) -> None:
+        """Wait for all workers, which must have come for the same.
+
+        Raises:
+            UserError: if they have not.
+        """
+        self._arrivals[rank].append(arrived)
+        try:
+            self._meeting.wait()
+        except threading.BrokenBarrierError:
+            raise _Stopped from None
+        together = [arrivals[len(self._arrivals[rank]) - 1] for arrivals in self._arrivals]
+        for other, place in enumerate(together):
+            if place != together[0]:
+                raise disagreement(together[0], other, place)
+
+    def execution(self) -> Execution:
+        """What came of it."""
+        execution = Execution(observations=sorted(self.observations, key=lambda observation: observation.samples))
+        if self._failures:
+            execution.failure = self._failures[0]
+            return execution
+        ledgers = [self._ledgers[rank] for rank in range(self.crew.num_workers)]
+        execution.workers = break_down(ledgers, self.start_s, self.program.algorithm.synchronous).workers
+        if self.shared:
+            execution.facts["placement"] = {
+                each.name: {"policy": each.policy, "pages_by_node": prove(each.tensor)} for each in self.shared
+            }
+        return execution
+
+    def _work(self, rank: int) -> None:
+        try:
+            os.sched_setaffinity(0, self.crew.cpus[rank])
+            torch.set_num_threads(self.crew.intra_op_threads)
+            self._train(ThreadPlace(rank, self))
+        except _Stopped:
+            pass
+        except BaseException as error:
+            with self._lock:
+                self._failures.append(as_failure(rank, error, traceback.format_exc()))
+            self.stopping = True
+            self._meeting.abort()
+        finally:
+            with self._lock:
+                if self.stopping or len(self._ledgers) == self.crew.num_workers:
+                    self.over.set()
+
+    def _train(self, place: "ThreadPlace") -> None:
+        self.meet(place.rank, Arrived("start"))
+        with self._lock:
+            self.start_s = self.start_s or time.perf_counter()
+        place.clock = clock = HostClock(self.start_s)
+        self.program.run(Worker(place, self.program))
+        place.finish()
+        none = np.empty((0, 4))
+        ledger = Ledger(time.perf_counter(), place.kernel_s, clock.pauses, {}, none, sent_bytes=0, peak_bytes=None)
+        self.meet(place.rank, Arrived("end"))
+        with self._lock:
+            self._ledgers[place.rank] = ledger
+
+
+class ThreadPlace(Place):
+    """Where a worker thread runs."""
+
+    def __init__(self, rank: int, run: _Run) -> None:
+        self.rank, self.num_workers = rank, run.crew.num_workers
+        self.device = torch.device("cpu")
+        self.kernel_s = 0.0
+        self._run = run
+        self._num_shared = 0
+        self._background = Background(run.crew.timeout_s)
+
+    def add(self, counter: str, amount: int) -> int:
+        """Atomically add to a counter; returns its value before."""
+        self._leave_if_stopping()
+        return self._run.counters.add(counter, amount)
+
+    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """One tensor of this process, placed by the policy and initialised by rank 0."""
+        run = self._run
+        if self.rank == 0:
+            common, policy = allocate(tensor.shape, tensor.dtype, run.crew.memory_policy, run.crew.nodes)
+            run.shared.append(SharedTensor(name, common.copy_(tensor.detach()), policy))
+        run.meet(self.rank, Arrived.to_share(name, tensor))
+        self._num_shared += 1
+        return run.shared[self._num_shared - 1].tensor
+
+    def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+        """Run a native kernel."""
+        self._leave_if_stopping()
+        begin_s = time.perf_counter()
+        kernel(model, samples, learning_rate)
+        self.kernel_s += time.perf_counter() - begin_s
+
+    def background(self, activity: Callable[[], None]) -> None:
+        """Start a helper activity, another thread on the same CPUs."""
+        self._background.start(activity)
+
+    def report(self, observation: Observation) -> None:
+        """Keep an observation."""
+        self._run.observations.append(observation)
+
+    def finish(self) -> None:
+        """Wait for the helper activities."""
+        self._background.finish()
+
+    def _leave_if_stopping(self) -> None:
+        if self._run.stopping:
+            raise _Stopped
+        self._background.check()

@@ -1,0 +1,166 @@
+"""A simulated rank, as its worker sees it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import simpy
+import torch
+import torch.distributed as dist
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hardware.simulated import torch_world
+from hardware.simulated.clock import VirtualClock
+from hardware.simulated.compute import Compute
+from hardware.simulated.engine import Engine
+from hardware.simulated.fabric import Fabric, described
+from hardware.simulated.process_group import BACKEND
+from hardware.simulated.shared_models import SharedModels
+from harness.errors import UserError
+from harness.kernels import Kernel
+from harness.sparse_kernel import SparseLinearKernel
+from harness.worker import COUNTERS, Observation, Place
+
+
+@dataclass
+class Machine:
+    """The state of one run, seen by all its ranks."""
+
+    engine: Engine
+    fabric: Fabric
+    compute: Compute
+    num_ranks: int
+    models: SharedModels | None
+    store: dist.Store = field(default_factory=dist.HashStore)
+    counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
+    tensors: dict[str, tuple[torch.Tensor, simpy.Event]] = field(default_factory=dict)
+    observations: list[Observation] = field(default_factory=list)
+
+
+class SimulatedPlace(Place):
+    """One rank of a simulated machine."""
+
+    def __init__(self, machine: Machine, rank: int) -> None:
+        self.rank, self.num_workers = rank, machine.num_ranks
+        self.device = torch.device("cpu")
+        self.clock = VirtualClock(machine.engine)
+        self._machine = machine
+        self.finish_s = 0.0  # when `live`'s body ended
+        self._world = torch_world.RankWorld(machine.fabric)
+        self._helpers: list[simpy.Event] = []
+
+    def live(self, body: Callable[[], None]) -> None:
+        """Run `body` as this rank's main activity, in a default process group that lasts as long as its helpers."""
+        engine, store = self._machine.engine, self._machine.store
+        group = torch_world.default_group(BACKEND, self.rank, self.num_workers, store)
+        with torch_world.entered(self._world), group:
+            with self._computing():
+                body()
+            self.finish_s = self.clock.now()
+            for helper in self._helpers:
+                engine.wait(helper, "the end of its background activity")
+
+    def add(self, counter: str, amount: int) -> int:
+        """Add to a counter, at this rank's virtual time."""
+        self._machine.engine.sync()
+        before = self._machine.counters[counter]
+        self._machine.counters[counter] = before + amount
+        return before
+
+    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """One tensor seen by all ranks; handing it out costs no virtual time.
+
+        Raises:
+            UserError: on a machine without shared memory, or if ranks differ in shape or dtype.
+        """
+        machine = self._machine
+        if machine.models is None:
+            raise UserError(
+                f"worker.shared({name!r}) needs workers that share memory, and hardware.memory is null: choose a "
+                "hardware with shared memory, such as sim_numa2"
+            )
+        machine.engine.sync()
+        with machine.engine.uncharged():
+            fresh = (torch.empty_like(tensor.detach()), machine.engine.env.event())
+        shared, ready = machine.tensors.setdefault(name, fresh)
+        if described(shared) != described(tensor):
+            raise UserError(
+                f"worker.shared({name!r}) must be given one dtype and shape by all workers, got {described(shared)} "
+                f"and {described(tensor)} from rank {self.rank}"
+            )
+        if self.rank == 0:
+            with machine.engine.uncharged():
+                shared.copy_(tensor.detach())
+            machine.models.add(shared)
+            ready.succeed()
+        machine.engine.wait(ready, f"rank 0 to share {name!r}")
+        return shared
+
+    def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+        """Run a native kernel: update by update on a shared model, at once on a private one.
+
+        Raises:
+            UserError: if the kernel does not say what it costs.
+        """
+        machine, activity = self._machine, self._machine.engine.current
+        activity.owe(0.0)  # a kernel's samples cost what the kernel costs
+        if machine.models is not None and machine.models.holds(model):
+            machine.models.run(self.rank, kernel, model, samples, learning_rate)
+            return
+        if not isinstance(kernel, SparseLinearKernel):
+            raise UserError(f"worker.run must be given a kernel whose nonzeros can be counted, got {kernel!r}")
+        kernel(model, samples, learning_rate)
+        with machine.engine.uncharged():
+            nonzeros = kernel.nonzeros(samples)
+        cost = machine.compute.kernel
+        activity.charge(len(samples) * cost.sample_s + nonzeros * cost.nonzero_s)
+
+    def background(self, activity: Callable[[], None]) -> None:
+        """Start another activity of this rank, at this rank's virtual time."""
+        engine = self._machine.engine
+        ended = engine.env.event()
+        self._helpers.append(ended)
+
+        def body() -> None:
+            with torch_world.entered(self._world), self._computing():
+                activity()
+            engine.sync()
+            ended.succeed()
+
+        engine.spawn(self.rank, f"rank {self.rank} (background)", body, self.clock.now())
+
+    def dealt(self, num_samples: int) -> None:
+        """Owe the cost of a batch; where memory is shared, first let others' writes land."""
+        engine = self._machine.engine
+        if self._machine.models is not None:
+            engine.sync()
+        engine.current.now()
+        engine.current.owe(self._machine.compute.batch_s(num_samples))
+
+    def report(self, observation: Observation) -> None:
+        """Keep an observation."""
+        self._machine.observations.append(observation)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """A block whose torch operators are charged to the current activity, and land on shared models in time."""
+        activity = self._machine.engine.current
+        models = self._machine.models
+        landing = nullcontext() if models is None else _Landing(self._machine.engine, models)
+        with self._machine.compute.watch(activity.charge), landing:
+            yield
+
+
+class _Landing(TorchDispatchMode):
+    """Lets an update of a shared model land when its computation is paid for, not before."""
+
+    def __init__(self, engine: Engine, models: SharedModels) -> None:
+        super().__init__()
+        self._engine, self._models = engine, models
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        target = args[0] if args and func._schema.is_mutable else None
+        if isinstance(target, torch.Tensor) and self._models.shares_storage(target):
+            self._engine.sync()
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,163 @@
+"""The shared models of a run: their values, the state of their cache lines, and the chunks of samples under way.
+
+Chunks of all ranks advance together, in virtual time, up to the next event of the rest of the simulation.
+"""
+
+from dataclasses import dataclass, fields
+from functools import partial
+
+import numpy as np
+import torch
+
+from hardware.simulated import memory_loop
+from hardware.simulated.compute import KernelCost
+from hardware.simulated.engine import Engine
+from hardware.simulated.memory import SharedMemory
+from hardware.simulated.memory_loop import Costs, Rows
+from harness.errors import UserError
+from harness.kernels import Kernel
+from harness.sparse_kernel import SparseLinearKernel
+
+
+@dataclass(frozen=True)
+class _Model:
+    index: int
+    first_line: int
+    first_coordinate: int
+
+
+class SharedModels:
+    """Tensors seen by all ranks, and the kernels that work on them.
+
+    Args:
+        memory: what cache lines cost.
+        kernel_cost: what a kernel costs when every line is at hand.
+        num_ranks: <= 64.
+    """
+
+    def __init__(self, engine: Engine, memory: SharedMemory, kernel_cost: KernelCost, num_ranks: int) -> None:
+        self._engine, self._memory, self._kernel_cost = engine, memory, kernel_cost
+        self._workers = np.zeros(num_ranks, memory_loop.WORKER)
+        self._workers["next_s"] = np.inf
+        self._workers["socket"] = [memory.socket(rank) for rank in range(num_ranks)]
+        self._samples = np.zeros((num_ranks, 0), np.int32)
+        self._lines = np.zeros(0, memory_loop.LINE)
+        self._written = np.zeros(0, np.int64)
+        self._versions = np.zeros(0, np.int64)
+        self._bins = np.zeros(memory_loop.STALENESS_BINS, np.int64)
+        self._tally = np.zeros(1, memory_loop.TALLY)
+        self._models: dict[int, _Model] = {}
+        self._kernel: SparseLinearKernel | None = None
+        self._rows: Rows
+        self._costs: Costs
+        self._ends = [engine.env.event() for _ in range(num_ranks)]
+        self._alarm = 0
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Make a tensor known as shared; the caller keeps it alive."""
+        lines_needed = -(-tensor.nbytes // self._memory.line_bytes)
+        self._models[tensor.data_ptr()] = _Model(len(self._versions), len(self._lines), len(self._written))
+        fresh = np.zeros(lines_needed, memory_loop.LINE)
+        fresh["owner"] = memory_loop.NOBODY
+        self._lines = np.concatenate([self._lines, fresh])
+        self._written = np.concatenate([self._written, np.zeros(tensor.numel(), np.int64)])
+        self._versions = np.concatenate([self._versions, np.zeros(1, np.int64)])
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` is one of these models."""
+        return tensor.data_ptr() in self._models
+
+    def shares_storage(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` is one of these models or a view into one."""
+        return tensor.untyped_storage().data_ptr() in self._models
+
+    def run(self, rank: int, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+        """Run a chunk of samples on a shared model, as the current activity, and spend its time."""
+        engine = self._engine
+        engine.sync()
+        if len(samples) == 0:
+            return
+        self._adopt(kernel)
+        self._enter(rank, model, samples, learning_rate)
+        self._ends[rank] = engine.env.event()
+        self._schedule()
+        begin_s = engine.env.now
+        engine.wait(self._ends[rank], "the end of its chunk of samples")
+        engine.current.compute_s += engine.current.local_s - begin_s
+
+    def metrics(self) -> dict[str, object]:
+        """Staleness and conflicts of all updates by kernels; empty if there were none."""
+        tally = self._tally[0]
+        updates = int(tally["updates"])
+        if updates == 0:
+            return {}
+        counts = np.trim_zeros(self._bins, "b")
+        return {
+            "async/staleness_mean": int(tally["staleness"]) / updates,
+            "async/staleness_p95": int(np.searchsorted(np.cumsum(counts), 0.95 * updates)),
+            "async/staleness_max": int(tally["stalest"]),
+            "async/staleness_hist": counts.tolist(),
+            "async/conflict_frac": int(tally["conflicts"]) / updates,
+        }
+
+    def _adopt(self, kernel: Kernel) -> None:
+        if kernel is self._kernel:
+            return
+        if not isinstance(kernel, SparseLinearKernel) or self._kernel is not None:
+            raise UserError(
+                "worker.run must be given one and the same SparseLinearKernel where memory is shared and simulated, "
+                f"got {kernel!r}: use one kernel, or a hardware without hardware.memory"
+            )
+        rows = kernel.rows
+        self._kernel = kernel
+        self._rows = Rows(
+            rows.indptr.numpy(), rows.indices.numpy(), rows.values.numpy(), kernel.labels.numpy(), kernel.loss_code
+        )
+        in_line = self._memory.line_bytes // rows.values.itemsize
+        named = {field.name: getattr(self._memory, field.name) for field in fields(self._memory)}
+        prices = {name: float(value) for name, value in named.items() if name in Costs._fields}
+        cost = self._kernel_cost
+        self._costs = Costs(cost.sample_s, cost.nonzero_s, line_shift=in_line.bit_length() - 1, **prices)
+
+    def _enter(self, rank: int, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+        if len(samples) > self._samples.shape[1]:
+            wider = np.zeros((len(self._workers), len(samples)), np.int32)
+            wider[:, : self._samples.shape[1]] = self._samples
+            self._samples = wider
+        self._samples[rank, : len(samples)] = samples.numpy()
+        place, worker = self._models[model.data_ptr()], self._workers[rank]
+        worker["next_s"], worker["learning_rate"] = self._engine.env.now, learning_rate
+        worker["weights"], worker["num_weights"] = model.data_ptr(), model.numel()
+        worker["model"] = place.index
+        worker["first_line"], worker["first_coordinate"] = place.first_line, place.first_coordinate
+        worker["position"], worker["count"], worker["writes"] = 0, len(samples), 0
+
+    def _schedule(self) -> None:
+        """Wake at the earliest event of any worker; an alarm set before for a later one is void."""
+        rank = int(self._workers["next_s"].argmin())
+        next_s = float(self._workers["next_s"][rank])
+        if next_s < np.inf:
+            self._alarm += 1
+            self._engine.at(next_s, rank, partial(self._advance, self._alarm))
+
+    def _advance(self, alarm: int) -> None:
+        if alarm != self._alarm:
+            return
+        env, updates_before = self._engine.env, int(self._tally[0]["updates"])
+        rank = memory_loop.advance(
+            env.now,
+            env.peek(),
+            self._workers,
+            self._samples,
+            self._lines,
+            self._written,
+            self._versions,
+            self._bins,
+            self._tally,
+            self._rows,
+            self._costs,
+        )
+        self._engine.events += 2 * (int(self._tally[0]["updates"]) - updates_before)
+        if rank != memory_loop.NOBODY:
+            self._engine.at(float(self._workers["finish_s"][rank]), rank, self._ends[rank].succeed)
+        self._schedule()

@@ -1,0 +1,121 @@
+"""A `torch.distributed` world per simulated rank: the one module that touches torch's private state.
+
+`torch.distributed` keeps its groups in one world object per process. Here the world is looked up by thread, so that
+each simulated rank has its own; threads outside the simulation keep theirs. Everything is put back on exit.
+
+Touched: `distributed_c10d._world`, `_backend` and `_default_pg_init_method`, the thread isolation mode of the registry
+of group names, `sys.excepthook` (which `init_process_group` wraps anew for every rank), `_register_process_group` and
+`_unregister_all_process_groups`.
+"""
+# mypy: disable-error-code="assignment, attr-defined"
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch._C import _distributed_c10d as native
+from torch.distributed import distributed_c10d as c10d
+
+_thread = threading.local()
+
+
+class RankWorld(c10d._World):
+    """The groups of one simulated rank.
+
+    Args:
+        fabric: what connects the ranks; handed to the groups as they are made.
+    """
+
+    # The base class keeps these in module globals, behind properties.
+    pg_map: Any = None
+    pg_names: Any = None
+    pg_group_ranks: Any = None
+    pg_backend_config: Any = None
+    group_count: Any = None
+    tags_to_pg: Any = None
+    pg_to_tag: Any = None
+
+    def __init__(self, fabric: Any) -> None:
+        super().__init__()
+        self.fabric = fabric
+        self.pg_map, self.pg_names, self.pg_group_ranks, self.pg_backend_config = {}, {}, {}, {}
+        self.group_count, self.tags_to_pg, self.pg_to_tag = 0, {}, {}
+
+
+class _WorldByThread:
+    """Stands for `distributed_c10d._world`: every attribute is that of the calling thread's world."""
+
+    def __init__(self, outside: Any) -> None:
+        object.__setattr__(self, "outside", outside)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(getattr(_thread, "world", self.outside), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(getattr(_thread, "world", self.outside), name, value)
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """A block in which threads may have worlds of their own.
+
+    Torch computes in one thread meanwhile, so that results depend on no core count, and its global random numbers
+    begin at `seed`.
+    """
+    kept = c10d._world, c10d._backend, c10d._default_pg_init_method, sys.excepthook
+    num_threads = torch.get_num_threads()
+    c10d._world = _WorldByThread(c10d._world)
+    native._set_thread_isolation_mode(True)
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(num_threads)
+        native._set_thread_isolation_mode(False)
+        c10d._world, c10d._backend, c10d._default_pg_init_method, sys.excepthook = kept
+
+
+@contextmanager
+def entered(world: RankWorld) -> Iterator[None]:
+    """A block in which the calling thread belongs to the rank of `world`; its backward passes stay in the thread."""
+    _thread.world = world
+    threaded = torch.autograd.is_multithreading_enabled()
+    torch.autograd.set_multithreading_enabled(False)
+    for group, name in list(world.pg_names.items()):
+        native._register_process_group(name, group)
+    try:
+        yield
+    finally:
+        native._unregister_all_process_groups()
+        torch.autograd.set_multithreading_enabled(threaded)
+        del _thread.world
+
+
+@contextmanager
+def default_group(backend: str, rank: int, num_ranks: int, store: dist.Store) -> Iterator[None]:
+    """A block with a default process group of all ranks, in the world entered."""
+    hook = sys.excepthook
+    dist.init_process_group(backend, rank=rank, world_size=num_ranks, store=store)
+    sys.excepthook = hook
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def current_fabric() -> Any:
+    """What connects the ranks of the calling thread's world.
+
+    Raises:
+        RuntimeError: outside a simulation.
+    """
+    world = getattr(_thread, "world", None)
+    if world is None:
+        raise RuntimeError("the simulated backend exists only inside a simulation: run with a simulated hardware")
+    return world.fabric

@@ -1,0 +1,29 @@
+"""Composes setups in the test process, without the command line."""
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+
+from harness import setup as harness_setup
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def setup(*overrides):
+    """The checked setup of `python run.py *overrides`."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    return harness_setup.check(harness_setup.compose(config))[0]
+
+
+def options(group):
+    """The names of a group's options."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def execution(*overrides):
+    """What the hardware returns for `python run.py *overrides`."""
+    composed = setup(*overrides)
+    return composed.hardware.execute(composed.program(), lambda samples: None)

@@ -1,0 +1,194 @@
+"""Workers as processes: what they compute, how they end, and that nothing stays."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.errors import Diverged, UserError, WorkerFailed
+from tests.hardware.toys import (
+    Averaging,
+    Endless,
+    Everything,
+    KillsRankOne,
+    LateRankOne,
+    RaisesInRankOne,
+    ReportsCPUs,
+    Silent,
+    Wild,
+    WildHelped,
+    WildOdd,
+    Wrapped,
+    machine,
+    no_progress,
+    program,
+)
+
+
+def run(algorithm=Averaging, num_workers=2, settings=None, **options):
+    return machine(num_workers, **settings or {}).execute(program(algorithm, **options), no_progress)
+
+
+def test_two_workers_take_the_steps_of_one_with_twice_the_batch():
+    one = run(num_workers=1, batch_size=8).observations
+    two = run(num_workers=2, batch_size=4).observations
+    assert [seen.samples for seen in two] == [64, 128, 192, 256]
+    for mine, reference in zip(two, one, strict=True):
+        assert mine.updates == reference.updates
+        # float64: two means of four are summed instead of one of eight
+        torch.testing.assert_close(mine.parameters, reference.parameters, rtol=1e-12, atol=0)
+
+
+def test_reports_account_for_the_run():
+    execution = run()
+    assert execution.facts["workers"] == "processes"
+    for worker in execution.workers:
+        assert worker.sent_bytes == 32 * 8  # 32 steps, one float64
+        assert worker.peak_bytes > 2**20
+        assert min(worker.compute_s, worker.comm_s, worker.idle_s) >= 0
+        assert worker.compute_s + worker.comm_s + worker.idle_s <= worker.finish_s * (1 + 1e-9)
+
+
+def test_waiting_for_a_late_worker_is_idleness():
+    early, late = run(LateRankOne, budget=64).workers
+    assert early.idle_s > 8 * 0.02 * 0.9  # 8 steps of at least 20 ms each; a sleep is never shorter
+    assert late.idle_s < early.idle_s
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_every_collective_gives_the_right_values(num_workers):
+    execution = run(Everything, num_workers)
+    total = num_workers * (num_workers + 1) / 2  # of 1 .. P
+    root = 2 * total + 2 + 2 * total  # all-reduce, broadcast of rank 0's, reduce
+    expected = root + 2 * total + 2 * total + total + 2 * num_workers  # ring: rank 0 hears the last rank
+    assert execution.failure is None
+    assert execution.observations[-1].parameters.item() == expected
+
+
+def test_the_bytes_of_every_collective_are_counted():
+    bytes_of_two = 8  # float32
+    root, other = (worker.sent_bytes for worker in run(Everything, 2).workers)
+    common = bytes_of_two * (
+        1 + 1 + 2 + 1 + 1
+    )  # all-reduce, all-gather, reduce-scatter of 4, all-to-all of 2, a message
+    assert (root, other) == (common + bytes_of_two, common + bytes_of_two)  # the root broadcasts, the other reduces
+
+
+def test_unmodified_ddp_is_metered():
+    execution = run(Wrapped)
+    plain = run(Averaging).observations[-1].parameters
+    torch.testing.assert_close(execution.observations[-1].parameters, plain, rtol=1e-12, atol=0)
+    assert all(worker.sent_bytes >= 32 * 8 and worker.comm_s > 0 for worker in execution.workers)
+
+
+def test_every_worker_is_pinned():
+    two = machine(2)
+    execution = two.execute(program(ReportsCPUs), no_progress)
+    masks = [sum(1 << cpu for cpu in cpus) for cpus in two.topology.spread(2)]
+    assert execution.observations[-1].parameters.tolist() == masks
+    assert execution.facts["pinning"] == [list(cpus) for cpus in two.topology.spread(2)]
+
+
+def test_more_workers_than_cores():
+    workers = len(os.sched_getaffinity(0)) + 1
+    execution = run(num_workers=workers)
+    assert execution.failure is None and execution.tags == ["oversubscribed"]
+
+
+def test_virtual_sockets_are_tagged():
+    execution = run(settings={"num_nodes": len(os.sched_getaffinity(0)) * 100})
+    assert "virtual-sockets" in execution.tags and execution.facts["virtual_sockets"] is True
+
+
+def test_shared_memory():
+    execution = run(Wild, native=False, settings={"memory_policy": "interleave"})
+    assert execution.observations[-1].updates == 256
+    assert 20 < execution.observations[-1].parameters.item() < 45  # the mean is 31.5
+    assert execution.facts["placement"]["model"] == {"policy": "interleave", "pages_by_node": {"0": 1}}
+
+
+def test_disagreement_about_shared_tensors_is_an_error():
+    failure = run(WildOdd, native=False).failure
+    assert isinstance(failure, UserError) and "worker 1 shares 'model 1'" in str(failure)
+
+
+def test_background_activities_run():
+    assert run(WildHelped, native=False).observations[-1].parameters.tolist() == [1.0, 1.0]
+
+
+def test_a_killed_worker_ends_the_run_and_what_was_observed_stays():
+    execution = run(KillsRankOne, milestones=[8, 16, 256])
+    assert isinstance(execution.failure, WorkerFailed)
+    assert str(execution.failure).startswith("worker 1 (pid ")
+    assert str(execution.failure).endswith("was killed by signal 9 (SIGKILL)")
+    assert [seen.samples for seen in execution.observations] == [8, 16]
+
+
+def test_an_exception_ends_the_run_and_carries_its_traceback():
+    failure = run(RaisesInRankOne).failure
+    assert isinstance(failure, WorkerFailed)
+    assert str(failure) == "worker 1 raised ZeroDivisionError: by design"
+    assert "in interfere" in failure.details
+
+
+def test_divergence_is_itself():
+    execution = run(learning_rate=1e30, budget=2560)
+    assert isinstance(execution.failure, Diverged)
+    assert not torch.isfinite(execution.observations[-1].parameters).all()
+
+
+def test_a_collective_that_hangs_ends_after_the_timeout():
+    failure = run(Silent, settings={"timeout_s": 1.0}).failure
+    assert isinstance(failure, WorkerFailed)
+    assert str(failure) == "worker 0 waited for the others for more than hardware.timeout_s: Timed out waiting 1000ms"
+
+
+def test_progress_is_told():
+    seen = []
+    machine(2).execute(program(), seen.append)
+    assert seen == sorted(seen) and seen[-1] == 256
+
+
+def test_interrupt_ends_the_workers_and_is_raised(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_PIDS", str(tmp_path / "pids"))
+
+    def interrupt(samples):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        machine(2).execute(program(Endless), interrupt)
+
+
+PARENT = """
+from tests.hardware.toys import Endless, machine, no_progress, program
+machine(2).execute(program(Endless), no_progress)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_parent_that_is_ended_leaves_nobody(tmp_path, how):
+    pids, files = tmp_path / "pids", set(os.listdir("/dev/shm"))
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TOY_PIDS": str(pids), "TMPDIR": str(temporary)}
+    with subprocess.Popen([sys.executable, "-c", PARENT], env=environment, stderr=subprocess.PIPE) as parent:
+        wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+        parent.send_signal(how)
+        parent.wait(10)
+    assert parent.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: -2}[how]
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.read_text().split()))
+    assert set(os.listdir("/dev/shm")) <= files
+    if how != signal.SIGKILL:
+        assert list(temporary.iterdir()) == []
+
+
+def wait_for(condition, timeout_s=20.0):
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.02)

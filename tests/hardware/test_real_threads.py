@@ -1,0 +1,89 @@
+"""Workers as threads."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+from harness.errors import UserError, WorkerFailed
+from tests.hardware.toys import Wild, WildHelped, WildOdd, WildRaises, machine, no_progress, program
+
+
+def test_one_thread_equals_the_kernel_alone():
+    trained = program(Wild, budget=128)
+    weights = torch.zeros(1, dtype=torch.float64)
+    order = trained.data.order(64, 128 + 4, trained.seed, 0)
+    trained.problem.kernel(weights, order[:128], 0.1)
+    execution = machine(1).execute(trained, no_progress)
+    assert torch.equal(execution.observations[-1].parameters, weights)
+    assert execution.facts["workers"] == "threads"
+
+
+def test_two_threads_share_one_model_and_the_budget():
+    execution = machine(2).execute(program(Wild), no_progress)
+    assert [seen.samples for seen in execution.observations] == [64, 128, 192, 256]
+    assert execution.observations[-1].updates == 256
+    assert 20 < execution.observations[-1].parameters.item() < 45  # the mean is 31.5
+    assert execution.facts["placement"] == {"model": {"policy": "first_touch", "pages_by_node": {"0": 1}}}
+    for worker in execution.workers:
+        assert 0 < worker.compute_s < worker.finish_s <= execution.run_s
+        assert (worker.comm_s, worker.idle_s, worker.sent_bytes, worker.peak_bytes) == (0.0, 0.0, 0, None)
+
+
+def test_each_thread_is_pinned(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(Wild, "interfere", lambda self, worker: seen.update({worker.rank: os.sched_getaffinity(0)}))
+    two = machine(2)
+    two.execute(program(Wild, batch_size=1), no_progress)
+    assert [tuple(cpus) for _, cpus in sorted(seen.items())] == two.topology.spread(2)
+
+
+def test_unpinned_threads_may_run_anywhere(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(Wild, "interfere", lambda self, worker: seen.update({worker.rank: os.sched_getaffinity(0)}))
+    execution = machine(2, pinning=False).execute(program(Wild), no_progress)
+    assert set(map(frozenset, seen.values())) == {frozenset(os.sched_getaffinity(0))}
+    assert execution.facts["pinning"] is None
+
+
+def test_one_failure_ends_all():
+    execution = machine(2).execute(program(WildRaises, budget=10**6, milestones=[4, 10**6]), no_progress)
+    assert isinstance(execution.failure, WorkerFailed)
+    assert str(execution.failure) == "worker 1 raised ZeroDivisionError: by design"
+    assert "ZeroDivisionError" in execution.failure.details
+    assert execution.workers == []
+
+
+def test_disagreement_is_an_error():
+    execution = machine(2).execute(program(WildOdd), no_progress)
+    assert isinstance(execution.failure, UserError)
+    assert "worker 0 shares 'model 0'" in str(execution.failure)
+    assert "worker 1 shares 'model 1'" in str(execution.failure)
+
+
+def test_background_activities_run():
+    execution = machine(2).execute(program(WildHelped), no_progress)
+    assert execution.observations[-1].parameters.tolist() == [1.0, 1.0]
+
+
+def test_torch_threads_are_restored():
+    before = torch.get_num_threads()
+    machine(2, intra_op_threads=1).execute(program(Wild), no_progress)
+    assert torch.get_num_threads() == before
+
+
+def test_interrupt_ends_the_threads_and_is_raised():
+    def interrupt(samples):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        machine(2).execute(program(Wild, budget=10**6, milestones=[10**6]), interrupt)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker")]
+
+
+def test_progress_is_told():
+    seen = []
+    machine(2).execute(program(Wild, budget=20000, milestones=[20000]), seen.append)
+    assert seen == sorted(seen) and seen[-1] == 20000

@@ -1,0 +1,128 @@
+import pytest
+import torch
+import torch.distributed as dist
+from simulated_ranks import execute, results
+from torch import nn
+
+from hardware.simulated.compute import Fixed, Roofline
+from hardware.simulated.network import Switch
+from harness.errors import UserError
+
+PEAK, RATE, OVERHEAD = 1e9, 1e8, 1e-5
+ROOFLINE = Roofline({"float32": PEAK, "float64": PEAK / 2}, RATE, OVERHEAD, 1e-9)
+
+
+def seconds(function, compute=ROOFLINE):
+    """Virtual seconds of `function()` on one rank."""
+
+    def body(worker):
+        before = worker.clock.now()
+        function()
+        return worker.clock.now() - before
+
+    return results(body, 1, compute=compute)[0]
+
+
+def test_matrix_product_is_bound_by_arithmetic():
+    a, b = torch.ones(100, 200), torch.ones(200, 300)
+    assert seconds(lambda: a @ b) == pytest.approx(OVERHEAD + 2 * 100 * 200 * 300 / PEAK)
+    assert seconds(lambda: a.double() @ b.double()) > seconds(lambda: a @ b)
+
+
+def test_addition_is_bound_by_memory():
+    a = torch.ones(1000)
+    assert seconds(lambda: a + a.clone()) == pytest.approx(2 * OVERHEAD + 2 * 8000 / RATE + 4000 / RATE)
+
+
+def test_operand_used_twice_is_read_once():
+    a = torch.ones(1000)
+    assert seconds(lambda: a.mul(a)) == pytest.approx(OVERHEAD + 8000 / RATE)
+
+
+def test_views_are_free():
+    a = torch.ones(10, 10)
+    assert seconds(lambda: a[2:4].t().unsqueeze(0).expand(3, 10, 2).detach()) == 0.0
+
+
+def test_integers_have_bytes_only():
+    a = torch.ones(1000, dtype=torch.int64)
+    assert seconds(lambda: a.neg()) == pytest.approx(OVERHEAD + 16000 / RATE)
+
+
+def test_backward_is_charged():
+    layer, x = nn.Linear(100, 100, bias=False), torch.ones(50, 100)
+    forward = seconds(lambda: layer(x).sum())
+    both = seconds(lambda: layer(x).sum().backward())
+    assert both - forward > 2 * 50 * 100 * 100 / PEAK  # the gradient of the weights is another product
+
+
+def test_dtype_without_a_peak_is_an_error():
+    failure = execute(lambda worker: torch.ones(2, dtype=torch.bfloat16).neg(), 1, compute=ROOFLINE).failure
+    assert isinstance(failure, UserError)
+    assert "add hardware.compute.flops_per_s.bfloat16" in str(failure)
+
+
+def test_pauses_are_free():
+    def body(worker):
+        with worker.clock.paused():
+            torch.ones(1000).neg()
+        return worker.clock.now()
+
+    assert results(body, 1, compute=ROOFLINE) == [0.0]
+
+
+def test_a_collective_s_own_arithmetic_is_free():
+    def body(worker):
+        x = torch.ones(1000)
+        before = worker.clock.now()
+        dist.all_reduce(x)
+        return worker.clock.now() - before
+
+    assert results(body, 2, compute=ROOFLINE, network=Switch(0.5, 1e30)) == pytest.approx([1.0, 1.0], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "slower"),
+    [
+        ({"flops_per_s": {"float32": PEAK / 2}}, True),
+        ({"memory_bytes_per_s": RATE / 2}, True),
+        ({"operator_overhead_s": OVERHEAD * 2}, True),
+        ({"nonzero_s": 2e-9}, False),  # no native kernel here; see test_simulated_memory
+    ],
+)
+def test_every_number_moves_the_answer(change, slower):
+    def work():
+        a = torch.ones(300, 300)
+        (a @ a).add_(1.0)
+
+    changed = Roofline(**{**vars(ROOFLINE), **change})
+    assert (seconds(work, changed) > seconds(work)) == slower
+
+
+def test_fixed_costs_per_sample_dealt():
+    def body(worker):
+        times = []
+        for batch in worker.batches(Ten(), 3):
+            times.append(worker.clock.now())
+            worker.observe(torch.zeros(1), len(batch))
+        return times
+
+    class Ten:
+        num_samples = 10
+
+    assert results(body, 1, compute=Fixed(2.0), budget=10) == [[6.0, 12.0, 18.0, 20.0]]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Fixed(0.0),
+        lambda: Roofline({"float32": 0.0}, RATE, OVERHEAD, 1e-9),
+        lambda: Roofline({}, 0.0, OVERHEAD, 1e-9),
+        lambda: Roofline({}, RATE, -1.0, 1e-9),
+        lambda: Roofline({}, RATE, OVERHEAD, 0.0),
+    ],
+)
+def test_free_computing_is_refused(make):
+    with pytest.raises(UserError, match=r"hardware\.compute"):
+        make()

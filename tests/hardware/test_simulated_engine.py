@@ -1,0 +1,174 @@
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from simulated_ranks import SECOND, SWITCH, compute_for, execute, program, results
+
+from hardware.simulated.engine import Engine
+from hardware.simulated.machine import Simulated
+from harness.errors import UserError, WorkerFailed
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    threads, stack, cores = threading.enumerate(), threading.stack_size(), os.sched_getaffinity(0)
+    yield
+    assert threading.enumerate() == threads
+    assert threading.stack_size() == stack
+    assert os.sched_getaffinity(0) == cores
+
+
+def test_activities_go_in_order_of_time_then_rank():
+    seen = []
+
+    def body(worker):
+        for _ in range(2):
+            compute_for(worker, 2 if worker.rank == 0 else 1)
+            worker._place.add("samples", 1)
+            seen.append((worker.clock.now(), worker.rank))
+
+    execute(body, 3)
+    assert seen == [(1.0, 1), (1.0, 2), (2.0, 0), (2.0, 1), (2.0, 2), (4.0, 0)]
+
+
+def test_only_one_activity_runs_at_a_time():
+    inside = []
+
+    def body(worker):
+        for _ in range(20):
+            inside.append(worker.rank)
+            time.sleep(0.0005)  # another thread would use the chance
+            assert inside == [worker.rank]
+            inside.clear()
+            compute_for(worker, 1)
+            worker._place.add("samples", 1)
+
+    assert execute(body, 4).failure is None
+
+
+def test_deadlock_says_what_every_rank_waits_for():
+    def body(worker):
+        if worker.rank == 0:
+            dist.all_reduce(torch.zeros(3))
+        elif worker.rank == 1:
+            dist.recv(torch.zeros(2, dtype=torch.int64), 0, tag=7)
+
+    failure = execute(body, 3).failure
+    assert isinstance(failure, WorkerFailed)
+    assert str(failure) == (
+        "deadlock at 0 s of virtual time: "
+        "rank 0 waits for all_reduce(SUM) of float32[3], collective 0 of ranks [0, 1, 2]; "
+        "rank 1 waits for receive int64[2] from rank 0, tag 7; "
+        "rank 2 waits for nothing: it has finished"
+    )
+
+
+def test_error_of_one_rank_stops_all_and_unwinds_them():
+    unwound = []
+
+    def body(worker):
+        try:
+            if worker.rank == 1:
+                raise ZeroDivisionError("by design")
+            dist.barrier()
+        finally:
+            unwound.append(worker.rank)
+
+    failure = execute(body, 4).failure
+    assert isinstance(failure, WorkerFailed)
+    assert str(failure) == "rank 1 failed: ZeroDivisionError: by design"
+    assert "by design" in failure.details and "Traceback" in failure.details
+    assert sorted(unwound) == [0, 1]  # 2 and 3 had not begun
+
+
+def test_no_rank_catches_the_abort():
+    def body(worker):
+        if worker.rank == 1:
+            raise UserError("stop")
+        while True:
+            try:
+                dist.barrier()
+            except Exception:
+                continue
+
+    failure = execute(body, 2).failure
+    assert isinstance(failure, UserError)
+
+
+def test_ctrl_c_ends_the_run():
+    def body(worker):
+        while True:
+            dist.barrier()
+
+    machine = Simulated(4, SECOND, SWITCH, None)
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        machine.execute(program(body), lambda samples: None)
+    timer.join()
+
+
+def test_progress_is_called_from_the_calling_thread_and_at_the_end():
+    calls = []
+
+    def body(worker):
+        worker._place.add("samples", 5)
+
+    machine = Simulated(3, SECOND, SWITCH, None)
+    machine.execute(program(body), lambda samples: calls.append((samples, threading.current_thread())))
+    assert calls[-1] == (15, threading.main_thread())
+
+
+def test_background_activity_communicates_and_is_awaited():
+    sums = {}
+
+    def body(worker):
+        group = dist.new_group()
+
+        def help_out():
+            x = torch.ones(1)
+            dist.all_reduce(x, group=group)
+            sums[worker.rank] = (float(x), dist.get_rank(), worker.clock.now())
+
+        compute_for(worker, 1)
+        worker.background(help_out)
+        return worker.clock.now()
+
+    assert results(body, 2) == [1.0, 1.0]
+    # 2 steps x (0.5 s + 2 bytes / 8 bytes/s), from 1 s on
+    assert sums == {0: (2.0, 0, 2.5), 1: (2.0, 1, 2.5)}
+
+
+def test_error_in_the_background_names_it():
+    def body(worker):
+        worker.background(lambda: 1 / 0)
+        dist.barrier()
+
+    assert str(execute(body, 1).failure) == "rank 0 (background) failed: ZeroDivisionError: division by zero"
+
+
+def test_error_in_an_event_is_a_failure_of_the_simulation():
+    def body(worker):
+        engine = worker._place._machine.engine
+        engine.at(1.0, 0, lambda: [].pop())
+        engine.wait(engine.env.event(), "nothing")
+
+    assert str(execute(body, 1).failure) == "the simulation failed: IndexError: pop from empty list"
+
+
+def test_baton_is_pinned_to_one_core():
+    cores = results(lambda worker: os.sched_getaffinity(0), 3)
+    assert len(cores[0]) == 1 and cores == [cores[0]] * 3
+
+
+def test_engine_runs_without_torch_worlds():
+    engine, times = Engine(), []
+    activity = engine.spawn(
+        0, "alone", lambda: (activity.charge(3.0), engine.sync(), times.append(engine.env.now)), 1.0
+    )
+    engine.run(lambda: None)
+    assert times == [4.0]

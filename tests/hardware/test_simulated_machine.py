@@ -1,0 +1,190 @@
+import random
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+from simulated_ranks import SECOND, SWITCH, compute_for, execute, program
+
+from hardware.simulated.compute import Fixed
+from hardware.simulated.machine import Simulated
+from hardware.simulated.memory import SharedMemory
+from harness.build import build
+from harness.errors import Diverged, UserError
+from harness.sparse_kernel import LOGISTIC, SparseLinearKernel, SparseRows
+
+CONF = Path(__file__).parents[2] / "conf" / "hardware"
+FILES = sorted(CONF.glob("sim_*.yaml"))
+
+
+def machine(path, **changes):
+    """The hardware of a YAML file; `changes` maps dotted keys to values."""
+    node = OmegaConf.load(path)
+    for key, value in changes.items():
+        OmegaConf.update(node, key, value)
+    return build(node, "hardware")
+
+
+def numbers(path):
+    """Dotted keys of a YAML file whose values are numbers."""
+
+    def walk(node, prefix):
+        for key, value in node.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            elif isinstance(value, (int, float)):
+                yield f"{prefix}{key}"
+
+    return list(walk(OmegaConf.to_container(OmegaConf.load(path)), ""))
+
+
+def everything(worker):
+    """Computes in two dtypes, communicates, and updates a shared model where there is one."""
+    for dtype in (torch.float32, torch.float64):
+        x = torch.ones(400, 400, dtype=dtype)
+        (x @ x).add_(1.0)
+    dist.all_reduce(torch.ones(1000))
+    indices = torch.arange(0, 1024, 4, dtype=torch.int32).repeat(8)
+    rows = SparseRows(torch.arange(0, 2049, 256), indices, torch.ones(2048), 1024)
+    worker._place.add("updates", 1)
+    sparse = kernels.setdefault("kernel", SparseLinearKernel(rows, torch.ones(8), LOGISTIC))
+    shares = worker._place._machine.models is not None
+    model = worker.shared("model", torch.zeros(1024)) if shares else torch.zeros(1024)
+    dist.barrier()
+    worker.run(sparse, model, torch.arange(8, dtype=torch.int32), 0.1)
+
+
+kernels: dict = {}
+
+WITHOUT_EFFECT = {
+    "sim_numa2 memory.cores_per_socket",  # a limit on workers, nothing else
+    "sim_cpu memory.cores_per_socket",
+    "sim_cpu memory.cross_socket_s",  # it has one socket
+    "sim_cpu memory.remote_memory_s",
+}
+
+
+@pytest.mark.parametrize(("path", "key"), [(path, key) for path in FILES for key in numbers(path)], ids=str)
+def test_every_number_of_the_yaml_moves_the_answer(path, key):
+    def run_s(hardware):
+        kernels.clear()
+        done = hardware.execute(program(everything), lambda samples: None)
+        assert done.failure is None
+        return done.run_s
+
+    before = OmegaConf.select(OmegaConf.load(path), key)
+    moves = run_s(machine(path)) != run_s(machine(path, **{key: before * 2}))
+    assert moves == (f"{path.stem} {key}" not in WITHOUT_EFFECT)
+
+
+def sequence(worker):
+    """Collectives, messages and updates; host time is wasted at random, and must not matter."""
+    model = worker.shared("model", torch.zeros(64, dtype=torch.float64))
+    times = []
+    for step in range(10):
+        time.sleep(random.random() * 1e-3)
+        x = torch.randn(64, generator=worker.generator, dtype=torch.float64)
+        work = dist.all_reduce(x, async_op=True)
+        model.add_(x.sin(), alpha=0.1)
+        if step % 3 == worker.rank % 3:
+            torch.ones(100, 100) @ torch.ones(100, 100)
+        work.wait()
+        worker.observe(model, samples=1)
+        times.append(worker.clock.now())
+    seen[worker.rank] = times
+
+
+seen: dict = {}
+
+
+def test_runs_are_identical_whatever_the_host_does():
+    def observe():
+        done = machine(CONF / "sim_numa2.yaml").execute(
+            program(sequence, budget=40, milestones=[5, 17, 40]), lambda samples: None
+        )
+        assert done.failure is None
+        values = [(o.time_s, o.samples, o.updates, o.parameters.tolist()) for o in done.observations]
+        return values, done.workers, dict(seen)
+
+    quiet = observe()
+    stop = threading.Event()
+
+    def load():
+        while not stop.is_set():
+            sum(range(1000))
+
+    noise = threading.Thread(target=load)
+    noise.start()
+    try:
+        assert observe() == quiet
+    finally:
+        stop.set()
+        noise.join()
+    assert len(quiet[0]) == 3
+
+
+def test_time_is_accounted_for():
+    def body(worker):
+        for _ in range(5):
+            compute_for(worker, 1 + worker.rank)
+            dist.all_reduce(torch.zeros(8))
+
+    done = execute(body, 3)
+    for report in done.workers:
+        assert report.compute_s == 5 * (1 + report.rank)
+        assert report.compute_s + report.comm_s + report.idle_s == pytest.approx(report.finish_s, rel=1e-12)
+    assert done.workers[0].idle_s > done.workers[1].idle_s > done.workers[2].idle_s == 0.0
+    assert done.run_s == done.workers[2].finish_s
+
+
+def test_cost_of_simulating_is_measured():
+    metrics = execute(lambda worker: compute_for(worker, 1), 2).metrics
+    assert metrics["sim/events_per_s"] > 0 and metrics["sim/slowdown"] > 0
+    assert "async/staleness_mean" not in metrics
+    assert "sim/slowdown" not in execute(lambda worker: None, 2).metrics  # no virtual time has passed
+
+
+def test_what_was_observed_before_a_failure_is_kept():
+    def body(worker):
+        for step in range(4):
+            compute_for(worker, 1)
+            worker.observe(torch.full((2,), float("nan") if step == 2 else 1.0), samples=1)
+
+    done = execute(body, 1, budget=4, milestones=[1, 2, 3, 4])
+    assert isinstance(done.failure, Diverged)
+    assert [(o.samples, o.time_s) for o in done.observations] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert done.workers == [] and done.run_s == 0.0
+
+
+def test_budget_is_dealt_once_in_order_of_virtual_time():
+    class Hundred:
+        num_samples = 100
+
+    dealt = []
+
+    def body(worker):
+        for batch in worker.batches(Hundred(), 3):
+            dealt.append((worker.rank, batch.tolist()))
+            if worker.rank == 0:
+                compute_for(worker, 30)  # a slow worker takes fewer batches
+            worker.observe(torch.zeros(1), len(batch))
+
+    done = execute(body, 3, compute=Fixed(1.0), budget=100)
+    assert sorted(i for _, batch in dealt for i in batch) == list(range(100))
+    taken = [sum(len(batch) for rank, batch in dealt if rank == worker) for worker in range(3)]
+    assert taken[0] < taken[1] / 5 and done.failure is None
+
+
+def test_ranks_are_spread_over_sockets():
+    memory = SharedMemory(2, 2, 64, 0.0, 0.0, 0.0, 0.0, 1)
+    assert execute(lambda worker: None, 3, memory=memory).facts == {"sockets": [0, 1, 0]}
+
+
+def test_no_number_of_workers_means_every_core():
+    memory = SharedMemory(2, 3, 64, 0.0, 0.0, 0.0, 0.0, 1)
+    assert Simulated(None, SECOND, SWITCH, memory).workers_offered == 6
+    with pytest.raises(UserError, match=r"hardware\.num_workers must be a number where hardware\.memory is null"):
+        Simulated(None, SECOND, SWITCH, None)

@@ -1,0 +1,347 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from simulated_ranks import execute, results
+
+from hardware.simulated.compute import Fixed, Roofline
+from hardware.simulated.memory import SharedMemory
+from harness.errors import UserError
+from harness.kernels import Kernel
+from harness.sparse_kernel import HINGE, LOGISTIC, SQUARES, SparseLinearKernel, SparseRows
+
+NONZERO_S = 1e-9
+COMPUTE = Roofline({"float32": 1e30, "float64": 1e30}, 1e30, 0.0, NONZERO_S)  # operators are free
+FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10)
+NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4)
+FEATURES = 64
+
+
+def kernel(loss_code=LOGISTIC, dtype=torch.float32, num_samples=400, nonzeros=None, features=FEATURES):
+    """Random rows; `nonzeros` of them each, or a random number."""
+    random = np.random.default_rng(0)
+    counts = [nonzeros or random.integers(0, 12) for _ in range(num_samples)]
+    indices = np.concatenate([random.permutation(features)[:count] for count in counts]).astype(np.int32)
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    values = torch.from_numpy(random.standard_normal(len(indices))).to(dtype)
+    labels = torch.from_numpy(np.sign(random.standard_normal(num_samples))).to(dtype)
+    rows = SparseRows(torch.from_numpy(indptr), torch.from_numpy(indices), values, features)
+    return SparseLinearKernel(rows, labels, loss_code)
+
+
+def rows_of(*features_of_sample, features=FEATURES):
+    """A kernel over rows of ones at the given features."""
+    indptr = torch.tensor([0, *np.cumsum([len(row) for row in features_of_sample])])
+    indices = torch.tensor([j for row in features_of_sample for j in row], dtype=torch.int32)
+    rows = SparseRows(indptr, indices, torch.ones(len(indices)), features)
+    return SparseLinearKernel(rows, torch.ones(len(features_of_sample)), SQUARES)
+
+
+def updates(sparse, samples_of, chunk=50, name="model"):
+    """A body that runs the samples of a rank on one shared model, and returns its copy and the time."""
+
+    def body(worker):
+        model = worker.shared(name, torch.zeros(sparse.rows.num_features, dtype=sparse.rows.values.dtype))
+        for samples in samples_of(worker.rank).split(chunk):
+            worker.run(sparse, model, samples, 0.1)
+        return model.clone(), worker.clock.now()
+
+    return body
+
+
+def everyone(count):
+    return lambda rank: torch.arange(count, dtype=torch.int32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("loss_code", [LOGISTIC, HINGE, SQUARES])
+@pytest.mark.parametrize("memory", [FREE, NUMA])
+def test_one_worker_equals_the_native_kernel_bit_for_bit(memory, loss_code, dtype):
+    sparse, samples = kernel(loss_code, dtype), everyone(400)
+    native = torch.zeros(FEATURES, dtype=dtype)
+    sparse(native, samples(0), 0.1)
+    ((model, _),) = results(updates(sparse, samples), 1, memory=memory, compute=COMPUTE)
+    assert torch.equal(model, native) and native.abs().sum() > 0
+
+
+def test_one_worker_without_transfers_costs_its_nonzeros():
+    sparse, samples = kernel(), everyone(400)
+    ((_, time_s),) = results(updates(sparse, samples), 1, memory=FREE, compute=COMPUTE)
+    # 400 additions of float64 round differently from one product
+    assert time_s == pytest.approx(sparse.nonzeros(samples(0)) * NONZERO_S, rel=1e-12)
+
+
+@pytest.mark.parametrize("memory", [None, FREE])
+def test_private_models_run_natively_at_the_same_cost(memory):
+    sparse, samples = kernel(), everyone(400)
+
+    def body(worker):
+        model = torch.zeros(FEATURES)
+        worker.run(sparse, model, samples(0), 0.1)
+        return model, worker.clock.now()
+
+    native = torch.zeros(FEATURES)
+    sparse(native, samples(0), 0.1)
+    for model, time_s in results(body, 2, memory=memory, compute=COMPUTE):
+        assert torch.equal(model, native)
+        assert time_s == sparse.nonzeros(samples(0)) * NONZERO_S
+
+
+@pytest.mark.parametrize("workers", [2, 3, 8, 64])
+def test_staleness_of_equal_workers_is_one_less_than_their_number(workers):
+    """All are always between a read and a write, so that each write falls into the P - 1 other intervals."""
+    sparse = kernel(nonzeros=5)
+    done = execute(updates(sparse, everyone(400), chunk=64), workers, memory=FREE, compute=COMPUTE)
+    metrics, total = done.metrics, 400 * workers
+    # the P first updates see 0 .. P-1 instead of P-1, and the last ones overlap nobody's writes afterwards
+    exact = (workers - 1) - workers * (workers - 1) / 2 / total
+    assert metrics["async/staleness_mean"] == pytest.approx(exact, rel=1e-12)
+    assert metrics["async/staleness_max"] == metrics["async/staleness_p95"] == workers - 1
+    assert metrics["async/staleness_hist"] == [1] * (workers - 1) + [total - workers + 1]
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_staleness_of_unequal_rows_is_the_same_on_average(workers):
+    sparse = kernel(num_samples=2000)
+    done = execute(updates(sparse, everyone(2000)), workers, memory=FREE, compute=Fixed(1e-6))
+    assert done.metrics["async/staleness_mean"] == pytest.approx(workers - 1, rel=0.01)  # ends of the run
+
+
+def test_a_slope_is_of_the_weights_at_the_read_and_lands_on_those_at_the_write():
+    """F = (w - 1)^2 / 2 with two workers in step: both read w, then both add 0.1 (1 - w)."""
+    sparse = rows_of([0])
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(FEATURES))
+        for _ in range(3):
+            worker.run(sparse, model, torch.zeros(1, dtype=torch.int32), 0.1)
+        return model[0].item()
+
+    expected, w = [0.0, 0.0], 0.0
+    order = [0, 1, 0, 1, 0, 1]
+    seen = [0.0, 0.0]
+    for rank in order:  # write, then read again
+        w += 0.1 * (1 - seen[rank])
+        seen[rank] = w
+        expected[rank] = w
+    assert results(body, 2, memory=FREE, compute=COMPUTE)[1] == pytest.approx(expected[1], rel=1e-6)
+
+
+def test_conflicts_are_writes_of_others_to_the_same_coordinates():
+    apart = rows_of([0, 1], [2, 3])
+    done = execute(
+        updates(apart, lambda rank: torch.full((100,), rank, dtype=torch.int32)), 2, memory=FREE, compute=COMPUTE
+    )
+    assert done.metrics["async/conflict_frac"] == 0.0
+    together = rows_of([0, 1], [1, 2])
+    done = execute(
+        updates(together, lambda rank: torch.full((100,), rank, dtype=torch.int32)), 2, memory=FREE, compute=COMPUTE
+    )
+    assert done.metrics["async/conflict_frac"] == 199 / 200  # all but the very first write
+
+
+def alternate(memory, ranks=2, pad=0, same=True):
+    """Seconds of ranks 0 and `ranks` - 1 that write in turn: one feature, or neighbours, or `pad` features apart."""
+    sparse = rows_of([0], [0 if same else pad], features=256)
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(256))
+        if worker.rank in (0, ranks - 1):
+            sample = torch.tensor([min(worker.rank, 1)], dtype=torch.int32)
+            for _ in range(100):
+                worker.run(sparse, model, sample, 0.1)
+        return worker.clock.now()
+
+    times = results(body, ranks, memory=memory, compute=COMPUTE)
+    return max(times)
+
+
+def test_lines_travel_between_caches():
+    alone = 100 * NONZERO_S
+    near, far = alternate(NUMA, ranks=3), alternate(NUMA, ranks=2)  # ranks 0 and 2 share a socket, 0 and 1 do not
+    assert 100 * 50e-9 < near < 100 * 2 * 50e-9 + alone  # an update fetches the line, or takes it back, or both
+    assert far / near == pytest.approx(120 / 50, rel=0.05)
+
+
+def test_false_sharing_costs_as_much_as_sharing():
+    shared = alternate(NUMA)
+    neighbours = alternate(NUMA, pad=1, same=False)
+    own_lines = alternate(NUMA, pad=16, same=False)  # 16 float32 to a line of 64 bytes
+    assert neighbours == pytest.approx(shared, rel=0.05)
+    assert own_lines == pytest.approx(100 * NONZERO_S + 140e-9, rel=0.05)  # one cold miss of rank 1
+
+
+def test_a_cold_model_comes_from_the_memory_of_the_first_socket():
+    sparse = rows_of([0], [16], features=256)
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(256))
+        worker.run(sparse, model, torch.tensor([worker.rank], dtype=torch.int32), 0.1)
+        return worker.clock.now()
+
+    assert results(body, 2, memory=NUMA, compute=COMPUTE) == pytest.approx([81e-9, 141e-9], rel=1e-9)
+
+
+def test_misses_overlap_up_to_the_outstanding_ones():
+    sparse = rows_of([0, 16, 32, 48, 64, 80, 96, 112], features=128)
+    body = updates(sparse, everyone(1))
+
+    def cold_s(outstanding):
+        memory = replace(NUMA, outstanding_misses=outstanding)
+        return results(body, 1, memory=memory, compute=COMPUTE)[0][1] - 8 * NONZERO_S
+
+    assert cold_s(1) == pytest.approx(8 * 80e-9)
+    assert cold_s(4) == pytest.approx(2 * 80e-9)
+    assert cold_s(100) == pytest.approx(80e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "moves"),
+    [
+        ({"sockets": 1}, True),
+        ({"line_bytes": 8}, True),
+        ({"same_socket_s": 1e-6}, True),
+        ({"cross_socket_s": 1e-6}, True),
+        ({"local_memory_s": 1e-5}, True),
+        ({"remote_memory_s": 1e-5}, True),
+        ({"outstanding_misses": 1}, True),
+        ({"cores_per_socket": 16}, False),  # a limit on workers, nothing else
+    ],
+)
+def test_every_number_moves_the_answer(change, moves):
+    body = updates(kernel(nonzeros=6), everyone(100))
+
+    def run_s(memory):
+        return execute(body, 4, memory=memory, compute=COMPUTE).run_s
+
+    assert (run_s(replace(NUMA, **change)) != run_s(NUMA)) == moves
+
+
+def test_chunks_do_not_move_the_answer():
+    """Where a chunk ends is the algorithm's business, not the machine's."""
+    sparse = kernel()
+    whole, split = (
+        results(updates(sparse, everyone(400), chunk), 4, memory=NUMA, compute=COMPUTE) for chunk in (400, 7)
+    )
+    for (_, time_s), (_, other_s) in zip(whole, split, strict=True):
+        assert time_s == pytest.approx(other_s, rel=1e-12)
+    assert torch.equal(whole[-1][0], split[-1][0])
+
+
+def test_two_models_keep_apart():
+    """Each pair of workers has a model of its own, and is as stale as a pair alone."""
+    sparse = kernel(nonzeros=5)
+
+    def body(worker):
+        models = [worker.shared(name, torch.zeros(FEATURES)) for name in ("one", "other")]
+        worker.run(sparse, models[worker.rank // 2], torch.arange(100, dtype=torch.int32), 0.1)
+        return models[worker.rank // 2].clone()
+
+    assert execute(body, 4, memory=FREE, compute=COMPUTE).metrics["async/staleness_max"] == 1
+    _, first, _, second = results(body, 4, memory=FREE, compute=COMPUTE)
+    alone = results(updates(sparse, everyone(100), chunk=100), 2, memory=FREE, compute=COMPUTE)[1][0]
+    assert torch.equal(first, alone) and torch.equal(second, alone)
+
+
+def test_shared_tensors_begin_with_rank_zero_s():
+    def body(worker):
+        x = worker.shared("x", torch.full((3,), float(worker.rank + 5)))
+        before = x.clone()
+        worker._place.add("updates", 1)
+        x[worker.rank] = -1.0
+        return before.tolist()[worker.rank], x
+
+    seen = results(body, 3, memory=NUMA)
+    assert [value for value, _ in seen] == [5.0, 5.0, 5.0]
+    assert len({x.data_ptr() for _, x in seen}) == 1
+
+
+def test_an_autograd_update_lands_when_its_computation_is_over():
+    """Rank 1 looks at 0.5 s, before rank 0's write at 1 s, and at 1.5 s, after it."""
+
+    def body(worker):
+        x = worker.shared("x", torch.zeros(1))
+        place = worker._place
+        if worker.rank == 0:
+            place.dealt(1)
+            x.add_(1.0)
+            return None
+        seen = []
+        for _ in range(2):
+            place._machine.engine.current.charge(0.5 + 0.5 * len(seen))
+            place.add("samples", 1)
+            seen.append(float(x))
+        return seen
+
+    assert results(body, 2, memory=NUMA)[1] == [0.0, 1.0]
+
+
+def test_shared_needs_shared_memory():
+    failure = execute(lambda worker: worker.shared("x", torch.zeros(1)), 2).failure
+    assert isinstance(failure, UserError) and "hardware.memory is null" in str(failure)
+
+
+def test_shapes_of_a_shared_tensor_must_agree():
+    failure = execute(lambda worker: worker.shared("x", torch.zeros(1 + worker.rank)), 2, memory=NUMA).failure
+    assert isinstance(failure, UserError) and "float32[1]" in str(failure) and "float32[2]" in str(failure)
+
+
+class Uncounted(Kernel):
+    def __call__(self, model, samples, learning_rate):
+        model += 1
+
+    def warm_up(self):
+        pass
+
+
+@pytest.mark.parametrize("memory", [None, NUMA])
+def test_a_kernel_without_a_cost_is_an_error(memory):
+    def body(worker):
+        model = worker.shared("x", torch.zeros(1)) if memory else torch.zeros(1)
+        worker.run(Uncounted(), model, torch.zeros(1, dtype=torch.int32), 0.1)
+
+    assert isinstance(execute(body, 1, memory=memory).failure, UserError)
+
+
+def test_fixed_costs_a_kernel_per_sample_once():
+    sparse = kernel()
+
+    class Four:
+        num_samples = 400
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(FEATURES))
+        for samples in worker.batches(Four(), 100):
+            worker.run(sparse, model, samples, 0.1)
+        return worker.clock.now()
+
+    assert results(body, 1, memory=FREE, compute=Fixed(2.0), budget=400) == [800.0]
+
+
+@pytest.mark.parametrize(
+    ("memory", "workers", "words"),
+    [
+        (NUMA, 17, ["hardware.num_workers", "16", "sockets=2", "cores_per_socket=8", "17"]),
+        (replace(NUMA, cores_per_socket=64), 65, ["hardware.num_workers", "64", "65"]),
+    ],
+)
+def test_more_workers_than_cores_are_refused(memory, workers, words):
+    with pytest.raises(UserError) as refusal:
+        execute(lambda worker: None, workers, memory=memory)
+    assert all(word in str(refusal.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sockets": 0},
+        {"cores_per_socket": 0},
+        {"line_bytes": 48},
+        {"same_socket_s": -1.0},
+        {"outstanding_misses": 0},
+    ],
+)
+def test_impossible_machines_are_refused(change):
+    with pytest.raises(UserError, match=f"hardware.memory.{next(iter(change))}"):
+        replace(NUMA, **change)

@@ -1,0 +1,364 @@
+import pytest
+import torch
+import torch.distributed as dist
+from simulated_ranks import compute_for, execute, results
+from torch.distributed import ReduceOp
+from torch.nn.parallel import DistributedDataParallel
+
+from hardware.simulated.compute import Roofline
+from hardware.simulated.network import Switch
+from harness.errors import WorkerFailed
+
+RANKS = [2, 3, 4, 7]
+FAST = Switch(1e-6, 1e9)
+
+
+def given(rank, size=6):
+    return torch.randn(size, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
+
+
+def everyones(num_ranks, size=6):
+    return torch.stack([given(rank, size) for rank in range(num_ranks)])
+
+
+REDUCED = {
+    ReduceOp.SUM: lambda x: x.sum(0),
+    ReduceOp.AVG: lambda x: x.mean(0),
+    ReduceOp.PRODUCT: lambda x: x.prod(0),
+    ReduceOp.MIN: lambda x: x.amin(0),
+    ReduceOp.MAX: lambda x: x.amax(0),
+}
+
+
+def check(ranks, body, expected):
+    """`expected(rank)` is plain torch; rtol 1e-14: a few roundings of float64 in another order."""
+    for rank, value in enumerate(results(body, ranks, network=FAST)):
+        torch.testing.assert_close(value, expected(rank), rtol=1e-14, atol=1e-15)
+
+
+def finish(work):
+    if work is not None:
+        work.wait()
+
+
+both = pytest.mark.parametrize("async_op", [False, True])
+on_ranks = pytest.mark.parametrize("ranks", RANKS)
+
+
+@both
+@on_ranks
+@pytest.mark.parametrize("op", REDUCED, ids=str)
+def test_all_reduce(ranks, op, async_op):
+    def body(worker):
+        x = given(worker.rank)
+        finish(dist.all_reduce(x, op, async_op=async_op))
+        return x
+
+    check(ranks, body, lambda rank: REDUCED[op](everyones(ranks)))
+
+
+@on_ranks
+def test_all_reduce_is_bitwise_equal_on_all_ranks(ranks):
+    def body(worker):
+        x = given(worker.rank, 1000)
+        dist.all_reduce(x)
+        return x
+
+    first, *others = results(body, ranks)
+    assert all(torch.equal(first, other) for other in others)
+
+
+@both
+@on_ranks
+def test_all_reduce_coalesced(ranks, async_op):
+    def body(worker):
+        x, y = given(worker.rank), given(worker.rank, 3).float()
+        with dist._coalescing_manager(async_ops=async_op) as manager:
+            dist.all_reduce(x)
+            dist.all_reduce(y)
+        manager.wait()
+        return torch.cat([x, y.double()])
+
+    def expected(rank):
+        y = torch.stack([given(rank, 3).float() for rank in range(ranks)]).cumsum(0)[-1]
+        return torch.cat([everyones(ranks).sum(0), y.double()])
+
+    for rank, value in enumerate(results(body, ranks, network=FAST)):
+        torch.testing.assert_close(value, expected(rank), rtol=1e-6, atol=1e-6)  # one of the two is float32
+
+
+@both
+@on_ranks
+def test_broadcast(ranks, async_op):
+    def body(worker):
+        x = given(worker.rank)
+        finish(dist.broadcast(x, src=1, async_op=async_op))
+        return x
+
+    check(ranks, body, lambda rank: given(1))
+
+
+@both
+@on_ranks
+def test_reduce(ranks, async_op):
+    def body(worker):
+        x = given(worker.rank)
+        finish(dist.reduce(x, dst=1, async_op=async_op))
+        return x
+
+    check(ranks, body, lambda rank: everyones(ranks).sum(0) if rank == 1 else given(rank))
+
+
+@both
+@on_ranks
+def test_all_gather(ranks, async_op):
+    def body(worker):
+        parts = [torch.empty(6, dtype=torch.float64) for _ in range(ranks)]
+        finish(dist.all_gather(parts, given(worker.rank), async_op=async_op))
+        return torch.stack(parts)
+
+    check(ranks, body, lambda rank: everyones(ranks))
+
+
+@both
+@on_ranks
+def test_all_gather_single(ranks, async_op):
+    def body(worker):
+        whole = torch.empty(ranks * 2, 3, dtype=torch.float64)
+        finish(dist.all_gather_single(whole, given(worker.rank).view(2, 3), async_op=async_op))
+        return whole
+
+    check(ranks, body, lambda rank: everyones(ranks).view(-1, 3))
+
+
+@both
+@on_ranks
+@pytest.mark.parametrize("op", [ReduceOp.SUM, ReduceOp.AVG], ids=str)
+def test_reduce_scatter(ranks, op, async_op):
+    def body(worker):
+        part = torch.empty(2, dtype=torch.float64)
+        finish(dist.reduce_scatter(part, list(given(worker.rank, 2 * ranks).chunk(ranks)), op, async_op=async_op))
+        return part
+
+    check(ranks, body, lambda rank: REDUCED[op](everyones(ranks, 2 * ranks)).chunk(ranks)[rank])
+
+
+@both
+@on_ranks
+def test_reduce_scatter_single(ranks, async_op):
+    def body(worker):
+        part = torch.empty(2, dtype=torch.float64)
+        finish(dist.reduce_scatter_single(part, given(worker.rank, 2 * ranks), async_op=async_op))
+        return part
+
+    check(ranks, body, lambda rank: everyones(ranks, 2 * ranks).sum(0).chunk(ranks)[rank])
+
+
+@both
+@on_ranks
+def test_gather(ranks, async_op):
+    def body(worker):
+        parts = [torch.zeros(6, dtype=torch.float64) for _ in range(ranks)] if worker.rank == 1 else None
+        finish(dist.gather(given(worker.rank), parts, dst=1, async_op=async_op))
+        return torch.stack(parts) if parts else torch.zeros(1)
+
+    check(ranks, body, lambda rank: everyones(ranks) if rank == 1 else torch.zeros(1))
+
+
+@both
+@on_ranks
+def test_scatter(ranks, async_op):
+    def body(worker):
+        part = torch.empty(2, dtype=torch.float64)
+        parts = list(given(1, 2 * ranks).chunk(ranks)) if worker.rank == 1 else None
+        finish(dist.scatter(part, parts, src=1, async_op=async_op))
+        return part
+
+    check(ranks, body, lambda rank: given(1, 2 * ranks).chunk(ranks)[rank])
+
+
+@on_ranks
+def test_all_to_all_single(ranks):
+    def body(worker):
+        out = torch.empty(2 * ranks, dtype=torch.float64)
+        dist.all_to_all_single(out, given(worker.rank, 2 * ranks))
+        return out
+
+    def expected(rank):
+        return everyones(ranks, 2 * ranks).view(ranks, ranks, 2)[:, rank].reshape(-1)
+
+    check(ranks, body, expected)
+
+
+@on_ranks
+def test_messages_around_a_ring(ranks):
+    def body(worker):
+        box = torch.empty(6, dtype=torch.float64)
+        sending = dist.isend(given(worker.rank), (worker.rank + 1) % ranks)
+        dist.recv(box, (worker.rank - 1) % ranks)
+        sending.wait()
+        return box
+
+    check(ranks, body, lambda rank: given((rank - 1) % ranks))
+
+
+def test_receive_from_anyone_takes_the_earliest():
+    def body(worker):
+        if worker.rank == 0:
+            box = torch.zeros(1)
+            return [(dist.recv(box), float(box)) for _ in range(3)]
+        compute_for(worker, 10 - worker.rank)
+        dist.send(torch.full((1,), float(worker.rank)), 0)
+
+    assert results(body, 4)[0] == [(3, 3.0), (2, 2.0), (1, 1.0)]
+
+
+def test_messages_match_by_tag():
+    def body(worker):
+        if worker.rank == 0:
+            works = [dist.isend(torch.tensor([float(tag)]), 1, tag=tag) for tag in (5, 6)]
+        else:
+            boxes = [torch.zeros(1), torch.zeros(1)]
+            works = [dist.irecv(box, 0, tag=tag) for box, tag in zip(boxes, (6, 5), strict=True)]
+        for work in works:
+            work.wait()
+        return [float(box) for box in boxes] if worker.rank else None
+
+    assert results(body, 2)[1] == [6.0, 5.0]
+
+
+def test_subgroups_are_apart():
+    def body(worker):
+        pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+        x = given(worker.rank)
+        dist.all_reduce(x, group=pairs[worker.rank // 2])
+        return x
+
+    check(4, body, lambda rank: given(rank) + given(rank ^ 1))
+
+
+def test_a_collective_begins_with_the_last_rank():
+    def body(worker):
+        compute_for(worker, worker.rank)
+        dist.all_reduce(torch.zeros(2, dtype=torch.float64))
+        return worker.clock.now()
+
+    execution_s = 2.0 + 2 * 2 * (0.5 + (16 / 3) / 8)
+    assert results(body, 3) == pytest.approx([execution_s] * 3)
+    idle = [report.idle_s for report in execute(body, 3).workers]
+    assert idle == [2.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(("computing_s", "end_s"), [(1, 2.0), (2, 2.0), (5, 5.0)])
+def test_asynchronous_communication_hides_behind_computation(computing_s, end_s):
+    def body(worker):
+        work = dist.all_reduce(torch.zeros(1, dtype=torch.float64), async_op=True)  # 2 (0.5 s + 0.5 s)
+        compute_for(worker, computing_s)
+        work.wait()
+        return worker.clock.now()
+
+    assert results(body, 2) == [end_s] * 2
+    for report in execute(body, 2).workers:
+        assert report.compute_s == computing_s
+        assert report.comm_s == end_s - computing_s
+        assert report.idle_s == 0.0
+
+
+def test_completion_can_be_asked_for():
+    def body(worker):
+        work = dist.all_reduce(torch.zeros(1, dtype=torch.float64), async_op=True)
+        compute_for(worker, 1)
+        early = work.is_completed()
+        compute_for(worker, 3)
+        return early, work.is_completed()
+
+    assert results(body, 2) == [(False, True)] * 2
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: dist.all_reduce(torch.zeros(4)), "all_reduce(SUM) of float32[4]"),
+        (lambda: dist.all_reduce(torch.zeros(3, dtype=torch.int32)), "all_reduce(SUM) of int32[3]"),
+        (lambda: dist.all_reduce(torch.zeros(3), ReduceOp.MAX), "all_reduce(MAX) of float32[3]"),
+        (lambda: dist.broadcast(torch.zeros(3), 1), "broadcast(root 1) of float32[3]"),
+        (dist.barrier, "barrier"),
+    ],
+)
+def test_disagreement_names_both_ranks_and_calls(call, words):
+    def body(worker):
+        if worker.rank == 1:
+            call()
+        else:
+            dist.all_reduce(torch.zeros(3))
+
+    failure = execute(body, 2).failure
+    assert isinstance(failure, WorkerFailed)
+    assert str(failure) == (
+        "ranks disagree on collective 0 of ranks [0, 1]: rank 0 calls all_reduce(SUM) of float32[3], "
+        f"rank 1 calls {words}"
+    )
+
+
+def test_disagreement_on_a_message_names_both_ranks():
+    def body(worker):
+        (dist.recv if worker.rank else dist.send)(torch.zeros(2 + worker.rank), 1 - worker.rank)
+
+    message = "ranks disagree on a message: rank 0 sends float32[2], rank 1 receives float32[3]"
+    assert str(execute(body, 2).failure) == message
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: dist.all_reduce(torch.zeros(1, dtype=torch.int32), ReduceOp.BAND), "not by BAND"),
+        (lambda: dist.monitored_barrier(group=dist.group.WORLD), "monitored_barrier"),
+        (lambda: dist.all_to_all_single(torch.zeros(3), torch.zeros(3), [1, 2], [1, 2]), "split sizes"),
+    ],
+)
+def test_what_is_missing_says_so(call, words):
+    failure = execute(lambda worker: call(), 2).failure
+    assert isinstance(failure, WorkerFailed) and words in str(failure)
+
+
+def test_sent_bytes_are_the_payload_handed_in():
+    def body(worker):
+        x = torch.zeros(2, dtype=torch.float64)
+        dist.all_reduce(x)
+        dist.broadcast(x, 0)
+        dist.reduce(x, 0)
+        (dist.send if worker.rank == 1 else dist.recv)(x, 1 - worker.rank)
+
+    assert [report.sent_bytes for report in execute(body, 2).workers] == [32, 48]
+
+
+def test_alone_nothing_is_sent_and_nothing_waited_for():
+    def body(worker):
+        x = torch.ones(2)
+        dist.all_reduce(x)
+        dist.barrier()
+        assert torch.equal(x, torch.ones(2))
+
+    (report,) = execute(body, 1).workers
+    assert (report.finish_s, report.sent_bytes) == (0.0, 0)
+
+
+def test_distributed_data_parallel_runs_unmodified_and_overlaps():
+    """Buckets of one layer hide more communication than one bucket for all layers but the last two."""
+
+    def body(bucket_mb):
+        def train(worker):
+            layers = [torch.nn.Linear(256, 256, dtype=torch.float64) for _ in range(6)]
+            for layer in layers:
+                torch.nn.init.eye_(layer.weight)
+            model = DistributedDataParallel(torch.nn.Sequential(*layers), bucket_cap_mb=bucket_mb)
+            for _ in range(3):  # the first pass uses one bucket and learns the order of gradients
+                model(torch.full((4, 256), float(worker.rank), dtype=torch.float64)).square().mean().backward()
+            return layers[0].weight.grad.clone()
+
+        return train
+
+    options = {"network": Switch(1e-5, 1e8), "compute": Roofline({"float64": 1e8}, 1e9, 1e-6, 1e-9)}
+    first, *others = results(body(0.5), 3, **options)
+    assert first.abs().sum() > 0 and all(torch.equal(first, other) for other in others)
+    assert execute(body(0.5), 3, **options).run_s < execute(body(100.0), 3, **options).run_s

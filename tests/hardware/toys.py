@@ -1,0 +1,281 @@
+"""Small problems and algorithms for tests of hardware, in a module that worker processes can import."""
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from algorithms.base import Algorithm
+from algorithms.flat import flat_gradient, flat_parameters, set_gradient_, sgd_step_
+from hardware.real.machine import RealMachine
+from harness.data import Partitioned
+from harness.kernels import Kernel
+from harness.problems.base import Problem
+from harness.program import Program
+
+
+class ToyKernel(Kernel):
+    """w <- w - eta (w - x_i), sample by sample."""
+
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+    def __call__(self, model, samples, learning_rate):
+        for i in samples.tolist():
+            model += learning_rate * (self.numbers[i] - model)
+
+    def warm_up(self):
+        pass
+
+
+@dataclass(frozen=True)
+class Mean(Problem):
+    """Find the mean of 0 .. count - 1."""
+
+    count: int = 64
+
+    @cached_property
+    def numbers(self):
+        return torch.arange(self.count, dtype=getattr(torch, self.dtype))
+
+    @property
+    def num_samples(self):
+        return self.count
+
+    def build_model(self, device, seed):
+        model = nn.Linear(1, 1, bias=False, device=device, dtype=self.numbers.dtype)
+        nn.init.zeros_(model.weight)
+        return model
+
+    def loss(self, model, samples):
+        return 0.5 * ((model.weight[0, 0] - self.numbers[samples.long()]) ** 2).mean()
+
+    def evaluate(self, model):
+        return {"train/loss": float(self.loss(model, torch.arange(self.count)))}
+
+    @cached_property
+    def kernel(self):
+        return ToyKernel(self.numbers)
+
+
+@dataclass(frozen=True)
+class Averaging(Algorithm):
+    """All-reduced gradients; subclasses put something in the way."""
+
+    synchronous: ClassVar[bool] = True
+
+    def train(self, worker, problem):
+        model = problem.build_model(worker.device, worker.seed)
+        for step, batch in enumerate(worker.batches(problem, self.batch_size)):
+            self.interfere(worker, step)
+            problem.loss(model, batch).backward()
+            gradient = flat_gradient(model)
+            dist.all_reduce(gradient)
+            set_gradient_(model, gradient / worker.num_workers)
+            sgd_step_(model, self.learning_rate)
+            worker.observe(model, samples=len(batch))
+
+    def interfere(self, worker, step):
+        pass
+
+
+@dataclass(frozen=True)
+class KillsRankOne(Averaging):
+    """Rank 1 is killed at its fourth step."""
+
+    def interfere(self, worker, step):
+        if worker.rank == 1 and step == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class RaisesInRankOne(Averaging):
+    """Rank 1 raises at its fourth step."""
+
+    def interfere(self, worker, step):
+        if worker.rank == 1 and step == 3:
+            raise ZeroDivisionError("by design")
+
+
+@dataclass(frozen=True)
+class LateRankOne(Averaging):
+    """Rank 1 sleeps before every collective."""
+
+    def interfere(self, worker, step):
+        if worker.rank == 1:
+            time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class Silent(Averaging):
+    """Rank 1 never joins the first collective."""
+
+    def interfere(self, worker, step):
+        if worker.rank == 1:
+            time.sleep(60)
+
+
+@dataclass(frozen=True)
+class Endless(Averaging):
+    """Steps for ever, after saying who it is in the file `TOY_PIDS`."""
+
+    def interfere(self, worker, step):
+        if step == 0:
+            with open(os.environ["TOY_PIDS"], "a") as pids:
+                pids.write(f"{os.getpid()}\n")
+        while step == 2:
+            dist.barrier()
+
+
+@dataclass(frozen=True)
+class ReportsCPUs(Averaging):
+    """Every worker's model is the set of CPUs it runs on, gathered on rank 0."""
+
+    def train(self, worker, problem):
+        masks = torch.zeros(worker.num_workers, dtype=torch.float64)
+        masks[worker.rank] = sum(2.0**cpu for cpu in os.sched_getaffinity(0))
+        dist.all_reduce(masks)
+        for batch in worker.batches(problem, self.batch_size):
+            worker.observe(masks, samples=len(batch))
+
+
+@dataclass(frozen=True)
+class Wrapped(Averaging):
+    """DistributedDataParallel, as torch ships it."""
+
+    def train(self, worker, problem):
+        model = nn.parallel.DistributedDataParallel(problem.build_model(worker.device, worker.seed))
+        for batch in worker.batches(problem, self.batch_size):
+            problem.loss(model.module, batch) if False else None
+            loss = (
+                0.5
+                * ((model(torch.ones(1, 1, dtype=problem.numbers.dtype)) - problem.numbers[batch.long()]) ** 2).mean()
+            )
+            loss.backward()
+            sgd_step_(model.module, self.learning_rate)
+            worker.observe(model.module, samples=len(batch))
+
+
+@dataclass(frozen=True)
+class Everything(Averaging):
+    """Each kind of collective once, then messages; the observed model is a checksum."""
+
+    def train(self, worker, problem):
+        rank, num_workers = worker.rank, worker.num_workers
+        x = torch.full((2,), rank + 1.0)
+        checks = [everything(x, rank, num_workers)]
+        for batch in worker.batches(problem, self.batch_size):
+            worker.observe(torch.tensor(checks), samples=len(batch))
+
+
+def everything(x, rank, num_workers):
+    """Sum of what rank sees after each collective on x = (rank + 1, rank + 1)."""
+    total = 0.0
+    for collective in (dist.all_reduce, lambda t: dist.broadcast(t, 0), lambda t: dist.reduce(t, 0)):
+        y = x.clone()
+        collective(y)
+        total += float(y.sum()) if rank == 0 else 0.0
+    gathered = torch.empty(2 * num_workers)
+    dist.all_gather_single(gathered, x)
+    scattered = torch.empty(2)
+    dist.reduce_scatter_single(scattered, x.repeat(num_workers), async_op=True).wait()
+    exchanged = torch.empty(num_workers)
+    dist.all_to_all_single(exchanged, x[:1].repeat(num_workers))
+    received = torch.empty(2)
+    handles = [dist.isend(x, (rank + 1) % num_workers), dist.irecv(received, (rank - 1) % num_workers)]
+    for handle in handles:
+        handle.wait()
+    dist.barrier()
+    return total + float(gathered.sum() + scattered.sum() + exchanged.sum() + received.sum())
+
+
+@dataclass(frozen=True)
+class Wild(Algorithm):
+    """Hogwild on one shared weight, by kernel or by autograd."""
+
+    synchronous: ClassVar[bool] = False
+    needs_shared_memory: ClassVar[bool] = True
+    native: bool = True
+
+    def releases_gil(self, problem):
+        return self.native
+
+    def train(self, worker, problem):
+        weights = worker.shared(self.name(worker), flat_parameters(problem.build_model(worker.device, worker.seed)))
+        for batch in worker.batches(problem, self.batch_size):
+            self.interfere(worker)
+            worker.run(problem.kernel, weights, batch, self.learning_rate)
+            worker.observe(weights, samples=len(batch), updates=len(batch))
+
+    def name(self, worker):
+        return "model"
+
+    def interfere(self, worker):
+        pass
+
+
+@dataclass(frozen=True)
+class WildOdd(Wild):
+    """Workers disagree about the name of the shared tensor."""
+
+    def name(self, worker):
+        return f"model {worker.rank}"
+
+
+@dataclass(frozen=True)
+class WildRaises(Wild):
+    """Rank 1 raises; others would go on for ever."""
+
+    def interfere(self, worker):
+        if worker.rank == 1:
+            raise ZeroDivisionError("by design")
+
+
+@dataclass(frozen=True)
+class WildHelped(Wild):
+    """A background activity of each worker adds one to a second shared tensor."""
+
+    def train(self, worker, problem):
+        helped = worker.shared("helped", torch.zeros(worker.num_workers))
+        worker.background(lambda: helped[worker.rank].add_(1.0))
+        for batch in worker.batches(problem, self.batch_size):
+            while helped.sum() < worker.num_workers:
+                time.sleep(0.001)
+            worker.observe(helped, samples=len(batch))
+
+
+def program(algorithm=Averaging, learning_rate=0.1, batch_size=4, budget=256, milestones=None, **options):
+    """A program on `Mean`, observed at the quarters of its budget."""
+    problem = Mean(dtype="float64", learning_rate=0.1, target_loss=1.0)
+    trained = algorithm(learning_rate=learning_rate, batch_size=batch_size, **options)
+    quarters = milestones or [budget // 4, budget // 2, 3 * budget // 4, budget]
+    return Program(trained, problem, Partitioned(shuffle=True), 0, budget, quarters)
+
+
+def machine(num_workers=2, **settings):
+    """This machine, with the settings of conf/hardware/cpu.yaml."""
+    defaults = {
+        "num_nodes": None,
+        "strict": False,
+        "pinning": True,
+        "memory_policy": "first_touch",
+        "intra_op_threads": 1,
+        "timeout_s": 20.0,
+    }
+    return RealMachine(num_workers=num_workers, **{**defaults, **settings})
+
+
+def no_progress(samples):
+    """Watches nothing."""
+
+
+def threads_alive():
+    """Names of the threads of this process."""
+    return sorted(thread.name for thread in threading.enumerate())

@@ -1,0 +1,61 @@
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from harness.manifest import RunInfo, git_state, host, manifest, new_run_id, pair_id, run_name, versions
+
+INFO = RunInfo("ab12", "real-sgd-cpu-w1-s0", "real", "wall", 1, 0, "p", "g", ["t"], {"seed": 0})
+
+
+def test_names_of_twins_differ_in_the_first_word_alone():
+    assert run_name("simulated", "hogwild", "sim_numa2", 4, 0) == "sim-hogwild-numa2-w4-s0"
+    assert run_name("real", "hogwild", "numa2", 4, 0) == "real-hogwild-numa2-w4-s0"
+
+
+@pytest.mark.parametrize(
+    "change", [{"algorithm": {"a": 2}}, {"problem": {}}, {"data": "x"}, {"num_workers": 3}, {"seed": 1}]
+)
+def test_everything_but_the_hardware_decides_the_pair(change):
+    given = {"algorithm": {"a": 1}, "problem": {"p": 1}, "data": {"d": 1}, "num_workers": 2, "seed": 0}
+    assert pair_id(**given) == pair_id(**given)
+    assert pair_id(**given) != pair_id(**{**given, **change})
+
+
+def test_run_ids_do_not_repeat():
+    assert len({new_run_id() for _ in range(1000)}) == 1000
+
+
+def test_the_manifest_says_who_and_where():
+    found = manifest(INFO, notices=["2 workers share 1 core"])
+    assert (found["id"], found["clock"], found["config"]) == ("ab12", "wall", {"seed": 0})
+    assert found["notices"] == ["2 workers share 1 core"]
+    assert found["created"].endswith("+00:00")
+    assert {"python", "torch", "numpy", "numba", "simpy", "wandb"} <= set(versions())
+    assert {"name", "cpu", "cores", "cores_usable"} <= set(host())
+    assert manifest(replace(INFO, group=None), [])["group"] is None
+
+
+def git(folder, *arguments):
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", folder, *arguments], check=True)
+
+
+def test_git_state_is_that_of_the_repository_that_tracks_the_file(tmp_path):
+    file = tmp_path / "code.py"
+    file.write_text("1")
+    assert git_state(file) == {}
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "commit", "-q", "--allow-empty", "-m", "somebody else's")
+    assert git_state(file) == {}
+    git(tmp_path, "add", "code.py")
+    git(tmp_path, "commit", "-q", "-m", "code")
+    clean = git_state(file)["git"]
+    assert len(clean["commit"]) == 40
+    assert clean["dirty"] is False
+    file.write_text("2")
+    assert git_state(file)["git"] == {"commit": clean["commit"], "dirty": True}
+
+
+def test_without_git_there_is_no_git_state(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "git" not in manifest(INFO, [])

@@ -1,0 +1,90 @@
+import io
+import threading
+
+import pytest
+from rich.console import Console
+
+from harness.progress import Progress
+
+
+class Hands:
+    """A clock moved by hand."""
+
+    def __init__(self):
+        self.now_s = 0.0
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    return Hands()
+
+
+def console(terminal):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=120, color_system=None, legacy_windows=False)
+
+
+def run(progress, clock, moments, total=1000, **options):
+    with progress.phase("run", total, **options) as update:
+        for now_s, done in moments:
+            clock.now_s = now_s
+            update(done)
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(clock):
+    out = console(False)
+    run(Progress(out, clock), clock, [(0.5 * i, 10 * i) for i in range(1, 51)])
+    assert out.file.getvalue().splitlines() == [
+        "run: 20 of 1,000 samples, 20 samples/s, 49 s left",
+        "run: 220 of 1,000 samples, 20 samples/s, 39 s left",
+        "run: 420 of 1,000 samples, 20 samples/s, 29 s left",
+        "run: 500 of 1,000 samples, 20 samples/s, ended in 25 s",
+    ]
+
+
+def test_a_phase_that_does_not_last_says_nothing(clock):
+    out = console(False)
+    run(Progress(out, clock), clock, [(0.5, 1000)])
+    assert out.file.getvalue() == ""
+
+
+def test_a_phase_that_ends_is_done(clock):
+    out = console(False)
+    run(Progress(out, clock), clock, [(100, 1000)], virtual=True)
+    assert out.file.getvalue().splitlines()[-1] == (
+        "run (virtual time): 1,000 of 1,000 samples, 10 samples/s, done in 1:40"
+    )
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_phase_that_fails_says_how_far_it_came(clock, terminal):
+    out = console(terminal)
+    with pytest.raises(RuntimeError), Progress(out, clock).phase("run", 1000) as update:
+        clock.now_s = 2.0
+        update(10)
+        raise RuntimeError
+    assert "10 of 1,000 samples, 5 samples/s, ended in 2 s" in out.file.getvalue()
+
+
+def test_a_terminal_is_drawn_on_at_most_four_times_a_second(clock):
+    out = console(True)
+    run(Progress(out, clock), clock, [(0.001 * i, i) for i in range(1, 1001)])
+    drawn = [text for text in out.file.getvalue().split("\r") if "samples/s" in text]
+    assert 4 <= len(drawn) <= 7  # four, and what rich repeats when it ends
+    assert "1,000 of 1,000 samples, 1,000 samples/s, done in 1 s" in drawn[-1]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_there_is_no_thread(clock, terminal):
+    before = threading.active_count()
+    with Progress(console(terminal), clock).phase("run", 10) as update:
+        update(1)
+        assert threading.active_count() == before
+
+
+def test_nothing_done_and_nothing_known_is_no_division_by_zero(clock):
+    out = console(False)
+    run(Progress(out, clock), clock, [(0.0, 0), (5.0, 0)], total=0)
+    assert out.file.getvalue().splitlines()[-1] == "run: 0 of 0 samples, done in 5 s"

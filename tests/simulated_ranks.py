@@ -1,0 +1,61 @@
+"""Runs plain functions as the ranks of a simulated machine."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from algorithms.base import Algorithm
+from hardware.simulated.compute import Fixed
+from hardware.simulated.machine import Simulated
+from hardware.simulated.network import Switch
+from harness.data import Partitioned
+from harness.program import Program
+
+SECOND = Fixed(seconds_per_sample=1.0)
+SWITCH = Switch(latency_s=0.5, bandwidth_bytes_per_s=8.0)  # one float64 a second
+
+
+@dataclass(frozen=True)
+class Ranks(Algorithm):
+    """Calls `body` on every rank."""
+
+    synchronous: ClassVar[bool] = False
+
+    body: Callable
+
+    def train(self, worker, problem):
+        self.body(worker)
+
+
+def program(body, budget=1, milestones=(1,), problem=None, seed=0):
+    """A program whose every worker runs `body(worker)`."""
+    return Program(Ranks(0.1, 1, body), problem, Partitioned(shuffle=False), seed, budget, milestones)
+
+
+def execute(body, num_workers, compute=SECOND, network=SWITCH, memory=None, **options):
+    """Run `body(worker)` on every rank and return the execution."""
+    machine = Simulated(num_workers, compute, network, memory)
+    return machine.execute(program(body, **options), lambda samples: None)
+
+
+def results(body, num_workers, **options):
+    """What `body(worker)` returned on each rank.
+
+    Raises:
+        TwinclockError: what failed.
+    """
+    returned = {}
+
+    def keep(worker):
+        returned[worker.rank] = body(worker)
+
+    done = execute(keep, num_workers, **options)
+    if done.failure is not None:
+        raise done.failure
+    return [returned[rank] for rank in range(num_workers)]
+
+
+def compute_for(worker, seconds):
+    """Spend virtual time, with `SECOND` as compute."""
+    worker._place.dealt(seconds)
+    worker.clock.now()

@@ -1,0 +1,84 @@
+"""The commands of a first day, as a user types them."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from commands import ROOT, command
+from composed import options
+
+QUICK = ["experiment=smallest"]
+
+
+def records(runs, pattern="**/summary.json"):
+    return [json.loads(path.read_text()) for path in sorted(runs.glob(pattern))]
+
+
+@pytest.fixture(scope="module")
+def help_text():
+    return command("--help").stdout
+
+
+@pytest.mark.parametrize("group", ["algorithm", "hardware", "problem", "data", "tracking"])
+def test_help_lists_every_option_with_a_line(help_text, group):
+    for option in options(group):
+        (line,) = [line for line in help_text.splitlines() if line.strip().startswith(f"{group}={option} ")]
+        assert len(line.split()) > 3
+
+
+def test_help_gives_three_examples_and_imports_no_torch(help_text):
+    assert help_text.count("  python run.py") == 3
+    code = "import sys, runpy; sys.argv = ['run.py', '--help']\ntry: runpy.run_path('run.py', run_name='__main__')\nfinally:"
+    checked = subprocess.run([sys.executable, "-c", f"{code} assert 'torch' not in sys.modules"], cwd=ROOT, capture_output=True)
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_run_prints_its_summary_and_leaves_its_record(tmp_path):
+    outcome = command(*QUICK, "algorithm=hogwild", "hardware=cpu", runs_dir=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    for word in ("target", "hardware", "speedup", "alone", "files"):
+        assert word in outcome.stdout
+    (summary,) = [s for s in records(tmp_path) if s["run/name"].startswith("real-hogwild") and "speedup/throughput" in s]
+    assert summary["run/status"] == "finished"
+
+
+def test_the_second_run_finds_its_baselines(tmp_path):
+    arguments = [*QUICK, "algorithm=hogwild", "hardware=sim_numa2"]
+    for _ in range(2):
+        assert command(*arguments, runs_dir=tmp_path).returncode == 0
+    baselines = records(tmp_path, "baselines/*/summary.json")
+    assert sorted(b["run/name"] for b in baselines) == ["sim-hogwild-numa2-w1-s0", "sim-sgd-numa2-w1-s0"]
+    runs = [s for s in records(tmp_path) if "speedup/baseline_id" in s]
+    assert len(runs) == 2 and len({s["speedup/baseline_id"] for s in runs}) == 1
+
+
+def test_a_run_compares_with_the_baseline_it_is_given(tmp_path):
+    assert command(*QUICK, "algorithm=sgd", "hardware=sim_numa2", runs_dir=tmp_path).returncode == 0
+    (sgd,) = records(tmp_path)
+    given = command(*QUICK, "algorithm=hogwild", "hardware=sim_numa2", f"baseline={sgd['run/id']}", runs_dir=tmp_path)
+    assert given.returncode == 0, given.stderr
+    (hogwild,) = [s for s in records(tmp_path) if s["run/name"] == "sim-hogwild-numa2-w4-s0"]
+    assert hogwild["speedup/baseline_id"] == sgd["run/id"]
+
+
+def test_a_failing_job_of_a_multirun_is_recorded_and_the_others_go_on(tmp_path):
+    outcome = command(
+        *QUICK, "-m", "algorithm=hogwild,sgd,all_reduce", "hardware=sim_ethernet", "baseline=none", runs_dir=tmp_path
+    )
+    assert outcome.returncode != 0
+    assert "2 jobs finished, 1 failed" in outcome.stdout
+    assert [s["run/status"] for s in records(tmp_path, "sweeps/*/*/summary.json")] == ["failed", "finished", "finished"]
+
+
+def test_tracking_none_leaves_no_record(tmp_path):
+    outcome = command(*QUICK, "algorithm=hogwild", "hardware=sim_numa2", "tracking=none", runs_dir=tmp_path)
+    assert outcome.returncode == 0 and "speedup" in outcome.stdout
+    assert not records(tmp_path) and not (tmp_path / "index.jsonl").exists()
+
+
+def test_virtual_time_is_called_virtual(tmp_path):
+    outcome = command(*QUICK, "algorithm=sgd", "hardware=sim_numa2", "tracking=none", runs_dir=tmp_path)
+    (target,) = [line for line in outcome.stdout.splitlines() if line.strip().startswith("hardware")]
+    assert "virtual" in target

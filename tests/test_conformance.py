@@ -1,0 +1,58 @@
+"""What every algorithm keeps on every hardware found in conf/: a new YAML file is tested the moment it exists."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from composed import options, setup
+from harness.errors import UserError
+from harness.trial import evaluate
+
+CONVEX = ["problem=least_squares", "problem.samples=500", "problem.features=10", "problem.condition=10.0"]
+SHORT = ["problem.dtype=float64", "problem.learning_rate=0.05", "budget.epochs=20", "budget.observations=4", "tracking=none"]
+PAIRS = list(product(options("algorithm"), options("hardware")))
+
+
+def run(algorithm, hardware, workers):
+    chosen = [f"algorithm={algorithm}", "algorithm.batch_size=1", f"hardware={hardware}"]
+    try:
+        composed = setup(*chosen, f"hardware.num_workers={workers}", *CONVEX, *SHORT)
+    except UserError as refusal:
+        pytest.skip(f"refused: {refusal}")
+    program = composed.program()
+    execution = composed.hardware.execute(program, lambda samples: None)
+    assert execution.failure is None
+    return composed, program, execution
+
+
+def losses(composed, execution):
+    return [values["train/loss"] for values in evaluate(composed.problem, 0, execution.observations)]
+
+
+@pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)
+def test_two_workers_solve_a_convex_problem(algorithm, hardware):
+    composed, program, execution = run(algorithm, hardware, 2)
+    assert losses(composed, execution)[-1] < composed.problem.target_loss
+
+
+@pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)
+def test_one_worker_equals_sequential(algorithm, hardware):
+    composed, program, execution = run(algorithm, hardware, 1)
+    _, _, sequential = run("sgd", hardware, 1)
+    for mine, reference in zip(execution.observations, sequential.observations, strict=True):
+        assert mine.samples == reference.samples
+        # float64: the kernel and autograd sum in different orders
+        torch.testing.assert_close(mine.parameters, reference.parameters, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)
+def test_accounts_for_samples_and_time(algorithm, hardware):
+    composed, program, execution = run(algorithm, hardware, 2)
+    assert [o.samples for o in execution.observations] == sorted(o.samples for o in execution.observations)
+    assert execution.observations[-1].samples >= program.budget_samples
+    assert len(execution.workers) == composed.num_workers
+    for worker in execution.workers:
+        assert 0 < worker.finish_s <= execution.run_s
+        spent_s = worker.compute_s + worker.comm_s + worker.idle_s
+        assert 0 <= spent_s <= execution.run_s * (1 + 1e-9)

@@ -1,0 +1,40 @@
+"""The README is executed: its algorithm of one's own, its commands, its table."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from commands import command
+from composed import options
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+FILES = dict(re.findall(r"^`(my_study/\S+)`\n```\w+\n(.*?)```", README, re.M | re.S))
+COMMANDS = re.findall(r"^python run.py ([^#\n]+)", README, re.M)
+
+
+def test_own_algorithm_is_thirty_lines():
+    assert 0 < len(FILES["my_study/local_sgd.py"].splitlines()) <= 32
+
+
+@pytest.mark.parametrize("hardware", ["sim_ethernet", "cpu"])
+def test_own_algorithm_runs_from_its_own_folder(tmp_path, hardware):
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (line,) = [c for c in COMMANDS if "my_study" in c and f"hardware={hardware}" in c]
+    arguments = shlex.split(line.replace("my_study", str(tmp_path / "my_study")))
+    outcome = command(*arguments, "tracking=files", runs_dir=tmp_path / "runs")
+    assert outcome.returncode == 0, outcome.stderr
+    assert "local_sgd" in outcome.stdout and "speedup" in outcome.stdout
+
+
+@pytest.mark.parametrize("group", ["algorithm", "hardware", "problem", "data", "tracking"])
+def test_table_lists_every_option(group):
+    (row,) = re.findall(rf"^\| `{group}` \| (.*) \|$", README, re.M)
+    assert sorted(re.findall(r"`(\w+)`", row)) == options(group)
+
+
+def test_is_short():
+    assert len(README.splitlines()) <= 150
