@@ -1,7 +1,8 @@
 """Synchronous data parallel SGD by all-reduce (Goyal et al., arXiv:1706.02677, section 2).
 
 P workers take a batch of b samples each, average their gradients and take the same step: minibatch SGD with a batch of
-P * b samples, whatever P is.
+P * b samples, whatever P is. With the step of a batch of b samples that costs up to P times the epochs; the linear scaling
+rule (section 2.1) wins them back while P * b is small.
 """
 
 from dataclasses import dataclass
@@ -17,17 +18,24 @@ from harness.worker import Worker
 
 @dataclass(frozen=True)
 class AllReduce(Algorithm):
-    """Average the gradients of all workers at every step, in one buffer."""
+    """Average the gradients of all workers at every step, in one buffer.
+
+    Args:
+        linear_scaling: multiply the step by the number of workers.
+    """
 
     synchronous: ClassVar[bool] = True
+
+    linear_scaling: bool
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """W <- w - eta * 1/P sum_i g_i."""
         model = problem.build_model(worker.device, worker.seed)
+        learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
             gradient = flat_gradient(model)
             dist.all_reduce(gradient)
             set_gradient_(model, gradient.div_(worker.num_workers))
-            sgd_step_(model, self.learning_rate)
+            sgd_step_(model, learning_rate)
             worker.observe(model, samples=len(batch))

@@ -190,13 +190,16 @@ def _choices() -> dict[str, str]:
     return {key: value for key, value in HydraConfig.get().runtime.choices.items() if key in GROUPS}
 
 
+PROBLEM_HINTS = {"learning_rate": 1.0, "minibatch_learning_rate": 1.0, "minibatch_size": 1}  # what algorithms refer to
+
+
 def _names(group: str, works: Any) -> str:
     return "|".join(sorted(_working_options(group, works)))
 
 
 def _working_options(group: str, works: Any) -> Iterator[str]:
     for path in option_files(HydraConfig.get().runtime.config_sources, group):
-        node = OmegaConf.create({group: OmegaConf.load(path), "problem": {"learning_rate": 1.0}})
+        node = OmegaConf.create({group: OmegaConf.load(path), "problem": PROBLEM_HINTS})
         try:
             if works(build(node[group], group)):
                 yield path.stem

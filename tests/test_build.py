@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.build import build, target_class
 from harness.errors import UserError
+from harness.setup import PROBLEM_HINTS
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("algorithm", "hardware", "problem", "data", "tracking")
@@ -16,7 +17,7 @@ COMPONENTS = [f"{group}/{path.stem}" for group in GROUPS for path in sorted((CON
 
 def load(component):
     group = component.split("/")[0]
-    context = {"problem": {"learning_rate": 1.0}, "runs_dir": "runs"}
+    context = {"problem": PROBLEM_HINTS, "runs_dir": "runs"}
     return OmegaConf.merge(context, {group: OmegaConf.load(CONF / f"{component}.yaml")})[group]
 
 

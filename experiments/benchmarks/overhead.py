@@ -30,6 +30,7 @@ from harness.program import Program
 WORKERS, BATCH, STEPS, PAIRS = 2, 32, 3000, 9
 LEARNING_RATE = 0.05
 PROBLEM: dict[str, Any] = {"hidden_sizes": [64], "test_fraction": 0.2, "seed": 0, "dtype": "float32"}
+HINTS: dict[str, Any] = {"learning_rate": 0.1, "minibatch_size": 32, "minibatch_learning_rate": 0.1, "target_loss": 0.1}
 
 
 def by_hand(rank: int, store: str, seconds: Any) -> None:
@@ -69,7 +70,7 @@ def hand_written_s() -> float:
     context = mp.get_context("spawn")
     seconds = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(by_hand, (str(Path(folder, "store")), seconds), nprocs=WORKERS)  # type: ignore[no-untyped-call]
+        mp.spawn(by_hand, (str(Path(folder, "store")), seconds), nprocs=WORKERS)
     return float(seconds.get())
 
 
@@ -77,7 +78,7 @@ def harness_s(problem: DigitsMLP) -> float:
     """Seconds of the same steps through the harness, as it reports them."""
     budget = STEPS * BATCH * WORKERS
     milestones = [budget * (i + 1) // 40 for i in range(40)]
-    algorithm = AllReduce(learning_rate=LEARNING_RATE, batch_size=BATCH)
+    algorithm = AllReduce(learning_rate=LEARNING_RATE, batch_size=BATCH, linear_scaling=False)
     program = Program(algorithm, problem, Partitioned(shuffle=True), 0, budget, milestones)
     execution = machine().execute(program, lambda samples: None)
     if execution.failure is not None:
@@ -92,7 +93,7 @@ def machine() -> RealMachine:
 
 def main() -> None:
     """Print one JSON line."""
-    problem = DigitsMLP(**PROBLEM, learning_rate=LEARNING_RATE, target_loss=0.1)
+    problem = DigitsMLP(**PROBLEM, **HINTS)
     pairs = [(harness_s(problem), hand_written_s()) for _ in range(PAIRS + 1)][1:]
     ratios = sorted(harness / hand for harness, hand in pairs)
     figures = {

@@ -44,16 +44,23 @@ class Problem(ABC):
     Args:
         dtype: of model and data, "float32" or "float64".
         learning_rate: a good constant step of sequential SGD, > 0; the default of `algorithm.learning_rate`.
+        minibatch_size: samples of a good minibatch, >= 1; the default of `algorithm.batch_size` where steps are batched.
+        minibatch_learning_rate: a good constant step of sequential SGD with such minibatches, > 0.
         target_loss: the default of `target.loss`.
     """
 
     dtype: str
     learning_rate: float
+    minibatch_size: int
+    minibatch_learning_rate: float
     target_loss: float
 
     def __post_init__(self) -> None:
         require(self.dtype in ("float32", "float64"), "problem.dtype", "must be float32 or float64", self.dtype)
         require(self.learning_rate > 0, "problem.learning_rate", "must be > 0", self.learning_rate)
+        require(self.minibatch_size >= 1, "problem.minibatch_size", "must be >= 1", self.minibatch_size)
+        field, step = "problem.minibatch_learning_rate", self.minibatch_learning_rate
+        require(step > 0, field, "must be > 0", step)
 
     @property
     @abstractmethod

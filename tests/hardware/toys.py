@@ -253,7 +253,7 @@ class WildHelped(Wild):
 
 def program(algorithm=Averaging, learning_rate=0.1, batch_size=4, budget=256, milestones=None, **options):
     """A program on `Mean`, observed at the quarters of its budget."""
-    problem = Mean(dtype="float64", learning_rate=0.1, target_loss=1.0)
+    problem = Mean(dtype="float64", learning_rate=0.1, minibatch_size=1, minibatch_learning_rate=0.1, target_loss=1.0)
     trained = algorithm(learning_rate=learning_rate, batch_size=batch_size, **options)
     quarters = milestones or [budget // 4, budget // 2, 3 * budget // 4, budget]
     return Program(trained, problem, Partitioned(shuffle=True), 0, budget, quarters)

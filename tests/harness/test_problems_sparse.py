@@ -29,6 +29,8 @@ def regression(**settings):
     values = {
         "dtype": "float64",
         "learning_rate": 0.5,
+        "minibatch_size": 4,
+        "minibatch_learning_rate": 0.5,
         "target_loss": 0.1,
         "path": None,
         "test_path": None,
