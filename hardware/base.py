@@ -50,7 +50,7 @@ class Execution:
     facts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     tags: list[str] = field(default_factory=list)
-    failure: Exception | None = None
+    failure: BaseException | None = None
 
     @property
     def run_s(self) -> float:
@@ -102,8 +102,8 @@ class Hardware(ABC):
         """Run the program on `workers_offered` workers and wait for the end.
 
         Whatever happens, no process, thread, shared segment or port is left behind. A failing worker is not raised but
-        returned in `Execution.failure` (`WorkerFailed`, `Diverged` or `UserError`), with what was observed until then;
-        KeyboardInterrupt is raised, after the clean-up.
+        returned in `Execution.failure` (`WorkerFailed`, `Diverged`, `UserError` or KeyboardInterrupt), with what was
+        observed until then.
 
         Args:
             progress: called now and then, in the calling thread, with the global samples processed so far.

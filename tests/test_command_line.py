@@ -31,7 +31,9 @@ def test_help_lists_every_option_with_a_line(help_text, group):
 def test_help_gives_three_examples_and_imports_no_torch(help_text):
     assert help_text.count("  python run.py") == 3
     code = "import sys, runpy; sys.argv = ['run.py', '--help']\ntry: runpy.run_path('run.py', run_name='__main__')\nfinally:"
-    checked = subprocess.run([sys.executable, "-c", f"{code} assert 'torch' not in sys.modules"], cwd=ROOT, capture_output=True)
+    checked = subprocess.run(
+        [sys.executable, "-c", f"{code} assert 'torch' not in sys.modules"], cwd=ROOT, capture_output=True
+    )
     assert checked.returncode == 0, checked.stderr
 
 
@@ -40,7 +42,9 @@ def test_a_run_prints_its_summary_and_leaves_its_record(tmp_path):
     assert outcome.returncode == 0, outcome.stderr
     for word in ("target", "hardware", "speedup", "alone", "files"):
         assert word in outcome.stdout
-    (summary,) = [s for s in records(tmp_path) if s["run/name"].startswith("real-hogwild") and "speedup/throughput" in s]
+    (summary,) = [
+        s for s in records(tmp_path) if s["run/name"].startswith("real-hogwild") and "speedup/throughput" in s
+    ]
     assert summary["run/status"] == "finished"
 
 

@@ -1,5 +1,6 @@
 """What every algorithm keeps on every hardware found in conf/: a new YAML file is tested the moment it exists."""
 
+from functools import cache
 from itertools import product
 
 import pytest
@@ -9,13 +10,19 @@ from composed import options, setup
 from harness.errors import UserError
 from harness.trial import evaluate
 
-CONVEX = ["problem=least_squares", "problem.samples=500", "problem.features=10", "problem.condition=10.0"]
-SHORT = ["problem.dtype=float64", "problem.learning_rate=0.05", "budget.epochs=20", "budget.observations=4", "tracking=none"]
+CONVEX = ["problem=least_squares", "problem.samples=250", "problem.features=10", "problem.condition=10.0"]
+SHORT = ["problem.dtype=float64", "budget.epochs=20", "budget.observations=4", "tracking=none"]
 PAIRS = list(product(options("algorithm"), options("hardware")))
 
 
+@cache
 def run(algorithm, hardware, workers):
-    chosen = [f"algorithm={algorithm}", "algorithm.batch_size=1", f"hardware={hardware}"]
+    chosen = [
+        f"algorithm={algorithm}",
+        "algorithm.batch_size=1",
+        "algorithm.learning_rate=0.05",
+        f"hardware={hardware}",
+    ]
     try:
         composed = setup(*chosen, f"hardware.num_workers={workers}", *CONVEX, *SHORT)
     except UserError as refusal:
@@ -40,10 +47,10 @@ def test_two_workers_solve_a_convex_problem(algorithm, hardware):
 def test_one_worker_equals_sequential(algorithm, hardware):
     composed, program, execution = run(algorithm, hardware, 1)
     _, _, sequential = run("sgd", hardware, 1)
-    for mine, reference in zip(execution.observations, sequential.observations, strict=True):
-        assert mine.samples == reference.samples
-        # float64: the kernel and autograd sum in different orders
-        torch.testing.assert_close(mine.parameters, reference.parameters, rtol=1e-9, atol=1e-12)
+    mine, reference = execution.observations[-1], sequential.observations[-1]
+    assert mine.samples == reference.samples == program.budget_samples
+    # float64: the kernel and autograd sum in different orders
+    torch.testing.assert_close(mine.parameters, reference.parameters, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)

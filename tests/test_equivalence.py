@@ -3,26 +3,28 @@
 import pytest
 import torch
 
-from composed import execution
+from composed import execution, setup
 
 GLOBAL_BATCH = 24
-MLP = ["problem=digits_mlp", "problem.dtype=float64", "budget.epochs=0.5", "budget.observations=3", "tracking=none"]
+SAMPLES = 20 * GLOBAL_BATCH  # a budget that 2, 3 and 4 workers deal evenly
+MLP = ["problem=digits_mlp", "problem.dtype=float64", "budget.observations=3", "tracking=none"]
+STEP = "algorithm.learning_rate=0.1"
 
 
 def parameters(*overrides):
-    done = execution(*MLP, *overrides)
+    done = execution(*MLP, f"budget.epochs={SAMPLES / setup(*MLP).problem.num_samples}", *overrides)
     assert done.failure is None
     return torch.stack([observation.parameters for observation in done.observations])  # (observations, parameters)
 
 
 def all_reduce(hardware, workers):
     batch = f"algorithm.batch_size={GLOBAL_BATCH // workers}"
-    return parameters("algorithm=all_reduce", batch, f"hardware={hardware}", f"hardware.num_workers={workers}")
+    return parameters("algorithm=all_reduce", batch, STEP, f"hardware={hardware}", f"hardware.num_workers={workers}")
 
 
 @pytest.fixture(scope="module")
 def sequential():
-    return parameters("algorithm=sgd", f"algorithm.batch_size={GLOBAL_BATCH}", "hardware=cpu")
+    return parameters("algorithm=sgd", f"algorithm.batch_size={GLOBAL_BATCH}", STEP, "hardware=cpu")
 
 
 @pytest.mark.parametrize("workers", [2, 3, 4])
@@ -42,7 +44,9 @@ def test_a_broken_collective_is_noticed(sequential, monkeypatch):
 
 @pytest.mark.parametrize("algorithm", ["all_reduce", "hogwild"])
 def test_two_simulated_runs_are_identical(algorithm):
-    first, second = (execution(*MLP, f"algorithm={algorithm}", "hardware=sim_numa2") for _ in range(2))
+    first, second = (
+        execution(*MLP, "budget.epochs=0.2", f"algorithm={algorithm}", "hardware=sim_numa2") for _ in range(2)
+    )
     assert [o.time_s for o in first.observations] == [o.time_s for o in second.observations]
     assert first.workers == second.workers
     for one, other in zip(first.observations, second.observations, strict=True):

@@ -88,7 +88,15 @@ def harness_s(problem: DigitsMLP) -> float:
 
 def machine() -> RealMachine:
     """Two pinned workers with one thread each."""
-    raise NotImplementedError
+    return RealMachine(
+        num_workers=WORKERS,
+        num_nodes=None,
+        strict=False,
+        pinning=True,
+        memory_policy="first_touch",
+        intra_op_threads=1,
+        timeout_s=300.0,
+    )
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from hardware.base import WorkerReport
 from hardware.real.host_clock import run_time_s
-from hardware.real.metered_group import BLOCKED, COMPLETED, RELEASED, STARTED
+from hardware.real.meter import BLOCKED, COMPLETED, RELEASED, STARTED
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Ledger:
         finish_s: when it left `train`.
         busy_s: CPU seconds of its thread, or seconds in native kernels; pauses excluded.
         pauses: (begin, end) of every block off the clock.
-        collectives: a table per group, see `metered_group.Log.table`.
+        collectives: a table per group, see `meter.Log.table`.
         messages: the table of its point-to-point operations.
         sent_bytes: payload sent.
         peak_bytes: peak memory, or None where it cannot be told apart.

@@ -74,13 +74,11 @@ class Background:
             self._errors.append(error)
 
 
-def as_failure(rank: int, error: BaseException, details: str) -> Exception:
-    """What a worker's error becomes in `Execution.failure`: the harness's own errors as they are, others wrapped."""
+def as_failure(who: str, error: BaseException, details: str) -> Exception:
+    """What an error of `who` becomes in `Execution.failure`: the harness's own errors as they are, others wrapped."""
     if isinstance(error, TwinclockError):
         return error
     if late := re.search(r"Timed out waiting \d+ms", str(error)):  # gloo's words
-        return WorkerFailed(
-            f"worker {rank} waited for the others for more than hardware.timeout_s: {late.group()}", details
-        )
+        return WorkerFailed(f"{who} waited for the others for more than hardware.timeout_s: {late.group()}", details)
     first_line = (str(error).splitlines() or [""])[0]
-    return WorkerFailed(f"worker {rank} raised {type(error).__name__}: {first_line}".rstrip(": "), details)
+    return WorkerFailed(f"{who} raised {type(error).__name__}: {first_line}".rstrip(": "), details)

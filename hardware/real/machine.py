@@ -48,8 +48,7 @@ class RealMachine(Hardware):
         require(self.num_nodes is None or self.num_nodes >= 1, "hardware.num_nodes", "must be >= 1", self.num_nodes)
         require(self.intra_op_threads >= 1, "hardware.intra_op_threads", "must be >= 1", self.intra_op_threads)
         require(self.timeout_s > 0, "hardware.timeout_s", "must be > 0", self.timeout_s)
-        if not self.memory_policy.startswith("bind:"):  # which nodes there are, `check` finds out
-            check_policy(self.memory_policy, [])
+        check_policy(self.memory_policy)
 
     @property
     def shares_memory(self) -> bool:

@@ -10,71 +10,18 @@ a broadcast's or scatter's at the root only, a reduce's or gather's everywhere b
 # mypy: disable-error-code="attr-defined, override, call-arg"
 # torch's type stubs lack half of these methods and give the others overloads that torch.distributed never calls.
 
+import math
 import time
-from array import array
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from itertools import chain
-from threading import get_ident
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-STARTED, BLOCKED, RELEASED, COMPLETED = range(4)  # columns of a log: host times in seconds
-NEVER = float("nan")  # not waited for in Python: a C++ caller such as DDP's reducer waits on the future
-ASIDE = float("inf")  # waited for by a background activity: the worker itself was not held up
-
-
-class Log:
-    """What one rank did in one group: four host times per operation, in the order of calls."""
-
-    def __init__(self) -> None:
-        self.times = array("d")
-
-    def table(self) -> np.ndarray:
-        """Columns STARTED, BLOCKED, RELEASED, COMPLETED; shape (operations, 4)."""
-        return np.array(self.times).reshape(-1, 4)
-
-
-class Meter:
-    """What one worker's groups measured.
-
-    Created in the thread that trains; operations waited for in another thread are marked `ASIDE`.
-
-    Attributes:
-        collectives: a log per group, by the group's name; the n-th entry is the same collective on every rank.
-        messages: the log of point-to-point operations.
-        sent_bytes: payload sent.
-    """
-
-    def __init__(self) -> None:
-        self.collectives: dict[str, Log] = {}
-        self.messages = Log()
-        self.sent_bytes = 0
-        self._thread = get_ident()
-
-    def start(self, log: Log, sent_bytes: int) -> int:
-        """Note the call. Returns its place in the log."""
-        self.sent_bytes += sent_bytes
-        place = len(log.times)
-        now = time.perf_counter()
-        log.times.extend((now, NEVER, NEVER, NEVER))
-        return place
-
-    def finish(self, log: Log, place: int, blocked_s: float) -> None:
-        """Note that the caller was blocked from `blocked_s` until now."""
-        now = time.perf_counter()
-        log.times[place + BLOCKED] = blocked_s if get_ident() == self._thread else ASIDE
-        log.times[place + RELEASED] = now
-        if log.times[place + COMPLETED] != log.times[place + COMPLETED]:
-            log.times[place + COMPLETED] = now
-
-    def complete(self, log: Log, place: int) -> None:
-        """Note that the operation is over, whoever waits for it."""
-        log.times[place + COMPLETED] = time.perf_counter()
+from hardware.real.meter import RELEASED, Log, Meter
 
 
 class MeteredWork(dist.Work):
@@ -88,7 +35,7 @@ class MeteredWork(dist.Work):
         """Block until the operation is over."""
         blocked_s = time.perf_counter()
         result = self._work.wait(timeout)
-        if self._log.times[self._place + RELEASED] != self._log.times[self._place + RELEASED]:
+        if math.isnan(self._log.times[self._place + RELEASED]):  # the first wait is the one that counts
             self._meter.finish(self._log, self._place, blocked_s)
         return result
 

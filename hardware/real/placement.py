@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Sequence
 from math import prod
@@ -28,18 +29,17 @@ MASK_BITS = 1024  # NUMA nodes a policy mask can name
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def check_policy(policy: str, nodes: Sequence[int]) -> None:
-    """Refuse a policy that is none of the three, or binds to a node this machine lacks.
+def check_policy(policy: str, nodes: Sequence[int] | None = None) -> None:
+    """Refuse a policy that is none of the three, or binds to a node that is not among `nodes`.
 
     Raises:
         UserError: naming hardware.memory_policy.
     """
-    rule = f"must be first_touch, interleave or bind:<node> with a node of {list(nodes)}"
-    require(
-        policy in ("first_touch", "interleave") or policy.startswith("bind:"), "hardware.memory_policy", rule, policy
-    )
-    if policy.startswith("bind:"):
-        require(policy[5:] in {str(node) for node in nodes}, "hardware.memory_policy", rule, policy)
+    known = re.fullmatch(r"first_touch|interleave|bind:(\d+)", policy)
+    require(known is not None, "hardware.memory_policy", "must be first_touch, interleave or bind:<node>", policy)
+    assert known is not None
+    present = nodes is None or known[1] is None or int(known[1]) in nodes
+    require(present, "hardware.memory_policy", f"must bind to a NUMA node in use, one of {nodes}", policy)
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, policy: str, nodes: Sequence[int]) -> tuple[torch.Tensor, str]:

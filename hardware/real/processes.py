@@ -5,10 +5,10 @@ many workers start as fast as two. The parent only listens: it lets workers meet
 died, and ends the others.
 """
 
-import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -18,13 +18,14 @@ from hardware.base import Execution
 from hardware.real import worker_process
 from hardware.real.breakdown import break_down
 from hardware.real.counters import SharedCounters
-from hardware.real.crew import Crew
+from hardware.real.crew import Crew, as_failure
+from hardware.real.fork_server import explained, start_fork_server
 from hardware.real.messages import Arrived, Failed, Finished, Observed, disagreement
 from hardware.real.parcel import Parcel
 from hardware.real.placement import tensor_over
+from hardware.real.process_place import Launch
 from hardware.real.segment import Segment
 from hardware.real.signals import deaf, terminable
-from hardware.real.worker_process import Launch
 from harness.errors import WorkerFailed
 from harness.program import Program
 from harness.worker import COUNTERS, Observation
@@ -37,22 +38,30 @@ GRACE_S = 2.0  # for a process to end by itself, and then after SIGTERM
 
 def run_in_processes(crew: Crew, program: Program, progress: Callable[[int], None]) -> Execution:
     """Run a program on one process per worker; see `Hardware.execute`."""
-    with terminable(), _Parent(crew, program) as parent:
-        parent.listen(progress)
-        return parent.execution()
+    try:
+        worker_process.touch(program)
+        parcel = Parcel(program)
+    except Exception as error:
+        return Execution(failure=as_failure("the program, before any worker started,", error, traceback.format_exc()))
+    try:
+        with terminable(), _Parent(crew, program, parcel) as parent:
+            parent.listen(progress)
+            return parent.execution()
+    except WorkerFailed as failure:
+        return Execution(failure=failure)
 
 
 class _Parent:
     """The processes of one run, and what is known of them."""
 
-    def __init__(self, crew: Crew, program: Program) -> None:
-        worker_process.touch(program)
+    def __init__(self, crew: Crew, program: Program, parcel: Parcel) -> None:
         self._crew, self._synchronous = crew, program.algorithm.synchronous
-        self._program = Parcel(program)
+        self._program = parcel
         self._common = {"rendezvous": Segment(), "counters": Segment(8 * len(COUNTERS)), "shared": Segment()}
         self._snapshots = [Segment() for _ in crew.cpus]
         self._counters = SharedCounters(self._common["counters"])
-        self._context = _fork_server(program)
+        modules = [type(program.algorithm).__module__, type(program.problem).__module__]
+        self._context = start_fork_server(modules)
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         self._open: dict[Connection, int] = {}  # pipes that may still say something, by rank
@@ -116,7 +125,8 @@ class _Parent:
         process = self._context.Process(target=worker_process.main, args=(launch,), name=f"worker {rank}")
         self._processes.append(process)
         self._pipes.append(ours)
-        process.start()
+        with explained():
+            process.start()
         theirs.close()
         self._open[ours] = rank
 
@@ -161,10 +171,10 @@ class _Parent:
 
     def _obituary(self, rank: int) -> str:
         process = self._processes[rank]
-        if process.exitcode >= 0:
-            return f"worker {rank} (pid {process.pid}) ended with exit code {process.exitcode} in mid-run"
-        number = -process.exitcode
-        return f"worker {rank} (pid {process.pid}) was killed by signal {number} ({signal.Signals(number).name})"
+        who, code = f"worker {rank} (pid {process.pid})", process.exitcode
+        if code >= 0:
+            return f"{who} ended with exit code {code} in mid-run: see what it printed"
+        return f"{who} was killed by signal {-code} ({signal.Signals(-code).name})"
 
     def _let_meet(self) -> None:
         """Answer the workers, once all have arrived at the same place."""
@@ -229,11 +239,3 @@ def _join(processes: list[Any]) -> None:
     deadline_s = time.perf_counter() + GRACE_S
     for process in processes:
         process.join(max(0.0, deadline_s - time.perf_counter()))
-
-
-def _fork_server(program: Program) -> Any:
-    """The context of the fork server. What it imports before its first fork, no worker has to import."""
-    context = multiprocessing.get_context("forkserver")
-    modules = [worker_process.__name__, type(program.algorithm).__module__, type(program.problem).__module__]
-    context.set_forkserver_preload(["__main__", *modules])
-    return context

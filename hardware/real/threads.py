@@ -132,7 +132,7 @@ class _Run:
             pass
         except BaseException as error:
             with self._lock:
-                self._failures.append(as_failure(rank, error, traceback.format_exc()))
+                self._failures.append(as_failure(f"worker {rank}", error, traceback.format_exc()))
             self.stopping = True
             self._meeting.abort()
         finally:

@@ -9,53 +9,22 @@ import resource
 import signal
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from threading import Lock
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from hardware.real.breakdown import Ledger
-from hardware.real.counters import SharedCounters
-from hardware.real.crew import Background, Crew, as_failure
+from hardware.real.crew import as_failure
 from hardware.real.host_clock import HostClock
-from hardware.real.messages import Arrived, Failed, Finished, Observed
-from hardware.real.metered_group import Meter, init_metered_group
-from hardware.real.parcel import Parcel
-from hardware.real.placement import apply_policy, prove, tensor_over
-from hardware.real.segment import Segment
-from harness.kernels import Kernel
+from hardware.real.messages import Arrived, Failed, Finished
+from hardware.real.meter import Meter
+from hardware.real.metered_group import init_metered_group
+from hardware.real.process_place import Launch, ProcessPlace
 from harness.program import Program
-from harness.worker import Observation, Place, Worker
+from harness.worker import Worker
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 F_SETSIG = 10  # fcntl(2)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """All a worker process starts from.
-
-    Args:
-        environment: the parent's environment variables, which the fork server may not have.
-        program: the packed `Program`.
-        rendezvous: where the ranks find each other.
-        counters, shared: common to all workers.
-        snapshots: this worker's own.
-    """
-
-    rank: int
-    crew: Crew
-    environment: dict[str, str]
-    program: Parcel
-    connection: Connection
-    rendezvous: Segment
-    counters: Segment
-    shared: Segment
-    snapshots: Segment
 
 
 def main(launch: Launch) -> None:
@@ -67,7 +36,7 @@ def main(launch: Launch) -> None:
         try:
             _work(launch)
         except BaseException as error:
-            failure = as_failure(launch.rank, error, traceback.format_exc())
+            failure = as_failure(f"worker {launch.rank}", error, traceback.format_exc())
             launch.connection.send(Failed(failure, time.perf_counter()))
 
 
@@ -85,74 +54,6 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if not parent.is_alive():
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-class ProcessPlace(Place):
-    """Where a worker process runs."""
-
-    def __init__(self, launch: Launch) -> None:
-        self.rank, self.num_workers = launch.rank, launch.crew.num_workers
-        self.device = torch.device("cpu")
-        self.placement: dict[str, dict[str, object]] = {}
-        self._launch = launch
-        self._counters = SharedCounters(launch.counters)
-        self._background = Background(launch.crew.timeout_s)
-        self._shared: dict[str, torch.Tensor] = {}
-        self._sending = Lock()
-
-    def meet(self, arrived: Arrived) -> Any:
-        """Wait until all workers are here. Returns the parent's answer."""
-        with self._sending:
-            self._launch.connection.send(arrived)
-        return self._launch.connection.recv()
-
-    def add(self, counter: str, amount: int) -> int:
-        """Atomically add to a counter; returns its value before."""
-        self._background.check()
-        return self._counters.add(counter, amount)
-
-    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """One tensor in shared memory, placed by the policy and initialised by rank 0."""
-        offset = self.meet(Arrived.to_share(name, tensor))
-        common = tensor_over(self._launch.shared.map(max(tensor.nbytes, 1), offset), tensor.shape, tensor.dtype)
-        policy = self._launch.crew.memory_policy
-        if self.rank == 0:
-            policy = apply_policy(common, policy, self._launch.crew.nodes)
-            common.copy_(tensor.detach())
-        self.meet(Arrived("filled", repr(name)))
-        self.placement[name] = {"policy": policy}
-        self._shared[name] = common
-        return common
-
-    def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
-        """Run a native kernel."""
-        kernel(model, samples, learning_rate)
-
-    def background(self, activity: Callable[[], None]) -> None:
-        """Start a helper activity, a thread of this process."""
-        self._background.start(activity)
-
-    def report(self, observation: Observation) -> None:
-        """Put the snapshot where the parent finds it even if this process is killed next."""
-        flat = observation.parameters.contiguous()
-        with self._sending:
-            offset = self._launch.snapshots.append(flat.view(-1).view(torch.uint8).numpy().data)
-            self._launch.connection.send(
-                Observed(
-                    observation.time_s, observation.host_s, observation.samples, observation.updates,
-                    offset, tuple(flat.shape), flat.dtype,
-                )
-            )  # fmt: skip
-
-    def finish(self) -> None:
-        """Wait for the helper activities, and look where the shared tensors lie."""
-        self._background.finish()
-
-    def prove_placement(self) -> dict[str, dict[str, object]]:
-        """Where the pages of each shared tensor lie."""
-        for name, tensor in self._shared.items():
-            self.placement[name]["pages_by_node"] = prove(tensor)
-        return self.placement
 
 
 def touch(program: Program) -> None:

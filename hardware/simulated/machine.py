@@ -65,7 +65,7 @@ class Simulated(Hardware):
         try:
             with torch_world.isolated(program.seed):
                 machine.engine.run(lambda: progress(machine.counters["samples"]))
-        except TwinclockError as failure:
+        except (TwinclockError, KeyboardInterrupt) as failure:
             execution.failure = failure
         else:
             sent_bytes = machine.fabric.sent_bytes

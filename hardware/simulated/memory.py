@@ -74,3 +74,15 @@ class SharedMemory:
     def socket(self, rank: int) -> int:
         """The socket of a rank's core."""
         return rank % self.sockets
+
+    def remote_ranks(self, rank: int, num_ranks: int) -> int:
+        """A bit for every rank on another socket than `rank`'s."""
+        return sum(1 << other for other in range(num_ranks) if self.socket(other) != self.socket(rank))
+
+    def fetch_s(self, reader: int, owner: int) -> float:
+        """Seconds to read a line that rank `owner` wrote last."""
+        return self.same_socket_s if self.socket(reader) == self.socket(owner) else self.cross_socket_s
+
+    def load_s(self, reader: int) -> float:
+        """Seconds to read a line of a model that nobody has written."""
+        return self.local_memory_s if self.socket(reader) == 0 else self.remote_memory_s

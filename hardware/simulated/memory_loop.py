@@ -27,16 +27,16 @@ WORKER = np.dtype(
         ("weights", np.int64),  # address of its model
         ("num_weights", np.int64),
         ("model", np.int64),  # index of its model, in `versions`
-        ("first_line", np.int64),  # of its model, in `lines`
-        ("first_coordinate", np.int64),  # of its model, in `written`
+        ("first_line", np.uint64),  # of its model, in `lines`
+        ("first_coordinate", np.uint64),  # of its model, in `written`
         ("position", np.int64),  # in its chunk
         ("count", np.int64),  # samples of its chunk
-        ("socket", np.int64),
+        ("remote", np.uint64),  # bits of the ranks on other sockets
         ("writes", np.int64),  # whether its next event is a write
     ],
     align=True,
 )
-LINE = np.dtype([("sharers", np.uint64), ("owner", np.int64)], align=True)
+LINE = np.dtype([("sharers", np.uint64), ("owner", np.uint64)])  # bits of ranks; a rank, or the number of ranks
 TALLY = np.dtype([("updates", np.int64), ("conflicts", np.int64), ("staleness", np.int64), ("stalest", np.int64)])
 
 
@@ -55,12 +55,11 @@ class Costs(NamedTuple):
 
     sample_s: float
     nonzero_s: float
+    fetch_s: np.ndarray  # by reader and owner, the last column from memory: shape (ranks, ranks + 1)
     same_socket_s: float
     cross_socket_s: float
-    local_memory_s: float
-    remote_memory_s: float
     outstanding_misses: float
-    line_shift: int  # log2 of the coordinates in a line
+    line_shift: np.uint64  # log2 of the coordinates in a line
 
 
 @intrinsic
@@ -83,66 +82,50 @@ def _earliest(workers):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _fetch_s(lines, workers, rank, indices, start, stop, costs):  # type: ignore[no-untyped-def]
+def _fetch_s(lines, base, rank, indices, start, stop, costs):  # type: ignore[no-untyped-def]
     """Make `rank` a sharer of every line it reads; returns the stall in seconds."""
     me = np.uint64(1) << np.uint64(rank)
-    base, socket = workers[rank].first_line, workers[rank].socket
     total = dearest = 0.0
-    for position in range(start, stop):
-        line = base + (np.int64(indices[position]) >> costs.line_shift)
-        if lines[line].sharers & me:
-            continue
+    for position in range(start, stop):  # no branches: hits and misses alternate unpredictably
+        line = base + (np.uint64(np.uint32(indices[position])) >> costs.line_shift)
+        price = costs.fetch_s[rank, lines[line].owner]
+        cost = 0.0 if lines[line].sharers & me else price
         lines[line].sharers |= me
-        owner = lines[line].owner
-        if owner == NOBODY:
-            cost = costs.local_memory_s if socket == 0 else costs.remote_memory_s
-        else:
-            cost = costs.same_socket_s if workers[owner].socket == socket else costs.cross_socket_s
         total += cost
-        dearest = max(dearest, cost)
+        dearest = cost if cost > dearest else dearest
     return max(dearest, total / costs.outstanding_misses)
 
 
 @njit(nogil=True, cache=True)
-def _own_s(lines, workers, rank, remote, indices, start, stop, costs):  # type: ignore[no-untyped-def]
+def _own_s(lines, base, rank, remote, indices, start, stop, costs):  # type: ignore[no-untyped-def]
     """Make `rank` the only holder of every line it writes; returns the stall in seconds.
 
     Args:
         remote: bits of the ranks on other sockets.
     """
     me = np.uint64(1) << np.uint64(rank)
-    base = workers[rank].first_line
     total = dearest = 0.0
     for position in range(start, stop):
-        line = base + (np.int64(indices[position]) >> costs.line_shift)
+        line = base + (np.uint64(np.uint32(indices[position])) >> costs.line_shift)
         others = lines[line].sharers & ~me
+        price = costs.cross_socket_s if others & remote else costs.same_socket_s
+        cost = price if others else 0.0
         lines[line].sharers = me
         lines[line].owner = rank
-        if others:
-            cost = costs.cross_socket_s if others & remote else costs.same_socket_s
-            total += cost
-            dearest = max(dearest, cost)
+        total += cost
+        dearest = cost if cost > dearest else dearest
     return max(dearest, total / costs.outstanding_misses)
 
 
 @njit(nogil=True, cache=True)
 def _mark(written, base, version, seen, indices, start, stop):  # type: ignore[no-untyped-def]
     """Note that update `version` writes these coordinates; returns whether one was written since `seen`."""
-    conflict = False
+    latest = np.int64(0)
     for position in range(start, stop):
-        coordinate = base + np.int64(indices[position])
-        conflict |= written[coordinate] > seen
+        coordinate = base + np.uint64(np.uint32(indices[position]))
+        latest = max(latest, written[coordinate])
         written[coordinate] = version
-    return conflict
-
-
-@njit(nogil=True, cache=True)
-def _remote_ranks(workers, rank):  # type: ignore[no-untyped-def]
-    bits = np.uint64(0)
-    for other in range(len(workers)):
-        if workers[other].socket != workers[rank].socket:
-            bits |= np.uint64(1) << np.uint64(other)
-    return bits
+    return latest > seen
 
 
 @njit(nogil=True, cache=True)
@@ -172,7 +155,7 @@ def advance(now_s, until_s, workers, samples, lines, written, versions, bins, ta
         sample = samples[rank, worker.position]
         start, stop = np.uint64(rows.indptr[sample]), np.uint64(rows.indptr[sample + 1])
         if not worker.writes:
-            stall_s = _fetch_s(lines, workers, rank, rows.indices, start, stop, costs)
+            stall_s = _fetch_s(lines, worker.first_line, rank, rows.indices, start, stop, costs)
             margin = number(0)
             for position in range(start, stop):
                 margin += rows.values[position] * weights[np.uint32(rows.indices[position])]
@@ -192,8 +175,7 @@ def advance(now_s, until_s, workers, samples, lines, written, versions, bins, ta
         tally[0].stalest = max(tally[0].stalest, staleness)
         if _mark(written, worker.first_coordinate, versions[worker.model], worker.seen, rows.indices, start, stop):
             tally[0].conflicts += 1
-        remote = _remote_ranks(workers, rank)
-        worker.next_s += _own_s(lines, workers, rank, remote, rows.indices, start, stop, costs)
+        worker.next_s += _own_s(lines, worker.first_line, rank, worker.remote, rows.indices, start, stop, costs)
         worker.writes = 0
         worker.position += 1
         if worker.position == worker.count:

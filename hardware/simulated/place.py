@@ -81,9 +81,10 @@ class SimulatedPlace(Place):
                 "hardware with shared memory, such as sim_numa2"
             )
         machine.engine.sync()
-        with machine.engine.uncharged():
-            fresh = (torch.empty_like(tensor.detach()), machine.engine.env.event())
-        shared, ready = machine.tensors.setdefault(name, fresh)
+        if name not in machine.tensors:
+            with machine.engine.uncharged():
+                machine.tensors[name] = (torch.empty_like(tensor.detach()), machine.engine.env.event())
+        shared, ready = machine.tensors[name]
         if described(shared) != described(tensor):
             raise UserError(
                 f"worker.shared({name!r}) must be given one dtype and shape by all workers, got {described(shared)} "

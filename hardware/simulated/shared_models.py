@@ -3,7 +3,7 @@
 Chunks of all ranks advance together, in virtual time, up to the next event of the rest of the simulation.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -39,7 +39,7 @@ class SharedModels:
         self._engine, self._memory, self._kernel_cost = engine, memory, kernel_cost
         self._workers = np.zeros(num_ranks, memory_loop.WORKER)
         self._workers["next_s"] = np.inf
-        self._workers["socket"] = [memory.socket(rank) for rank in range(num_ranks)]
+        self._workers["remote"] = [memory.remote_ranks(rank, num_ranks) for rank in range(num_ranks)]
         self._samples = np.zeros((num_ranks, 0), np.int32)
         self._lines = np.zeros(0, memory_loop.LINE)
         self._written = np.zeros(0, np.int64)
@@ -58,7 +58,7 @@ class SharedModels:
         lines_needed = -(-tensor.nbytes // self._memory.line_bytes)
         self._models[tensor.data_ptr()] = _Model(len(self._versions), len(self._lines), len(self._written))
         fresh = np.zeros(lines_needed, memory_loop.LINE)
-        fresh["owner"] = memory_loop.NOBODY
+        fresh["owner"] = len(self._workers)
         self._lines = np.concatenate([self._lines, fresh])
         self._written = np.concatenate([self._written, np.zeros(tensor.numel(), np.int64)])
         self._versions = np.concatenate([self._versions, np.zeros(1, np.int64)])
@@ -113,11 +113,19 @@ class SharedModels:
         self._rows = Rows(
             rows.indptr.numpy(), rows.indices.numpy(), rows.values.numpy(), kernel.labels.numpy(), kernel.loss_code
         )
-        in_line = self._memory.line_bytes // rows.values.itemsize
-        named = {field.name: getattr(self._memory, field.name) for field in fields(self._memory)}
-        prices = {name: float(value) for name, value in named.items() if name in Costs._fields}
-        cost = self._kernel_cost
-        self._costs = Costs(cost.sample_s, cost.nonzero_s, line_shift=in_line.bit_length() - 1, **prices)
+        memory, ranks = self._memory, range(len(self._workers))
+        coordinates_per_line = memory.line_bytes // rows.values.itemsize
+        self._costs = Costs(
+            sample_s=self._kernel_cost.sample_s,
+            nonzero_s=self._kernel_cost.nonzero_s,
+            fetch_s=np.array(
+                [[*(memory.fetch_s(rank, owner) for owner in ranks), memory.load_s(rank)] for rank in ranks]
+            ),
+            same_socket_s=float(memory.same_socket_s),
+            cross_socket_s=float(memory.cross_socket_s),
+            outstanding_misses=float(memory.outstanding_misses),
+            line_shift=np.uint64(coordinates_per_line.bit_length() - 1),
+        )
 
     def _enter(self, rank: int, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
         if len(samples) > self._samples.shape[1]:

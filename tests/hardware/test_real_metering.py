@@ -11,7 +11,7 @@ import torch
 from hardware.real.breakdown import Ledger, break_down
 from hardware.real.counters import LocalCounters, SharedCounters
 from hardware.real.host_clock import HostClock, run_time_s
-from hardware.real.metered_group import ASIDE, NEVER
+from hardware.real.meter import ASIDE, NEVER
 from hardware.real.parcel import Parcel
 from hardware.real.segment import Segment
 from harness.worker import COUNTERS

@@ -8,7 +8,7 @@ import torch
 
 from hardware.real.placement import allocate, apply_policy, prove
 from hardware.real.topology import read_topology
-from tests.hardware.toys import ReportsCPUs, Wild, machine, no_progress, program
+from tests.hardware.toys import ReportsCPUs, Wild, WildWide, machine, no_progress, program
 
 PAGES = 64
 ELEMENTS = PAGES * mmap.PAGESIZE // 8
@@ -61,6 +61,15 @@ def test_two_nodes_hold_the_shared_model(native, policy, expected):
     execution = machine(2, num_nodes=2, memory_policy=policy).execute(program(Wild, native=native), no_progress)
     assert execution.failure is None
     assert execution.facts["placement"]["model"] == {"policy": policy, "pages_by_node": expected}
+
+
+@pytest.mark.numa
+@pytest.mark.parametrize("native", [True, False])
+def test_two_nodes_hold_half_each_of_what_is_interleaved(native):
+    trained = program(WildWide, native=native)
+    execution = machine(2, num_nodes=2, memory_policy="interleave").execute(trained, no_progress)
+    expected = {"0": PAGES // 2, "1": PAGES // 2}
+    assert execution.facts["placement"]["wide"] == {"policy": "interleave", "pages_by_node": expected}
 
 
 @pytest.mark.numa

@@ -17,6 +17,7 @@ from tests.hardware.toys import (
     Everything,
     KillsRankOne,
     LateRankOne,
+    Lost,
     RaisesInRankOne,
     ReportsCPUs,
     Silent,
@@ -136,6 +137,12 @@ def test_an_exception_ends_the_run_and_carries_its_traceback():
     assert "in interfere" in failure.details
 
 
+def test_a_problem_that_cannot_be_loaded_is_a_failure():
+    failure = run(problem=Lost).failure
+    assert isinstance(failure, WorkerFailed)
+    assert str(failure) == "the program, before any worker started, raised FileNotFoundError: no such numbers"
+
+
 def test_divergence_is_itself():
     execution = run(learning_rate=1e30, budget=2560)
     assert isinstance(execution.failure, Diverged)
@@ -164,6 +171,50 @@ def test_interrupt_ends_the_workers_and_is_raised(tmp_path, monkeypatch):
         machine(2).execute(program(Endless), interrupt)
 
 
+def test_workers_find_what_their_parent_finds(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "sibling.py").write_text("from tests.hardware.toys import Mean\n")
+    script = tmp_path / "folder" / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.stdout.split(), done.stderr) == (["256"], "")
+
+
+@pytest.mark.parametrize(
+    ("sibling", "sentence"),
+    [
+        ("", "ended with exit code 1 in mid-run: see what it printed"),
+        ("import sys\nassert sys.argv != ['-c']", "the server that starts workers has ended: see what it printed"),
+    ],
+)
+def test_a_script_that_cannot_be_imported_again_fails_with_a_hint(tmp_path, sibling, sentence):
+    (tmp_path / "sibling.py").write_text(f"{sibling}\ndef nothing(): pass\n")
+    (tmp_path / "script.py").write_text(f"from sibling import nothing\n{UNGUARDED}")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert sentence in done.stdout
+    assert "Error" in done.stderr
+
+
+UNGUARDED = """
+from tests.hardware.toys import machine, no_progress, program
+print(machine(2).execute(program(), no_progress).failure)
+"""
+
+SCRIPT = """
+from sibling import Mean
+from tests.hardware.toys import machine, no_progress, program
+
+class Own(Mean):
+    pass
+
+if __name__ == "__main__":
+    print(machine(2).execute(program(problem=Own), no_progress).observations[-1].samples)
+"""
+
 PARENT = """
 from tests.hardware.toys import Endless, machine, no_progress, program
 machine(2).execute(program(Endless), no_progress)
@@ -176,15 +227,29 @@ def test_a_parent_that_is_ended_leaves_nobody(tmp_path, how):
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = {**os.environ, "TOY_PIDS": str(pids), "TMPDIR": str(temporary)}
-    with subprocess.Popen([sys.executable, "-c", PARENT], env=environment, stderr=subprocess.PIPE) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT], env=environment, stderr=subprocess.PIPE, start_new_session=True
+    ) as parent:
         wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
         parent.send_signal(how)
         parent.wait(10)
     assert parent.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: -2}[how]
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.read_text().split()))
+    wait_for(lambda: not session(parent.pid))
     assert set(os.listdir("/dev/shm")) <= files
-    if how != signal.SIGKILL:
-        assert list(temporary.iterdir()) == []
+    assert list(temporary.iterdir()) == []
+
+
+def session(leader):
+    """Processes of a session, helpers of multiprocessing included."""
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # gone meanwhile
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            members.append(stat.parent.name)
+    return members
 
 
 def wait_for(condition, timeout_s=20.0):

@@ -130,7 +130,7 @@ def test_refuses_senseless_settings(setting, value):
 
 
 def test_refuses_memory_on_a_node_that_is_not_there():
-    with pytest.raises(UserError, match=r"hardware\.memory_policy must be .* got 'bind:77'"):
+    with pytest.raises(UserError, match=r"hardware\.memory_policy must bind .*, got 'bind:77'"):
         machine(memory_policy="bind:77").check()
 
 

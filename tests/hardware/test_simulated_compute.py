@@ -81,6 +81,17 @@ def test_a_collective_s_own_arithmetic_is_free():
     assert results(body, 2, compute=ROOFLINE, network=Switch(0.5, 1e30)) == pytest.approx([1.0, 1.0], abs=1e-9)
 
 
+def test_a_message_s_own_copy_is_free():
+    x, boxes = torch.ones(1000), [torch.empty(1000) for _ in range(2)]
+
+    def body(worker):
+        works = [dist.isend(x, 1 - worker.rank), dist.irecv(boxes[worker.rank], 1 - worker.rank)]
+        for work in works:
+            work.wait()
+
+    assert [report.compute_s for report in execute(body, 2, compute=ROOFLINE).workers] == [0.0, 0.0]
+
+
 @pytest.mark.parametrize(
     ("change", "slower"),
     [

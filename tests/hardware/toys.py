@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,6 +62,15 @@ class Mean(Problem):
     @cached_property
     def kernel(self):
         return ToyKernel(self.numbers)
+
+
+@dataclass(frozen=True)
+class Lost(Mean):
+    """A problem whose data cannot be had."""
+
+    @cached_property
+    def numbers(self):
+        raise FileNotFoundError("no such numbers")
 
 
 @dataclass(frozen=True)
@@ -153,7 +161,6 @@ class Wrapped(Averaging):
     def train(self, worker, problem):
         model = nn.parallel.DistributedDataParallel(problem.build_model(worker.device, worker.seed))
         for batch in worker.batches(problem, self.batch_size):
-            problem.loss(model.module, batch) if False else None
             loss = (
                 0.5
                 * ((model(torch.ones(1, 1, dtype=problem.numbers.dtype)) - problem.numbers[batch.long()]) ** 2).mean()
@@ -222,6 +229,15 @@ class Wild(Algorithm):
 
 
 @dataclass(frozen=True)
+class WildWide(Wild):
+    """Shares 64 pages of 4 KiB as well."""
+
+    def name(self, worker):
+        worker.shared("wide", torch.ones(64 * 512, dtype=torch.float64))
+        return "model"
+
+
+@dataclass(frozen=True)
 class WildOdd(Wild):
     """Workers disagree about the name of the shared tensor."""
 
@@ -251,12 +267,14 @@ class WildHelped(Wild):
             worker.observe(helped, samples=len(batch))
 
 
-def program(algorithm=Averaging, learning_rate=0.1, batch_size=4, budget=256, milestones=None, **options):
+def program(algorithm=Averaging, learning_rate=0.1, batch_size=4, budget=256, milestones=None, problem=Mean, **options):
     """A program on `Mean`, observed at the quarters of its budget."""
-    problem = Mean(dtype="float64", learning_rate=0.1, minibatch_size=1, minibatch_learning_rate=0.1, target_loss=1.0)
+    minimised = problem(
+        dtype="float64", learning_rate=0.1, minibatch_size=1, minibatch_learning_rate=0.1, target_loss=1.0
+    )
     trained = algorithm(learning_rate=learning_rate, batch_size=batch_size, **options)
     quarters = milestones or [budget // 4, budget // 2, 3 * budget // 4, budget]
-    return Program(trained, problem, Partitioned(shuffle=True), 0, budget, quarters)
+    return Program(trained, minimised, Partitioned(shuffle=True), 0, budget, quarters)
 
 
 def machine(num_workers=2, **settings):
@@ -274,8 +292,3 @@ def machine(num_workers=2, **settings):
 
 def no_progress(samples):
     """Watches nothing."""
-
-
-def threads_alive():
-    """Names of the threads of this process."""
-    return sorted(thread.name for thread in threading.enumerate())

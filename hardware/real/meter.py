@@ -1,0 +1,61 @@
+"""A worker's notes on its communication: when each operation began, held the worker up, and ended."""
+
+import math
+import time
+from array import array
+from threading import get_ident
+
+import numpy as np
+
+STARTED, BLOCKED, RELEASED, COMPLETED = range(4)  # columns of a log: host times in seconds
+NEVER = float("nan")  # not waited for in Python: a C++ caller such as DDP's reducer waits on the future
+ASIDE = float("inf")  # waited for by a background activity: the worker itself was not held up
+
+
+class Log:
+    """What one rank did in one group: four host times per operation, in the order of calls."""
+
+    def __init__(self) -> None:
+        self.times = array("d")
+
+    def table(self) -> np.ndarray:
+        """Columns STARTED, BLOCKED, RELEASED, COMPLETED; shape (operations, 4)."""
+        return np.array(self.times).reshape(-1, 4)
+
+
+class Meter:
+    """What one worker's groups measured.
+
+    Created in the thread that trains; operations waited for in another thread are marked `ASIDE`.
+
+    Attributes:
+        collectives: a log per group, by the group's name; the n-th entry is the same collective on every rank.
+        messages: the log of point-to-point operations.
+        sent_bytes: payload sent.
+    """
+
+    def __init__(self) -> None:
+        self.collectives: dict[str, Log] = {}
+        self.messages = Log()
+        self.sent_bytes = 0
+        self._thread = get_ident()
+
+    def start(self, log: Log, sent_bytes: int) -> int:
+        """Note the call. Returns its place in the log."""
+        self.sent_bytes += sent_bytes
+        place = len(log.times)
+        now = time.perf_counter()
+        log.times.extend((now, NEVER, NEVER, NEVER))
+        return place
+
+    def finish(self, log: Log, place: int, blocked_s: float) -> None:
+        """Note that the caller was blocked from `blocked_s` until now."""
+        now = time.perf_counter()
+        log.times[place + BLOCKED] = blocked_s if get_ident() == self._thread else ASIDE
+        log.times[place + RELEASED] = now
+        if math.isnan(log.times[place + COMPLETED]):
+            log.times[place + COMPLETED] = now
+
+    def complete(self, log: Log, place: int) -> None:
+        """Note that the operation is over, whoever waits for it."""
+        log.times[place + COMPLETED] = time.perf_counter()

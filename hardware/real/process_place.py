@@ -1,0 +1,109 @@
+"""What a worker process is given, and what it offers to the `Worker` on it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from threading import Lock
+from typing import Any
+
+import torch
+
+from hardware.real.counters import SharedCounters
+from hardware.real.crew import Background, Crew
+from hardware.real.messages import Arrived, Observed
+from hardware.real.parcel import Parcel
+from hardware.real.placement import apply_policy, prove, tensor_over
+from hardware.real.segment import Segment
+from harness.kernels import Kernel
+from harness.worker import Observation, Place
+
+
+@dataclass(frozen=True)
+class Launch:
+    """All a worker process starts from.
+
+    Args:
+        environment: the parent's environment variables, which the fork server may not have.
+        program: the packed `Program`.
+        rendezvous: where the ranks find each other.
+        counters, shared: common to all workers.
+        snapshots: this worker's own.
+    """
+
+    rank: int
+    crew: Crew
+    environment: dict[str, str]
+    program: Parcel
+    connection: Connection
+    rendezvous: Segment
+    counters: Segment
+    shared: Segment
+    snapshots: Segment
+
+
+class ProcessPlace(Place):
+    """Where a worker process runs."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.rank, self.num_workers = launch.rank, launch.crew.num_workers
+        self.device = torch.device("cpu")
+        self.placement: dict[str, dict[str, object]] = {}
+        self._launch = launch
+        self._counters = SharedCounters(launch.counters)
+        self._background = Background(launch.crew.timeout_s)
+        self._shared: dict[str, torch.Tensor] = {}
+        self._sending = Lock()
+
+    def meet(self, arrived: Arrived) -> Any:
+        """Wait until all workers are here. Returns the parent's answer."""
+        with self._sending:
+            self._launch.connection.send(arrived)
+        return self._launch.connection.recv()
+
+    def add(self, counter: str, amount: int) -> int:
+        """Atomically add to a counter; returns its value before."""
+        self._background.check()
+        return self._counters.add(counter, amount)
+
+    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """One tensor in shared memory, placed by the policy and initialised by rank 0."""
+        offset = self.meet(Arrived.to_share(name, tensor))
+        common = tensor_over(self._launch.shared.map(max(tensor.nbytes, 1), offset), tensor.shape, tensor.dtype)
+        policy = self._launch.crew.memory_policy
+        if self.rank == 0:
+            policy = apply_policy(common, policy, self._launch.crew.nodes)
+            common.copy_(tensor.detach())
+        self.meet(Arrived("filled", repr(name)))
+        self.placement[name] = {"policy": policy}
+        self._shared[name] = common
+        return common
+
+    def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+        """Run a native kernel."""
+        kernel(model, samples, learning_rate)
+
+    def background(self, activity: Callable[[], None]) -> None:
+        """Start a helper activity, a thread of this process."""
+        self._background.start(activity)
+
+    def report(self, observation: Observation) -> None:
+        """Put the snapshot where the parent finds it even if this process is killed next."""
+        flat = observation.parameters.contiguous()
+        with self._sending:
+            offset = self._launch.snapshots.append(flat.view(-1).view(torch.uint8).numpy().data)
+            self._launch.connection.send(
+                Observed(
+                    observation.time_s, observation.host_s, observation.samples, observation.updates,
+                    offset, tuple(flat.shape), flat.dtype,
+                )
+            )  # fmt: skip
+
+    def finish(self) -> None:
+        """Wait for the helper activities, and look where the shared tensors lie."""
+        self._background.finish()
+
+    def prove_placement(self) -> dict[str, dict[str, object]]:
+        """Where the pages of each shared tensor lie."""
+        for name, tensor in self._shared.items():
+            self.placement[name]["pages_by_node"] = prove(tensor)
+        return self.placement
