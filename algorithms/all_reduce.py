@@ -1,8 +1,8 @@
 """Synchronous data parallel SGD by all-reduce (Goyal et al., arXiv:1706.02677, section 2).
 
 P workers take a batch of b samples each, average their gradients and take the same step: minibatch SGD with a batch of
-P * b samples, whatever P is. With the step of a batch of b samples that costs up to P times the epochs; the linear scaling
-rule (section 2.1) wins them back while P * b is small.
+P * b samples, whatever P is. With the step of a batch of b samples that costs up to P times the epochs; the linear
+scaling rule (section 2.1) wins them back while P * b is small.
 """
 
 from dataclasses import dataclass

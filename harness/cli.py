@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.build import unknown_key
-from harness.errors import TwinclockError, WorkerFailed
+from harness.errors import TwinclockError
 
 HELP = """\
 twinclock: parallel and distributed training, for real and in virtual time.
@@ -36,6 +37,8 @@ def command_line(main: Callable[[], None]) -> None:
 
     With HYDRA_FULL_ERROR=1 in the environment every error is raised with its traceback.
     """
+    arguments = sys.argv[1:]  # flags first, since Hydra's parser wants all overrides in one place
+    sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand us the exception instead of printing it
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -54,9 +57,10 @@ def command_line(main: Callable[[], None]) -> None:
             raise
         print(f"error: cannot use {error.filename}: {error.strerror}; runs_dir=... writes elsewhere", file=sys.stderr)
         sys.exit(1)
-    except TwinclockError:  # printed by ReportFailures when its job ended
+    except TwinclockError as error:  # printed by ReportFailures when its job ended
         if wants_traceback:
             raise
+        print("\n".join(getattr(error, "__notes__", [])), end="\n" * hasattr(error, "__notes__"))
         sys.exit(1)
 
 
@@ -64,23 +68,28 @@ class ReportFailures(Callback):
     """Prints a failed job in one sentence, when it fails; a multirun goes on with the others."""
 
     def __init__(self) -> None:
-        self.failed = self.finished = 0
+        self.finished = self.failed = 0
+        self.first_failure: BaseException | None = None  # the one that Hydra raises in the end
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Print the sentence of the failure; what the worker itself printed, before it."""
-        if job_return.status is not JobStatus.FAILED:
+        """Print the sentence of a failure, and before it what the worker itself said."""
+        if job_return.status is JobStatus.FAILED:
+            self.failed += 1
+            error = job_return._return_value
+            self.first_failure = self.first_failure or error
+            if isinstance(error, TwinclockError | HydraException | OmegaConfBaseException):
+                print(getattr(error, "details", ""), f"error: {sentence(error)}", sep="", file=sys.stderr)
+        else:
             self.finished += 1
-            return
-        self.failed += 1
-        error = job_return._return_value
-        if isinstance(error, WorkerFailed) and error.details:
-            print(error.details, file=sys.stderr)
-        if isinstance(error, TwinclockError | HydraException | OmegaConfBaseException):
-            print(f"error: {sentence(error)}", file=sys.stderr)
+        if self.first_failure is not None and config.hydra.mode == RunMode.MULTIRUN:
+            self.first_failure.__notes__ = [self._count(config)]
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print how many jobs finished."""
-        print(f"{self.finished} jobs finished, {self.failed} failed: {config.hydra.sweep.dir}")
+        """Print how many jobs finished, if all did; else Hydra raises the first failure, which notes it."""
+        print(self._count(config))
+
+    def _count(self, config: DictConfig) -> str:
+        return f"{self.finished} jobs finished, {self.failed} failed: {config.hydra.sweep.dir}"
 
 
 def sentence(error: BaseException) -> str:
@@ -96,8 +105,10 @@ def sentence(error: BaseException) -> str:
         return f"{override[1]} is neither a group nor a setting: `python run.py --help` lists the groups"
     if override:
         return _unknown_override(override[1], error.__cause__)
-    if "parsing override" in text or "LexerNoViableAlt" in text:
-        return f"cannot read an override: write key=value ({text.splitlines()[0]})"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override!r}: write key=value, with quotes around unusual values"
+    if folder := re.search(r"Additional config directory '(.+)' not found", text):
+        return f"--config-dir {folder[1]}: there is no such folder"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 

@@ -147,6 +147,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
         UserError: with a sentence that names what would work.
     """
     _check_memory(setup)
+    assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
     notices = []
     offered, used = setup.hardware.workers_offered, setup.num_workers
     if used < offered and setup.hardware.num_workers is not None:

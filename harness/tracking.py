@@ -191,7 +191,8 @@ class WandB(Tracking):
             raise UserError(f"tracking.mode=online needs a valid W&B key ({error}): run `wandb login`") from error
         if found is None:
             raise UserError(
-                f"tracking.mode=online needs a W&B key for {host}: run `wandb login`, or set tracking.mode=offline"
+                f"tracking.mode=online needs a W&B key for {host}: run `wandb login`, set WANDB_API_KEY, or set "
+                "tracking.mode=offline"
             )
 
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-
 from commands import ROOT, command
 from composed import options
 
@@ -30,7 +29,8 @@ def test_help_lists_every_option_with_a_line(help_text, group):
 
 def test_help_gives_three_examples_and_imports_no_torch(help_text):
     assert help_text.count("  python run.py") == 3
-    code = "import sys, runpy; sys.argv = ['run.py', '--help']\ntry: runpy.run_path('run.py', run_name='__main__')\nfinally:"
+    code = "import sys, runpy; sys.argv = ['run.py', '--help']\n"
+    code += "try: runpy.run_path('run.py', run_name='__main__')\nfinally:"
     checked = subprocess.run(
         [sys.executable, "-c", f"{code} assert 'torch' not in sys.modules"], cwd=ROOT, capture_output=True
     )

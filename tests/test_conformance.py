@@ -5,8 +5,8 @@ from itertools import product
 
 import pytest
 import torch
-
 from composed import options, setup
+
 from harness.errors import UserError
 from harness.trial import evaluate
 
@@ -39,13 +39,13 @@ def losses(composed, execution):
 
 @pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)
 def test_two_workers_solve_a_convex_problem(algorithm, hardware):
-    composed, program, execution = run(algorithm, hardware, 2)
+    composed, _, execution = run(algorithm, hardware, 2)
     assert losses(composed, execution)[-1] < composed.problem.target_loss
 
 
 @pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)
 def test_one_worker_equals_sequential(algorithm, hardware):
-    composed, program, execution = run(algorithm, hardware, 1)
+    _, program, execution = run(algorithm, hardware, 1)
     _, _, sequential = run("sgd", hardware, 1)
     mine, reference = execution.observations[-1], sequential.observations[-1]
     assert mine.samples == reference.samples == program.budget_samples

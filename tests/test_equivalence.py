@@ -1,8 +1,7 @@
-"""One program, two clocks: the same float64 values from simulated ranks, from real gloo processes and from one worker."""
+"""One program, two clocks: the same float64 values from simulated ranks, real gloo processes and one worker."""
 
 import pytest
 import torch
-
 from composed import execution, setup
 
 GLOBAL_BATCH = 24

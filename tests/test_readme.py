@@ -5,7 +5,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 from commands import command
 from composed import options
 

@@ -2,7 +2,7 @@
 
     python -m experiments.benchmarks.overhead
 
-Same model, data, batches, processes and number of steps: two pinned processes with one thread each, an MLP on digits, one
+Same model, data, batches, processes and number of steps: two pinned processes with one thread each, an MLP on digits, a
 flat all-reduce per step. The two take turns; each pair gives a ratio of seconds per step, set-up outside both clocks.
 """
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import forkserver, util
+from multiprocessing import forkserver, spawn, util
 from types import ModuleType
 from typing import Any
 
@@ -26,7 +26,11 @@ def start_fork_server(modules: Sequence[str]) -> Any:
 
     Returns:
         its `multiprocessing` context.
+
+    Raises:
+        RuntimeError: in a worker, where the main script starts a run whenever it is imported.
     """
+    spawn.get_preparation_data("fork server")  # raises if this is a worker that is still importing the main script
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hardware.real.fork_server_preload", *_imported_by_main(), *modules])
     with _environment(
@@ -46,7 +50,7 @@ def explained() -> Iterator[None]:
 
 
 def _imported_by_main() -> list[str]:
-    """Where the names in the main script come from. Every worker runs the script's imports again, and finds them done."""
+    """Where the names in the main script come from: every worker imports it again, and finds its imports done."""
     values = vars(sys.modules["__main__"]).values()
     origins = {
         value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) for value in values

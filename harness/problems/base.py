@@ -44,7 +44,7 @@ class Problem(ABC):
     Args:
         dtype: of model and data, "float32" or "float64".
         learning_rate: a good constant step of sequential SGD, > 0; the default of `algorithm.learning_rate`.
-        minibatch_size: samples of a good minibatch, >= 1; the default of `algorithm.batch_size` where steps are batched.
+        minibatch_size: samples of a good minibatch, >= 1; the default of `algorithm.batch_size` of batched algorithms.
         minibatch_learning_rate: a good constant step of sequential SGD with such minibatches, > 0.
         target_loss: the default of `target.loss`.
     """

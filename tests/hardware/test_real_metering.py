@@ -1,6 +1,5 @@
 """The breakdown of time, and the small parts it stands on."""
 
-import multiprocessing
 import os
 import time
 
@@ -10,6 +9,7 @@ import torch
 
 from hardware.real.breakdown import Ledger, break_down
 from hardware.real.counters import LocalCounters, SharedCounters
+from hardware.real.fork_server import start_fork_server
 from hardware.real.host_clock import HostClock, run_time_s
 from hardware.real.meter import ASIDE, NEVER
 from hardware.real.parcel import Parcel
@@ -120,7 +120,7 @@ def count(segment, times):
 
 def test_counters_of_several_processes_lose_nothing():
     segment = Segment(8 * len(COUNTERS))
-    context = multiprocessing.get_context("forkserver")
+    context = start_fork_server([])
     processes = [context.Process(target=count, args=(segment, 2000)) for _ in range(3)]
     for process in processes:
         process.start()

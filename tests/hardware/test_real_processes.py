@@ -192,11 +192,14 @@ def test_workers_find_what_their_parent_finds(tmp_path):
 def test_a_script_that_cannot_be_imported_again_fails_with_a_hint(tmp_path, sibling, sentence):
     (tmp_path / "sibling.py").write_text(f"{sibling}\ndef nothing(): pass\n")
     (tmp_path / "script.py").write_text(f"from sibling import nothing\n{UNGUARDED}")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": str(temporary)}
     command = [sys.executable, str(tmp_path / "script.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert sentence in done.stdout
     assert "Error" in done.stderr
+    wait_for(lambda: not list(temporary.iterdir()))
 
 
 UNGUARDED = """
