@@ -88,12 +88,11 @@ class Worker:
         seed: of the run; equal on every worker.
         device: where its model lives.
         generator: random numbers of this worker alone, from (seed, rank).
-        clock: the run's own clock.
     """
 
     def __init__(self, place: Place, program: Program) -> None:
         self.rank, self.num_workers = place.rank, place.num_workers
-        self.device, self.clock = place.device, place.clock
+        self.device = place.device
         self.seed = program.seed
         self.generator = torch.Generator().manual_seed(program.seed * 1_000_003 + place.rank)
         self._place = place
@@ -101,6 +100,13 @@ class Worker:
         self._budget = program.budget_samples
         self._milestones = program.milestones
         self._data = program.data
+        self._orders: dict[int, torch.Tensor] = {}
+        self._order(program.problem.num_samples)  # now, so that no clock sees it
+
+    @property
+    def clock(self) -> Clock:
+        """The run's own clock."""
+        return self._place.clock
 
     def batches(self, problem: Problem, batch_size: int) -> Iterator[torch.Tensor]:
         """Deal this worker's batches until the *global* budget is spent.
@@ -112,9 +118,7 @@ class Worker:
             int32 sample indices, shape (batch_size,).
         """
         dealt = self._rounds(batch_size) if self._synchronous else self._claims(batch_size)
-        order = self._data.order(
-            problem.num_samples, self._budget + self.num_workers * batch_size, self.seed, self.rank
-        )
+        order = self._order(problem.num_samples)
         own_position = 0
         for global_position, size in dealt:
             position = self._data.position(global_position, own_position)
@@ -151,6 +155,12 @@ class Worker:
         updates_before = self._place.add("updates", updates)
         if bisect_right(self._milestones, before) < bisect_right(self._milestones, before + samples):
             self._report(model, before + samples, updates_before + updates)
+
+    def _order(self, num_samples: int) -> torch.Tensor:
+        if num_samples not in self._orders:
+            length = self._budget + self.num_workers  # a budget that workers cannot share evenly is rounded up
+            self._orders[num_samples] = self._data.order(num_samples, length, self.seed, self.rank)
+        return self._orders[num_samples]
 
     def _rounds(self, batch_size: int) -> Iterator[tuple[int, int]]:
         global_batch = batch_size * self.num_workers

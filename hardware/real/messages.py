@@ -89,5 +89,5 @@ class Failed:
         host_s: when it found out.
     """
 
-    error: Exception
+    error: BaseException
     host_s: float

@@ -45,7 +45,10 @@ def run_in_processes(crew: Crew, program: Program, progress: Callable[[int], Non
         return Execution(failure=as_failure("the program, before any worker started,", error, traceback.format_exc()))
     try:
         with terminable(), _Parent(crew, program, parcel) as parent:
-            parent.listen(progress)
+            try:
+                parent.listen(progress)
+            except KeyboardInterrupt as interrupt:
+                parent.fail(interrupt)
             return parent.execution()
     except WorkerFailed as failure:
         return Execution(failure=failure)
@@ -96,6 +99,10 @@ class _Parent:
         while self._failures and self._open and time.perf_counter() < settled_s:
             self._serve(settled_s - time.perf_counter())
         progress(self._counters.value("samples"))
+
+    def fail(self, error: BaseException) -> None:
+        """Note why the run ends, whatever its workers say."""
+        self._failures.append(Failed(error, float("-inf")))
 
     def execution(self) -> Execution:
         """What came of it."""
@@ -167,7 +174,7 @@ class _Parent:
         if self._open.pop(pipe, None) is not None and rank not in self._ended:
             self._processes[rank].join()
             # A death explains the broken connections of all others, which may have been quicker to complain.
-            self._failures.insert(0, Failed(WorkerFailed(self._obituary(rank)), float("-inf")))
+            self.fail(WorkerFailed(self._obituary(rank)))
 
     def _obituary(self, rank: int) -> str:
         process = self._processes[rank]
@@ -200,7 +207,7 @@ class _Parent:
             self._ended.update(range(self._crew.num_workers))
         return None
 
-    def _failure(self) -> Exception | None:
+    def _failure(self) -> BaseException | None:
         return min(self._failures, key=lambda failed: failed.host_s).error if self._failures else None
 
     def _observations(self) -> list[Observation]:

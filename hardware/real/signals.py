@@ -9,13 +9,13 @@ from types import FrameType
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Let SIGTERM end this process in good order: by SystemExit, through every `finally`."""
+    """Let SIGTERM end a run as Ctrl-C does: in good order, with what was observed until then."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def leave(number: int, _: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, leave)
     try:

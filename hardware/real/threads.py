@@ -38,10 +38,12 @@ def run_in_threads(crew: Crew, program: Program, progress: Callable[[int], None]
         run.start()
         while not run.over.wait(PROGRESS_S):
             progress(run.counters.value("samples"))
+        progress(run.counters.value("samples"))
+    except KeyboardInterrupt as interrupt:
+        run.failures.insert(0, interrupt)
     finally:
         run.stop()
         torch.set_num_threads(torch_threads)
-    progress(run.counters.value("samples"))
     return run.execution()
 
 
@@ -72,7 +74,7 @@ class _Run:
         self.observations: list[Observation] = []
         self.start_s = 0.0
         self._ledgers: dict[int, Ledger] = {}
-        self._failures: list[Exception] = []
+        self.failures: list[BaseException] = []
         self._lock = threading.Lock()
         self._threads = [
             threading.Thread(target=self._work, args=(rank,), name=f"worker {rank}", daemon=True)
@@ -112,8 +114,8 @@ class _Run:
     def execution(self) -> Execution:
         """What came of it."""
         execution = Execution(observations=sorted(self.observations, key=lambda observation: observation.samples))
-        if self._failures:
-            execution.failure = self._failures[0]
+        if self.failures:
+            execution.failure = self.failures[0]
             return execution
         ledgers = [self._ledgers[rank] for rank in range(self.crew.num_workers)]
         execution.workers = break_down(ledgers, self.start_s, self.program.algorithm.synchronous).workers
@@ -132,7 +134,7 @@ class _Run:
             pass
         except BaseException as error:
             with self._lock:
-                self._failures.append(as_failure(f"worker {rank}", error, traceback.format_exc()))
+                self.failures.append(as_failure(f"worker {rank}", error, traceback.format_exc()))
             self.stopping = True
             self._meeting.abort()
         finally:
@@ -141,11 +143,12 @@ class _Run:
                     self.over.set()
 
     def _train(self, place: "ThreadPlace") -> None:
+        worker = Worker(place, self.program)
         self.meet(place.rank, Arrived("start"))
         with self._lock:
             self.start_s = self.start_s or time.perf_counter()
         place.clock = clock = HostClock(self.start_s)
-        self.program.run(Worker(place, self.program))
+        self.program.run(worker)
         place.finish()
         none = np.empty((0, 4))
         ledger = Ledger(time.perf_counter(), place.kernel_s, clock.pauses, {}, none, sent_bytes=0, peak_bytes=None)

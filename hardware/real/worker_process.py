@@ -81,10 +81,10 @@ def _work(launch: Launch) -> None:
 
 
 def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
+    worker = Worker(place, program)
     start_s = place.meet(Arrived("start"))
     time.sleep(max(0.0, start_s - time.perf_counter()))
     clock = place.clock = HostClock(start_s)
-    worker = Worker(place, program)
     begin_cpu_s = time.thread_time()
     program.run(worker)
     place.finish()

@@ -161,14 +161,14 @@ def test_progress_is_told():
     assert seen == sorted(seen) and seen[-1] == 256
 
 
-def test_interrupt_ends_the_workers_and_is_raised(tmp_path, monkeypatch):
+def test_interrupt_ends_the_workers_and_is_returned(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_PIDS", str(tmp_path / "pids"))
 
     def interrupt(samples):
         os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        machine(2).execute(program(Endless), interrupt)
+    execution = machine(2).execute(program(Endless), interrupt)
+    assert isinstance(execution.failure, KeyboardInterrupt)
 
 
 def test_workers_find_what_their_parent_finds(tmp_path):
@@ -220,7 +220,7 @@ if __name__ == "__main__":
 
 PARENT = """
 from tests.hardware.toys import Endless, machine, no_progress, program
-machine(2).execute(program(Endless), no_progress)
+raise machine(2).execute(program(Endless), no_progress).failure
 """
 
 
@@ -236,7 +236,7 @@ def test_a_parent_that_is_ended_leaves_nobody(tmp_path, how):
         wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
         parent.send_signal(how)
         parent.wait(10)
-    assert parent.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: -2}[how]
+    assert parent.returncode == {signal.SIGKILL: -9, signal.SIGTERM: -2, signal.SIGINT: -2}[how]
     wait_for(lambda: not session(parent.pid))
     assert set(os.listdir("/dev/shm")) <= files
     assert list(temporary.iterdir()) == []

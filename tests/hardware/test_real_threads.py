@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 
-import pytest
 import torch
 
 from harness.errors import UserError, WorkerFailed
@@ -74,12 +73,12 @@ def test_torch_threads_are_restored():
     assert torch.get_num_threads() == before
 
 
-def test_interrupt_ends_the_threads_and_is_raised():
+def test_interrupt_ends_the_threads_and_is_returned():
     def interrupt(samples):
         os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        machine(2).execute(program(Wild, budget=10**6, milestones=[10**6]), interrupt)
+    execution = machine(2).execute(program(Wild, budget=10**6, milestones=[10**6]), interrupt)
+    assert isinstance(execution.failure, KeyboardInterrupt)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("worker")]
 
 
