@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import ClassVar
 
 from algorithms.base import Algorithm
@@ -13,6 +14,7 @@ from harness.program import Program
 
 SECOND = Fixed(seconds_per_sample=1.0)
 SWITCH = Switch(latency_s=0.5, bandwidth_bytes_per_s=8.0)  # one float64 a second
+ONE_SAMPLE = SimpleNamespace(num_samples=1)  # a problem that bodies do not look at
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,9 @@ class Ranks(Algorithm):
         self.body(worker)
 
 
-def program(body, budget=1, milestones=(1,), problem=None, seed=0):
+def program(body, budget=1, milestones=(1,), seed=0):
     """A program whose every worker runs `body(worker)`."""
-    return Program(Ranks(0.1, 1, body), problem, Partitioned(shuffle=False), seed, budget, milestones)
+    return Program(Ranks(0.1, 1, body), ONE_SAMPLE, Partitioned(shuffle=False), seed, budget, milestones)
 
 
 def execute(body, num_workers, compute=SECOND, network=SWITCH, memory=None, **options):

@@ -190,7 +190,9 @@ def test_online_without_a_key_is_refused_and_never_asks(tmp_path, monkeypatch):
     master, terminal = pty.openpty()
     with os.fdopen(master), os.fdopen(terminal) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)  # where wandb would prompt
-        with pytest.raises(UserError, match=r"tracking.mode=online needs a W&B key for .*: run `wandb login`, or set"):
+        with pytest.raises(
+            UserError, match=r"tracking.mode=online needs a W&B key for .*: run `wandb login`, set WANDB_API_KEY"
+        ):
             wandb(tmp_path, "online").open(INFO)
     assert service() is None
 
