@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch.distributed as dist
 
 from algorithms.base import Algorithm
-from algorithms.flat import flat_gradient, set_gradient_, sgd_step_
+from algorithms.flat import flatten_
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -31,11 +31,11 @@ class AllReduce(Algorithm):
     def train(self, worker: Worker, problem: Problem) -> None:
         """W <- w - eta * 1/P sum_i g_i."""
         model = problem.build_model(worker.device, worker.seed)
+        weights, gradient = flatten_(model)
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
-            gradient = flat_gradient(model)
             dist.all_reduce(gradient)
-            set_gradient_(model, gradient.div_(worker.num_workers))
-            sgd_step_(model, learning_rate)
-            worker.observe(model, samples=len(batch))
+            weights.sub_(gradient, alpha=learning_rate / worker.num_workers)
+            gradient.zero_()
+            worker.observe(weights, samples=len(batch))

@@ -10,10 +10,12 @@ A toy algorithm, whole (README.md runs one from a user's own folder):
 
         def train(self, worker, problem):
             model = problem.build_model(worker.device, worker.seed)
+            weights, gradient = flatten_(model)
             for batch in worker.batches(problem, self.batch_size):
                 problem.loss(model, batch).backward()
-                sgd_step_(model, self.learning_rate)
-                worker.observe(model, samples=len(batch))
+                weights.sub_(gradient, alpha=self.learning_rate)
+                gradient.zero_()
+                worker.observe(weights, samples=len(batch))
 """
 
 from __future__ import annotations

@@ -10,32 +10,22 @@ def flat_parameters(model: nn.Module) -> torch.Tensor:
     return parameters_to_vector(model.parameters()).detach().clone()
 
 
-def flat_gradient(model: nn.Module) -> torch.Tensor:
-    """A flat copy of the gradient, shape (parameters,); zero where a parameter has none."""
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in model.parameters()])
+def flatten_(model: nn.Module, weights: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make parameters and gradients of `model` views into two flat vectors: writing one writes the other.
 
+    `backward()` then adds to the flat gradient; whoever has used it sets it to zero.
 
-def view_parameters_(model: nn.Module, flat: torch.Tensor) -> None:
-    """Make every parameter of `model` a view into `flat`, shape (parameters,): writing one writes the other."""
+    Args:
+        weights: the vector to use, shape (parameters,), whose values the model takes on; None for a copy of its own.
+
+    Returns:
+        weights and gradient, shape (parameters,) each.
+    """
+    weights = flat_parameters(model) if weights is None else weights
+    gradient = torch.zeros_like(weights)
     start = 0
     for p in model.parameters():
-        p.data = flat[start : start + p.numel()].view_as(p)
+        part = slice(start, start + p.numel())
+        p.data, p.grad = weights[part].view_as(p), gradient[part].view_as(p)
         start += p.numel()
-
-
-@torch.no_grad()
-def set_gradient_(model: nn.Module, flat: torch.Tensor) -> None:
-    """Copy the slices of `flat`, shape (parameters,), into the gradients."""
-    start = 0
-    for p in model.parameters():
-        p.grad = flat[start : start + p.numel()].view_as(p)
-        start += p.numel()
-
-
-@torch.no_grad()
-def sgd_step_(model: nn.Module, learning_rate: float) -> None:
-    """W <- w - learning_rate * gradient, in place; clears the gradient."""
-    for p in model.parameters():
-        if p.grad is not None:
-            p.add_(p.grad, alpha=-learning_rate)
-            p.grad = None
+    return weights, gradient

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from algorithms.base import Algorithm
-from algorithms.flat import flat_parameters, sgd_step_, view_parameters_
+from algorithms.flat import flat_parameters, flatten_
 from algorithms.sgd import run_kernel
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -30,10 +30,11 @@ class Hogwild(Algorithm):
         if self.releases_gil(problem):
             run_kernel(worker, problem, weights, self.learning_rate)
             return
-        view_parameters_(model, weights)
+        _, gradient = flatten_(model, weights)
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
-            sgd_step_(model, self.learning_rate)
+            weights.sub_(gradient, alpha=self.learning_rate)
+            gradient.zero_()
             worker.observe(weights, samples=len(batch))
 
     def releases_gil(self, problem: Problem) -> bool:

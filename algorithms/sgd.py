@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from algorithms.base import Algorithm
-from algorithms.flat import flat_parameters, sgd_step_
+from algorithms.flat import flat_parameters, flatten_
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -31,10 +31,12 @@ class SGD(Algorithm):
         if self.releases_gil(problem):
             run_kernel(worker, problem, flat_parameters(model), self.learning_rate)
             return
+        weights, gradient = flatten_(model)
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
-            sgd_step_(model, self.learning_rate)
-            worker.observe(model, samples=len(batch))
+            weights.sub_(gradient, alpha=self.learning_rate)
+            gradient.zero_()
+            worker.observe(weights, samples=len(batch))
 
     def releases_gil(self, problem: Problem) -> bool:
         """With one sample per update and a native kernel."""

@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks.overhead
 
-Same model, data, batches, processes and number of steps: pinned processes with one thread each, an MLP on digits, a flat
+Same model, data, batches, processes and number of steps: pinned processes with one thread each, an MLP on digits, one
 all-reduce per step. The two take turns; each pair gives a ratio of seconds per step, set-up outside both clocks. Two
-processes are the real thing; one process, whose all-reduce is free, shows the cost of the harness where nothing hides it.
+processes are the real thing; one process, whose all-reduce is free, hides nothing of what the harness costs.
 """
 
 import json

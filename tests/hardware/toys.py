@@ -12,12 +12,13 @@ import torch.distributed as dist
 from torch import nn
 
 from algorithms.base import Algorithm
-from algorithms.flat import flat_gradient, flat_parameters, set_gradient_, sgd_step_
+from algorithms.flat import flat_parameters
 from hardware.real.machine import RealMachine
 from harness.data import Partitioned
 from harness.kernels import Kernel
 from harness.problems.base import Problem
 from harness.program import Program
+from tests.small_steps import flat_gradient, set_gradient_, sgd_step_
 
 
 class ToyKernel(Kernel):

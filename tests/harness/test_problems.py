@@ -9,10 +9,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from algorithms.flat import flat_gradient, flat_parameters, sgd_step_, view_parameters_
+from algorithms.flat import flat_parameters
 from harness.build import build
 from harness.data import Partitioned
 from harness.errors import UserError
+from tests.small_steps import flat_gradient, sgd_step_, view_parameters_
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted(path.stem for path in (CONF / "problem").glob("*.yaml"))
