@@ -1,5 +1,6 @@
 """One run: compose, check, find or run what it is compared with, execute, record, show."""
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,7 +41,13 @@ def run(config: DictConfig) -> None:
         tracker.finish(outcome.summary, exit_code=int(outcome.failure is not None), tags=outcome.tags)
     if outcome.failure is not None:
         raise outcome.failure
-    show(console, info.name, outcome.summary, str(directory) if setup.tracking.writes_files else "", tracker.hint)
+    show(
+        console,
+        info.name,
+        outcome.summary,
+        os.path.relpath(directory) if setup.tracking.writes_files else "",
+        tracker.hint,
+    )
 
 
 def _recorded(setup: Setup, info: RunInfo, notices: list[str], directory: Path, console: Console) -> Outcome:
