@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.errors import TwinclockError, UserError
+from harness.errors import TwinclockError, UserError, require
 from harness.index import RunIndex, code_digest, key
 from harness.manifest import host, manifest, versions
 from harness.metrics import Row, Summary, compare, retarget
@@ -124,7 +124,10 @@ def _given(run_id: str, index: RunIndex) -> Reference:
     if record is None:
         rule = "there is no such run in"
         raise UserError(f"baseline={run_id}: {rule} {index.path}; use baseline=auto, none or an id of it")
-    return _reference(record)
+    reference = _reference(record)
+    status = reference.summary["run/status"]
+    require(status == "finished", f"baseline={run_id}", "must name a run that finished: use baseline=auto", status)
+    return reference
 
 
 def _reference(record: Record) -> Reference:

@@ -1,6 +1,5 @@
 """One run: compose, check, find or run what it is compared with, execute, record, show."""
 
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +29,8 @@ def run(config: DictConfig) -> None:
     try:
         setup, notices = check(compose(config))
     except UserError as error:
-        Record(directory).refuse(_plain(config), str(error))
+        if HydraConfig.get().runtime.choices.tracking != "none":
+            Record(directory).refuse(_plain(config), str(error))
         raise
     for notice in notices:
         console.print(f"note: {notice}", highlight=False, markup=False, soft_wrap=True)
@@ -41,13 +41,7 @@ def run(config: DictConfig) -> None:
         tracker.finish(outcome.summary, exit_code=int(outcome.failure is not None), tags=outcome.tags)
     if outcome.failure is not None:
         raise outcome.failure
-    show(
-        console,
-        info.name,
-        outcome.summary,
-        os.path.relpath(directory) if setup.tracking.writes_files else "",
-        tracker.hint,
-    )
+    show(console, info.name, outcome.summary, _shown(directory) if setup.tracking.writes_files else "", tracker.hint)
 
 
 def _recorded(setup: Setup, info: RunInfo, notices: list[str], directory: Path, console: Console) -> Outcome:
@@ -75,6 +69,11 @@ def _compared(setup: Setup, info: RunInfo, console: Console) -> Outcome:
 
 def _index(setup: Setup) -> RunIndex:
     return RunIndex(Path(setup.settings.runs_dir))
+
+
+def _shown(directory: Path) -> str:
+    here = Path.cwd()
+    return str(directory.relative_to(here) if directory.is_relative_to(here) else directory)
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
