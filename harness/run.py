@@ -29,7 +29,7 @@ def run(config: DictConfig) -> None:
     try:
         setup, notices = check(compose(config))
     except UserError as error:
-        if HydraConfig.get().runtime.choices.tracking != "none":
+        if HydraConfig.get().runtime.choices["tracking"] != "none":
             Record(directory).refuse(_plain(config), str(error))
         raise
     for notice in notices:
