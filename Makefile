@@ -3,7 +3,7 @@ PYTHON ?= python3
 ARGS ?= algorithm=hogwild hardware=numa2
 PIP := .venv/bin/python -m pip --disable-pip-version-check
 
-.PHONY: run test check slow
+.PHONY: run test check
 
 run: .venv/run
 	.venv/bin/python run.py $(ARGS)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from algorithms.base import Algorithm
-from algorithms.flat import flat_parameters, flatten_
-from algorithms.sgd import run_kernel
+from algorithms.flat import flat_parameters
+from algorithms.sgd import descend
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -24,18 +24,10 @@ class Hogwild(Algorithm):
     needs_shared_memory: ClassVar[bool] = True
 
     def train(self, worker: Worker, problem: Problem) -> None:
-        """x_v <- x_v - gamma * b_v^T G_e(x), lock-free."""
+        """Descend on the shared model, lock-free."""
         model = problem.build_model(worker.device, worker.seed)
         weights = worker.shared("model", flat_parameters(model))
-        if self.releases_gil(problem):
-            run_kernel(worker, problem, weights, self.learning_rate)
-            return
-        _, gradient = flatten_(model, weights)
-        for batch in worker.batches(problem, self.batch_size):
-            problem.loss(model, batch).backward()
-            weights.sub_(gradient, alpha=self.learning_rate)
-            gradient.zero_()
-            worker.observe(weights, samples=len(batch))
+        descend(self, worker, problem, model, weights)
 
     def releases_gil(self, problem: Problem) -> bool:
         """With one sample per update and a native kernel."""

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import nn
 
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters, flatten_
 from harness.problems.base import Problem
 from harness.worker import Worker
-
-CHUNK = 1024  # samples a worker takes at a time, where each is an update of its own
 
 
 @dataclass(frozen=True)
@@ -26,26 +25,34 @@ class SGD(Algorithm):
     max_workers: ClassVar[int | None] = 1
 
     def train(self, worker: Worker, problem: Problem) -> None:
-        """W <- w - eta * g, `batch_size` samples at a time."""
+        """Descend on a model of its own."""
         model = problem.build_model(worker.device, worker.seed)
-        if self.releases_gil(problem):
-            run_kernel(worker, problem, flat_parameters(model), self.learning_rate)
-            return
-        weights, gradient = flatten_(model)
-        for batch in worker.batches(problem, self.batch_size):
-            problem.loss(model, batch).backward()
-            weights.sub_(gradient, alpha=self.learning_rate)
-            gradient.zero_()
-            worker.observe(weights, samples=len(batch))
+        descend(self, worker, problem, model, flat_parameters(model))
 
     def releases_gil(self, problem: Problem) -> bool:
         """With one sample per update and a native kernel."""
         return self.batch_size == 1 and problem.kernel is not None
 
 
-def run_kernel(worker: Worker, problem: Problem, weights: torch.Tensor, learning_rate: float) -> None:
-    """Per-sample updates of the flat `weights`, natively, until the budget is spent."""
+def descend(algorithm: Algorithm, worker: Worker, problem: Problem, model: nn.Module, weights: torch.Tensor) -> None:
+    """Take steps w <- w - eta * g on the flat `weights`, shape (parameters,), until the budget is spent.
+
+    Args:
+        model: computes the loss; its parameters become views into `weights`.
+    """
+    if algorithm.releases_gil(problem):
+        _run_kernel(algorithm, worker, problem, weights)
+        return
+    _, gradient = flatten_(model, weights)
+    for batch in worker.batches(problem, algorithm.batch_size):
+        problem.loss(model, batch).backward()
+        weights.sub_(gradient, alpha=algorithm.learning_rate)
+        gradient.zero_()
+        worker.observe(weights, samples=len(batch))
+
+
+def _run_kernel(algorithm: Algorithm, worker: Worker, problem: Problem, weights: torch.Tensor) -> None:
     assert problem.kernel is not None
-    for samples in worker.batches(problem, CHUNK):
-        worker.run(problem.kernel, weights, samples, learning_rate)
+    for samples in worker.batches(problem, worker.chunk_size):
+        worker.run(problem.kernel, weights, samples, algorithm.learning_rate)
         worker.observe(weights, samples=len(samples), updates=len(samples))

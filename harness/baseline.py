@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.errors import TwinclockError, UserError, require
+from harness.errors import TwinclockError, UserError, WorkerFailed, require
 from harness.index import RunIndex, code_digest, key
 from harness.manifest import host, manifest, versions
 from harness.metrics import Row, Summary, compare, retarget
@@ -51,7 +51,7 @@ class References:
 
 def sequential(setup: Setup) -> Setup:
     """The baseline's setup: the best sequential algorithm, on one worker of the same hardware."""
-    algorithm = setup.algorithm.sequential()
+    algorithm = setup.algorithm.sequential(setup.problem)
     name = type(algorithm).__module__.rpartition(".")[-1]
     return replace(alone(setup), algorithm=algorithm, choices=setup.choices | {"algorithm": name})
 
@@ -68,13 +68,14 @@ def find_references(setup: Setup, index: RunIndex, progress: Progress) -> Refere
         None for `baseline=none`.
 
     Raises:
-        UserError: if there is no such run id, or a baseline does not finish.
+        UserError: if there is no such run id, or its run cannot be compared with.
+        WorkerFailed: if a baseline does not finish.
     """
     wanted = setup.settings.baseline
     if wanted == "none":
         return None
     if wanted != "auto":
-        return References(_given(wanted, index), _find_or_run(alone(setup), setup, index, progress))
+        return References(_given(wanted, setup, index), _find_or_run(alone(setup), setup, index, progress))
     return References(
         _find_or_run(sequential(setup), setup, index, progress), _find_or_run(alone(setup), setup, index, progress)
     )
@@ -86,6 +87,7 @@ def run_key(setup: Setup) -> str:
     return key(
         {
             "components": [[_path(component), asdict(component)] for component in components],
+            "data": setup.problem.data_version(),
             "settings": [setup.settings.seed, asdict(setup.settings.budget)],
             "code": code_digest(_sources(components)),
             "versions": versions(),
@@ -103,30 +105,31 @@ def _find_or_run(wanted: Setup, setup: Setup, index: RunIndex, progress: Progres
 
 def _run(setup: Setup, index: RunIndex, progress: Progress) -> Reference:
     info = run_info(setup, {}, None)
-    try:
-        outcome = execute(setup, info, f"first {info.name}, to compare with", progress)
-        if setup.tracking.writes_files:
-            record = Record(index.root / "baselines" / info.id)
-            record.start(manifest(info, []))
-            outcome.keep(record)
-            index.add(run_key(setup), record)
-    except TwinclockError as error:
-        raise UserError(f"the baseline {info.name} failed: {error} (baseline=none does without)") from error
+    outcome = execute(setup, info, f"first {info.name}, to compare with", progress)
+    if setup.tracking.writes_files:
+        record = Record(index.root / "baselines" / info.id)
+        record.start(manifest(info, []))
+        outcome.keep(record)
+        index.add(run_key(setup), record)
+    if isinstance(outcome.failure, TwinclockError):
+        details = getattr(outcome.failure, "details", "")
+        raise WorkerFailed(f"the baseline {info.name} failed: {outcome.failure} (baseline=none does without)", details)
     if outcome.failure is not None:
-        if isinstance(outcome.failure, TwinclockError):
-            raise UserError(f"the baseline {info.name} failed: {outcome.failure} (baseline=none does without)")
         raise outcome.failure
     return Reference(outcome.rows, outcome.summary)
 
 
-def _given(run_id: str, index: RunIndex) -> Reference:
+def _given(run_id: str, setup: Setup, index: RunIndex) -> Reference:
     record = index.get(run_id)
     if record is None:
         rule = "there is no such run in"
         raise UserError(f"baseline={run_id}: {rule} {index.path}; use baseline=auto, none or an id of it")
-    reference = _reference(record)
-    status = reference.summary["run/status"]
-    require(status == "finished", f"baseline={run_id}", "must name a run that finished: use baseline=auto", status)
+    reference, manifest, info = _reference(record), record.manifest(), run_info(setup, {}, None)
+    field, status = f"baseline={run_id}", reference.summary["run/status"]
+    require(status == "finished", field, "must name a run that finished: use baseline=auto", status)
+    require(manifest["kind"] == info.kind, field, f"must name a {info.kind} run: use baseline=auto", manifest["kind"])
+    rule = "must name a run of the same problem, data and seed: use baseline=auto"
+    require(manifest.get("problem_id") == info.problem_id, field, rule, manifest["name"])
     return reference
 
 
@@ -140,5 +143,6 @@ def _path(component: Any) -> str:
 
 def _sources(components: tuple) -> list[Path]:
     root = Path(__file__).parents[1]
-    users = {Path(str(sys.modules[type(component).__module__].__file__)) for component in components}
+    homes = {Path(str(sys.modules[type(component).__module__].__file__)).parent for component in components}
+    users = {path for home in homes if not home.is_relative_to(root) for path in home.glob("*.py")}
     return [root / package for package in PACKAGES] + sorted(users)

@@ -4,9 +4,12 @@
     ├── UserError (ValueError)   a setting that cannot work: the message names field, value, rule and fix
     ├── Diverged                 the loss or the model is no longer finite
     └── WorkerFailed             a worker raised, was killed or hung; what was observed until then is kept
+        └── Unexpected           anything else went wrong: a bug of ours, or of a user's own component
 
-The command line prints the message of these and no traceback of its own; anything else is a bug of ours.
+The command line prints their message, and before it the traceback that the last two carry.
 """
+
+import traceback
 
 
 class TwinclockError(Exception):
@@ -35,6 +38,15 @@ class WorkerFailed(TwinclockError):
 
     def __reduce__(self) -> tuple:
         return type(self), (str(self), self.details)
+
+
+class Unexpected(WorkerFailed):
+    """An error that nobody expected, in the parent process; it carries its traceback."""
+
+    @classmethod
+    def of(cls, error: Exception) -> "Unexpected":
+        """From any error."""
+        return cls(f"unexpected {type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
 
 
 def require(condition: bool, field: str, rule: str, value: object) -> None:

@@ -26,6 +26,7 @@ class RunInfo:
         kind: "real" or "simulated".
         clock_kind: "wall" or "virtual".
         pair_id: equal for a simulated run and its real twin.
+        problem_id: equal for runs that can be compared: the same problem, data, order of samples and seed.
         group: the sweep it belongs to, or None.
         tags: marks to filter by.
         config: the composed configuration, in plain types.
@@ -38,6 +39,7 @@ class RunInfo:
     num_workers: int
     seed: int
     pair_id: str
+    problem_id: str
     group: str | None
     tags: Sequence[str]
     config: dict[str, Any]
@@ -86,6 +88,7 @@ def manifest(info: RunInfo, notices: Sequence[str]) -> dict[str, Any]:
         "num_workers": info.num_workers,
         "seed": info.seed,
         "pair_id": info.pair_id,
+        "problem_id": info.problem_id,
         "group": info.group,
         "tags": list(info.tags),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from harness.baseline import find_references, run_key
-from harness.errors import TwinclockError, UserError
+from harness.errors import TwinclockError, Unexpected, UserError
 from harness.index import RunIndex
 from harness.manifest import RunInfo, manifest
 from harness.progress import Progress
@@ -28,10 +28,10 @@ def run(config: DictConfig) -> None:
     console, directory = Console(), Path(HydraConfig.get().runtime.output_dir)
     try:
         setup, notices = check(compose(config))
-    except UserError as error:
+    except Exception as error:
         if HydraConfig.get().runtime.choices["tracking"] != "none":
             Record(directory).refuse(_plain(config), str(error))
-        raise
+        raise error if isinstance(error, UserError) else Unexpected.of(error) from error
     for notice in notices:
         console.print(f"note: {notice}", highlight=False, markup=False, soft_wrap=True)
     info = run_info(setup, _plain(config), _sweep(directory))
@@ -62,6 +62,8 @@ def _compared(setup: Setup, info: RunInfo, console: Console) -> Outcome:
         outcome = execute(setup, info, info.name, progress)
     except (TwinclockError, KeyboardInterrupt) as failure:
         return failed(info, failure)
+    except Exception as error:
+        return failed(info, Unexpected.of(error))
     if references is not None and outcome.failure is None:
         outcome.summary.update(references.compare(outcome, setup.settings.target.loss))
     return outcome

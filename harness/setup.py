@@ -7,10 +7,12 @@ from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from algorithms.base import Algorithm
 from hardware.base import Hardware
 from harness.build import build, instantiate
+from harness.canonical import digest
 from harness.cli import option_files
 from harness.data import DataPolicy
 from harness.errors import TwinclockError, UserError, require
@@ -114,6 +116,7 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
         num_workers=setup.num_workers,
         seed=seed,
         pair_id=pair_id(algorithm, problem, data, setup.num_workers, seed),
+        problem_id=digest([problem, setup.problem.data_version(), data, seed]),
         group=group,
         tags=[choices["algorithm"], choices["hardware"], choices["problem"]],
         config=config,
@@ -204,5 +207,5 @@ def _working_options(group: str, works: Any) -> Iterator[str]:
         try:
             if works(build(node[group], group)):
                 yield path.stem
-        except TwinclockError:
+        except (TwinclockError, ImportError, OmegaConfBaseException):
             continue  # an option that cannot be built here is no alternative

@@ -21,6 +21,7 @@ from harness.problems.base import Problem
 from harness.program import Program
 
 COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
+MAX_CHUNK = 1024  # samples; beyond, the cost of asking for them no longer shows
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ class Place(ABC):
     @abstractmethod
     def add(self, counter: str, amount: int) -> int:
         """Atomically add to a counter of the run (one of `COUNTERS`); returns its value before."""
+
+    @abstractmethod
+    def count(self, samples: int, updates: int) -> tuple[int, int]:
+        """Atomically add to `samples` and `updates` of the run; returns their values before."""
 
     @abstractmethod
     def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -126,6 +131,11 @@ class Worker:
             yield order[position : position + size]
             own_position += size
 
+    @property
+    def chunk_size(self) -> int:
+        """Samples to take at a time where each is an update: few enough to observe in time and to share the budget."""
+        return max(1, min(MAX_CHUNK, self._milestones[0], self._budget // (8 * self.num_workers)))
+
     def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """One tensor seen by all workers, initialised from rank 0's `tensor` (needs shared memory)."""
         return self._place.shared(name, tensor)
@@ -151,8 +161,7 @@ class Worker:
             if self.rank > 0:
                 return
             samples *= self.num_workers
-        before = self._place.add("samples", samples)
-        updates_before = self._place.add("updates", updates)
+        before, updates_before = self._place.count(samples, updates)
         if bisect_right(self._milestones, before) < bisect_right(self._milestones, before + samples):
             self._report(model, before + samples, updates_before + updates)
 

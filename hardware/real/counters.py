@@ -1,6 +1,8 @@
 """The counters of a run (`harness.worker.COUNTERS`), for threads and for processes."""
 
 import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
 from typing import Protocol
 
@@ -13,6 +15,9 @@ class Counters(Protocol):
 
     def add(self, counter: str, amount: int) -> int:
         """Add; returns the value before."""
+
+    def count(self, samples: int, updates: int) -> tuple[int, int]:
+        """Add to `samples` and `updates` at once; returns their values before."""
 
     def value(self, counter: str) -> int:
         """The value now."""
@@ -28,13 +33,21 @@ class LocalCounters:
     def add(self, counter: str, amount: int) -> int:
         """Add; returns the value before."""
         with self._lock:
-            before = self._values[counter]
-            self._values[counter] = before + amount
-        return before
+            return self._add(counter, amount)
+
+    def count(self, samples: int, updates: int) -> tuple[int, int]:
+        """Add to both; returns the values before."""
+        with self._lock:
+            return self._add("samples", samples), self._add("updates", updates)
 
     def value(self, counter: str) -> int:
         """The value now."""
         return self._values[counter]
+
+    def _add(self, counter: str, amount: int) -> int:
+        before = self._values[counter]
+        self._values[counter] = before + amount
+        return before
 
 
 class SharedCounters:
@@ -51,14 +64,27 @@ class SharedCounters:
 
     def add(self, counter: str, amount: int) -> int:
         """Add; returns the value before."""
-        place = COUNTERS.index(counter)
-        with self._threads:
-            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX)
-            before = self._values[place]
-            self._values[place] = before + amount
-            fcntl.lockf(self._segment.fd, fcntl.LOCK_UN)
-        return before
+        with self._locked():
+            return self._add(counter, amount)
+
+    def count(self, samples: int, updates: int) -> tuple[int, int]:
+        """Add to both; returns the values before."""
+        with self._locked():
+            return self._add("samples", samples), self._add("updates", updates)
 
     def value(self, counter: str) -> int:
         """The value now."""
         return self._values[COUNTERS.index(counter)]
+
+    def _add(self, counter: str, amount: int) -> int:
+        place = COUNTERS.index(counter)
+        before = self._values[place]
+        self._values[place] = before + amount
+        return before
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._threads:
+            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX)
+            yield
+            fcntl.lockf(self._segment.fd, fcntl.LOCK_UN)

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,10 +38,12 @@ class Background:
 
     Args:
         timeout_s: how long `finish` waits for them.
+        tell: called at once, in the activity's thread, with what one raised and its traceback: the worker itself may be
+            blocked for long in waiting for others.
     """
 
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, timeout_s: float, tell: Callable[[BaseException, str], None]) -> None:
+        self._timeout_s, self._tell = timeout_s, tell
         self._threads: list[threading.Thread] = []
         self._errors: list[BaseException] = []
 
@@ -70,8 +73,9 @@ class Background:
     def _run(self, activity: Callable[[], None]) -> None:
         try:
             activity()
-        except BaseException as error:  # handed to the worker, which raises it
-            self._errors.append(error)
+        except BaseException as error:
+            self._tell(error, traceback.format_exc())
+            self._errors.append(error)  # for the worker, which must not end as if nothing had happened
 
 
 def as_failure(who: str, error: BaseException, details: str) -> Exception:

@@ -1,11 +1,8 @@
 """This machine's CPU cores as hardware: workers are pinned threads or processes, time is the wall clock."""
 
-import platform
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 from hardware.base import Execution, Hardware
@@ -125,21 +122,11 @@ class RealMachine(Hardware):
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "host": socket.gethostname(),
-            "cpu_model": cpu_model(),
             "topology": self.topology.describe(),
             "virtual_sockets": self.topology.virtual,
             "oversubscribed": bool(self._oversubscription()),
             "pinning": [list(cpus) for cpus in self._crew.cpus] if self.pinning else None,
         }
-
-
-def cpu_model() -> str:
-    """The processor's name, as the kernel tells it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _count(number: int, noun: str) -> str:

@@ -15,9 +15,14 @@ messages need none.
     Arrived("end")          ->
                             <-   None
     Failed(...)             ->                                         instead of all that should have followed
+
+A background activity that fails says so itself, while the worker may be blocked for long: hence `Line`.
 """
 
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from threading import Lock
+from typing import Any
 
 import torch
 
@@ -91,3 +96,25 @@ class Failed:
 
     error: BaseException
     host_s: float
+
+
+class Line:
+    """The worker's end of the pipe, where several threads may speak.
+
+    Args:
+        connection: to the parent.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._speaking = Lock()
+
+    def say(self, message: Arrived | Observed | Finished | Failed) -> None:
+        """Send a message."""
+        with self._speaking:
+            self._connection.send(message)
+
+    def ask(self, arrived: Arrived) -> Any:
+        """Wait until all workers have arrived. Returns the parent's answer. For one thread."""
+        self.say(arrived)
+        return self._connection.recv()

@@ -3,7 +3,7 @@
 import math
 import time
 from array import array
-from threading import get_ident
+from threading import Lock, get_ident
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Log:
 class Meter:
     """What one worker's groups measured.
 
-    Created in the thread that trains; operations waited for in another thread are marked `ASIDE`.
+    Created in the thread that trains; operations waited for in another thread are marked `ASIDE`. Any thread may start one.
 
     Attributes:
         collectives: a log per group, by the group's name; the n-th entry is the same collective on every rank.
@@ -39,13 +39,21 @@ class Meter:
         self.messages = Log()
         self.sent_bytes = 0
         self._thread = get_ident()
+        self._starting = Lock()
+
+    def clear(self) -> None:
+        """Forget all operations; none may be in flight."""
+        for log in (*self.collectives.values(), self.messages):
+            del log.times[:]
+        self.sent_bytes = 0
 
     def start(self, log: Log, sent_bytes: int) -> int:
         """Note the call. Returns its place in the log."""
-        self.sent_bytes += sent_bytes
-        place = len(log.times)
         now = time.perf_counter()
-        log.times.extend((now, NEVER, NEVER, NEVER))
+        with self._starting:
+            self.sent_bytes += sent_bytes
+            place = len(log.times)
+            log.times.extend((now, NEVER, NEVER, NEVER))
         return place
 
     def finish(self, log: Log, place: int, blocked_s: float) -> None:

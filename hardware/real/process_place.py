@@ -1,6 +1,8 @@
 """What a worker process is given, and what it offers to the `Worker` on it."""
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -9,8 +11,8 @@ from typing import Any
 import torch
 
 from hardware.real.counters import SharedCounters
-from hardware.real.crew import Background, Crew
-from hardware.real.messages import Arrived, Observed
+from hardware.real.crew import Background, Crew, as_failure
+from hardware.real.messages import Arrived, Failed, Line, Observed
 from hardware.real.parcel import Parcel
 from hardware.real.placement import apply_policy, prove, tensor_over
 from hardware.real.segment import Segment
@@ -44,26 +46,29 @@ class Launch:
 class ProcessPlace(Place):
     """Where a worker process runs."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, line: Line) -> None:
         self.rank, self.num_workers = launch.rank, launch.crew.num_workers
         self.device = torch.device("cpu")
         self.placement: dict[str, dict[str, object]] = {}
-        self._launch = launch
+        self._launch, self._line = launch, line
         self._counters = SharedCounters(launch.counters)
-        self._background = Background(launch.crew.timeout_s)
+        self._background = Background(launch.crew.timeout_s, self._tell)
         self._shared: dict[str, torch.Tensor] = {}
-        self._sending = Lock()
+        self._appending = Lock()
 
     def meet(self, arrived: Arrived) -> Any:
         """Wait until all workers are here. Returns the parent's answer."""
-        with self._sending:
-            self._launch.connection.send(arrived)
-        return self._launch.connection.recv()
+        return self._line.ask(arrived)
 
     def add(self, counter: str, amount: int) -> int:
         """Atomically add to a counter; returns its value before."""
         self._background.check()
         return self._counters.add(counter, amount)
+
+    def count(self, samples: int, updates: int) -> tuple[int, int]:
+        """Atomically add to both counters; returns their values before."""
+        self._background.check()
+        return self._counters.count(samples, updates)
 
     def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """One tensor in shared memory, placed by the policy and initialised by rank 0."""
@@ -89,14 +94,14 @@ class ProcessPlace(Place):
     def report(self, observation: Observation) -> None:
         """Put the snapshot where the parent finds it even if this process is killed next."""
         flat = observation.parameters.contiguous()
-        with self._sending:
+        with self._appending:
             offset = self._launch.snapshots.append(flat.view(-1).view(torch.uint8).numpy().data)
-            self._launch.connection.send(
-                Observed(
-                    observation.time_s, observation.host_s, observation.samples, observation.updates,
-                    offset, tuple(flat.shape), flat.dtype,
-                )
-            )  # fmt: skip
+        self._line.say(
+            Observed(
+                observation.time_s, observation.host_s, observation.samples, observation.updates,
+                offset, tuple(flat.shape), flat.dtype,
+            )
+        )  # fmt: skip
 
     def finish(self) -> None:
         """Wait for the helper activities, and look where the shared tensors lie."""
@@ -107,3 +112,8 @@ class ProcessPlace(Place):
         for name, tensor in self._shared.items():
             self.placement[name]["pages_by_node"] = prove(tensor)
         return self.placement
+
+    def _tell(self, error: BaseException, details: str) -> None:
+        failure = as_failure(f"a background activity of worker {self.rank}", error, details)
+        with suppress(BrokenPipeError, ConnectionResetError):  # the parent gave up meanwhile
+            self._line.say(Failed(failure, time.perf_counter()))

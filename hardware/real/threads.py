@@ -21,11 +21,13 @@ from hardware.real.host_clock import HostClock
 from hardware.real.messages import Arrived, disagreement
 from hardware.real.placement import allocate, prove
 from hardware.real.signals import deaf
+from harness.errors import WorkerFailed
 from harness.kernels import Kernel
 from harness.program import Program
 from harness.worker import Observation, Place, Worker
 
 PROGRESS_S = 0.25  # between two calls of `progress`
+GRACE_S = 4.0  # for all threads to leave once they should; a native call is of MAX_CHUNK updates at most
 
 
 def run_in_threads(crew: Crew, program: Program, progress: Callable[[int], None]) -> Execution:
@@ -87,13 +89,25 @@ class _Run:
             thread.start()
 
     def stop(self) -> None:
-        """Have the workers leave at their next call, and wait until they have."""
+        """Have the workers leave at their next call, and wait until they have, or until that seems hopeless."""
         self.stopping = True
         self._meeting.abort()
+        started = [thread for thread in self._threads if thread.ident is not None]
+        deadline_s = time.perf_counter() + GRACE_S
         with deaf():
-            for thread in self._threads:
-                if thread.ident is not None:
-                    thread.join()
+            for thread in started:
+                thread.join(max(0.0, deadline_s - time.perf_counter()))
+        if stuck := [thread.name for thread in started if thread.is_alive()]:
+            self._give_up(", ".join(stuck))
+
+    def fail(self, who: str, error: BaseException, details: str) -> None:
+        """Note why the run ends, and have all workers leave."""
+        if not isinstance(error, _Stopped):
+            with self._lock:
+                self.failures.append(as_failure(who, error, details))
+        self.stopping = True
+        self._meeting.abort()
+        self.over.set()
 
     def meet(self, rank: int, arrived: Arrived) -> None:
         """Wait for all workers, which must have come for the same.
@@ -125,22 +139,24 @@ class _Run:
             }
         return execution
 
+    def _give_up(self, who: str) -> None:
+        """Nothing can end a thread that makes no call: it is left behind, which the failure must say."""
+        stuck = f"{who} did not leave within {GRACE_S:g} s and had to be left behind, still running"
+        with self._lock:
+            reason = self.failures[0] if self.failures else None
+            if isinstance(reason, KeyboardInterrupt):
+                reason.add_note(stuck)
+            else:
+                message = f"{reason}; {stuck}" if reason else stuck
+                self.failures.insert(0, WorkerFailed(message, getattr(reason, "details", "")))
+
     def _work(self, rank: int) -> None:
         try:
             os.sched_setaffinity(0, self.crew.cpus[rank])
             torch.set_num_threads(self.crew.intra_op_threads)
             self._train(ThreadPlace(rank, self))
-        except _Stopped:
-            pass
         except BaseException as error:
-            with self._lock:
-                self.failures.append(as_failure(f"worker {rank}", error, traceback.format_exc()))
-            self.stopping = True
-            self._meeting.abort()
-        finally:
-            with self._lock:
-                if self.stopping or len(self._ledgers) == self.crew.num_workers:
-                    self.over.set()
+            self.fail(f"worker {rank}", error, traceback.format_exc())
 
     def _train(self, place: "ThreadPlace") -> None:
         worker = Worker(place, self.program)
@@ -149,12 +165,15 @@ class _Run:
             self.start_s = self.start_s or time.perf_counter()
         place.clock = clock = HostClock(self.start_s)
         self.program.run(worker)
+        finish_s = time.perf_counter()
         place.finish()
         none = np.empty((0, 4))
-        ledger = Ledger(time.perf_counter(), place.kernel_s, clock.pauses, {}, none, sent_bytes=0, peak_bytes=None)
+        ledger = Ledger(finish_s, place.kernel_s, clock.pauses, {}, none, sent_bytes=0, peak_bytes=None)
         self.meet(place.rank, Arrived("end"))
         with self._lock:
             self._ledgers[place.rank] = ledger
+            if len(self._ledgers) == self.crew.num_workers:
+                self.over.set()
 
 
 class ThreadPlace(Place):
@@ -166,12 +185,17 @@ class ThreadPlace(Place):
         self.kernel_s = 0.0
         self._run = run
         self._num_shared = 0
-        self._background = Background(run.crew.timeout_s)
+        self._background = Background(run.crew.timeout_s, self._tell)
 
     def add(self, counter: str, amount: int) -> int:
         """Atomically add to a counter; returns its value before."""
         self._leave_if_stopping()
         return self._run.counters.add(counter, amount)
+
+    def count(self, samples: int, updates: int) -> tuple[int, int]:
+        """Atomically add to both counters; returns their values before."""
+        self._leave_if_stopping()
+        return self._run.counters.count(samples, updates)
 
     def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """One tensor of this process, placed by the policy and initialised by rank 0."""
@@ -201,6 +225,9 @@ class ThreadPlace(Place):
     def finish(self) -> None:
         """Wait for the helper activities."""
         self._background.finish()
+
+    def _tell(self, error: BaseException, details: str) -> None:
+        self._run.fail(f"a background activity of worker {self.rank}", error, details)
 
     def _leave_if_stopping(self) -> None:
         if self._run.stopping:

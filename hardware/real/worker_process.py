@@ -16,7 +16,7 @@ import torch.distributed as dist
 from hardware.real.breakdown import Ledger
 from hardware.real.crew import as_failure
 from hardware.real.host_clock import HostClock
-from hardware.real.messages import Arrived, Failed, Finished
+from hardware.real.messages import Arrived, Failed, Finished, Line
 from hardware.real.meter import Meter
 from hardware.real.metered_group import init_metered_group
 from hardware.real.process_place import Launch, ProcessPlace
@@ -33,11 +33,12 @@ def main(launch: Launch) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):  # the parent gave up meanwhile
+        line = Line(launch.connection)
         try:
-            _work(launch)
+            _work(launch, line)
         except BaseException as error:
             failure = as_failure(f"worker {launch.rank}", error, traceback.format_exc())
-            launch.connection.send(Failed(failure, time.perf_counter()))
+            line.say(Failed(failure, time.perf_counter()))
 
 
 def die_with_parent() -> None:
@@ -64,7 +65,13 @@ def touch(program: Program) -> None:
         program.problem.kernel.warm_up()
 
 
-def _work(launch: Launch) -> None:
+def warm_up(meter: Meter) -> None:
+    """One collective, which nobody measures: the first one of a group costs many times what later ones do."""
+    dist.all_reduce(torch.zeros(1))
+    meter.clear()
+
+
+def _work(launch: Launch, line: Line) -> None:
     os.environ.clear()
     os.environ.update(launch.environment)
     os.sched_setaffinity(0, launch.crew.cpus[launch.rank])
@@ -72,10 +79,11 @@ def _work(launch: Launch) -> None:
     program = launch.program.open()
     store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", launch.crew.num_workers)
     meter = init_metered_group(store, launch.rank, launch.crew.num_workers, launch.crew.timeout_s)
-    place = ProcessPlace(launch)
+    place = ProcessPlace(launch, line)
     touch(program)
+    warm_up(meter)
     ledger = _train(program, place, meter)
-    launch.connection.send(Finished(ledger, place.prove_placement()))
+    line.say(Finished(ledger, place.prove_placement()))
     place.meet(Arrived("end"))
     dist.destroy_process_group()
 
@@ -87,11 +95,11 @@ def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
     clock = place.clock = HostClock(start_s)
     begin_cpu_s = time.thread_time()
     program.run(worker)
+    finish_s, busy_s = time.perf_counter(), time.thread_time() - begin_cpu_s - clock.paused_cpu_s
     place.finish()
-    finish_s = time.perf_counter()
     return Ledger(
         finish_s=finish_s,
-        busy_s=time.thread_time() - begin_cpu_s - clock.paused_cpu_s,
+        busy_s=busy_s,
         pauses=clock.pauses,
         collectives={name: log.table() for name, log in meter.collectives.items()},
         messages=meter.messages.table(),

@@ -68,6 +68,10 @@ class SimulatedPlace(Place):
         self._machine.counters[counter] = before + amount
         return before
 
+    def count(self, samples: int, updates: int) -> tuple[int, int]:
+        """Add to both counters, at this rank's virtual time."""
+        return self.add("samples", samples), self.add("updates", updates)  # no time passes between the two
+
     def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """One tensor seen by all ranks; handing it out costs no virtual time.
 

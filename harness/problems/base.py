@@ -67,6 +67,10 @@ class Problem(ABC):
     def num_samples(self) -> int:
         """Size of the training set; one epoch."""
 
+    def data_version(self) -> str:
+        """What identifies the data beyond the settings, such as the time stamps of files; baselines depend on it."""
+        return ""
+
     @abstractmethod
     def build_model(self, device: torch.device, seed: int) -> nn.Module:
         """The initial model; equal for equal seeds, on every worker."""

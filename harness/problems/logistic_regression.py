@@ -1,6 +1,6 @@
 """Logistic regression: f(w) = 1/n sum_i log(1 + exp(-y_i x_i . w)), y_i = -1 or +1, without a regulariser.
 
-The standard problem of asynchronous SGD on sparse data (Niu, Recht, Re, Wright, NIPS 2011, section 6, with this loss).
+A standard problem of asynchronous SGD on sparse data; Hogwild! (Niu, Recht, Re, Wright, NIPS 2011) has its hinge twin.
 """
 
 from dataclasses import dataclass

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -122,6 +123,11 @@ class SparseLinear(Problem):
     def _mean_loss(self, margins: torch.Tensor, labels: torch.Tensor) -> float:
         return float(self.pointwise(margins.double(), labels.double()).mean())
 
+    def data_version(self) -> str:
+        """Size and time of change of every file."""
+        stats = [path.stat() for path in self._paths]
+        return " ".join(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
+
     @cached_property
     def _sets(self) -> list[tuple[SparseRows, torch.Tensor]]:
         """The training set, and the test set if there is one: rows and labels."""
@@ -131,15 +137,18 @@ class SparseLinear(Problem):
     def _read(self) -> list[tuple[SparseRows, torch.Tensor]]:
         if self.path is None:
             return self._split(*self._generate())
-        given = [("problem.path", self.path), ("problem.test_path", self.test_path)]
-        paths = [datasets.find(path, self.download, field) for field, path in given if path is not None]
         sets = [
             (rows, datasets.signs(labels, path))
-            for (rows, labels), path in zip(datasets.read(paths), paths, strict=True)
+            for (rows, labels), path in zip(datasets.read(self._paths), self._paths, strict=True)
         ]
         if self.normalize:
             sets = [(rows.normalized(), labels) for rows, labels in sets]
         return sets if len(sets) == 2 else self._split(*sets[0])
+
+    @cached_property
+    def _paths(self) -> list[Path]:
+        given = [("problem.path", self.path), ("problem.test_path", self.test_path)]
+        return [datasets.find(path, self.download, field) for field, path in given if path is not None]
 
     def _generate(self) -> tuple[SparseRows, torch.Tensor]:
         return sparse_rows(

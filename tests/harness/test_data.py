@@ -29,6 +29,9 @@ class Counting(Place):
         self.counters[counter] = before + amount
         return before
 
+    def count(self, samples, updates):
+        return self.add("samples", samples), self.add("updates", updates)
+
     def shared(self, name, tensor):
         raise NotImplementedError
 

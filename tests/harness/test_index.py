@@ -12,7 +12,7 @@ from harness.record import Record
 
 def recorded(root, run_id, status="finished"):
     record = Record(root / run_id)
-    record.start(manifest(RunInfo(run_id, f"name-{run_id}", "real", "wall", 1, 0, "p", None, [], {}), []))
+    record.start(manifest(RunInfo(run_id, f"name-{run_id}", "real", "wall", 1, 0, "p", "q", None, [], {}), []))
     record.finish({}, status)
     return record
 

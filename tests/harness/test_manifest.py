@@ -5,7 +5,7 @@ import pytest
 
 from harness.manifest import RunInfo, git_state, host, manifest, new_run_id, pair_id, run_name, versions
 
-INFO = RunInfo("ab12", "real-sgd-cpu-w1-s0", "real", "wall", 1, 0, "p", "g", ["t"], {"seed": 0})
+INFO = RunInfo("ab12", "real-sgd-cpu-w1-s0", "real", "wall", 1, 0, "p", "q", "g", ["t"], {"seed": 0})
 
 
 def test_names_of_twins_differ_in_the_first_word_alone():

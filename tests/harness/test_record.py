@@ -8,7 +8,7 @@ from harness.errors import UserError
 from harness.manifest import RunInfo, manifest
 from harness.record import Record
 
-MANIFEST = manifest(RunInfo("ab12", "name", "real", "wall", 1, 0, "p", None, [], {"seed": 0}), [])
+MANIFEST = manifest(RunInfo("ab12", "name", "real", "wall", 1, 0, "p", "q", None, [], {"seed": 0}), [])
 
 
 @pytest.fixture

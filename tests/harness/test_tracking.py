@@ -27,6 +27,7 @@ INFO = RunInfo(
     2,
     0,
     "pair",
+    "problem",
     "sweep",
     ["virtual-sockets"],
     {"a": {"b": [1, 2]}},
