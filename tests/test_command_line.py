@@ -3,12 +3,30 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from commands import ROOT, command
 from composed import options
 
 QUICK = ["experiment=smallest"]
+BUGGY_YAML = """# Fails on rank 1.
+_target_: buggy.Buggy
+learning_rate: 0.1
+batch_size: 4
+"""
+BUGGY = """
+from dataclasses import dataclass
+from algorithms.base import Algorithm
+
+@dataclass(frozen=True)
+class Buggy(Algorithm):
+    synchronous = False
+
+    def train(self, worker, problem):
+        if worker.rank == 1:
+            raise KeyError("oops")
+"""
 
 
 def records(runs, pattern="**/summary.json"):
@@ -74,6 +92,57 @@ def test_a_failing_job_of_a_multirun_is_recorded_and_the_others_go_on(tmp_path):
     assert outcome.returncode != 0
     assert "2 jobs finished, 1 failed" in outcome.stdout
     assert [s["run/status"] for s in records(tmp_path, "sweeps/*/*/summary.json")] == ["failed", "finished", "finished"]
+
+
+def test_a_baseline_of_another_problem_is_refused(tmp_path):
+    assert command(*QUICK, "algorithm=sgd", "hardware=sim_numa2", runs_dir=tmp_path).returncode == 0
+    (sgd,) = records(tmp_path)
+    given = ["algorithm=hogwild", f"baseline={sgd['run/id']}", "seed=1"]
+    other_seed = command(*QUICK, *given, "hardware=sim_numa2", runs_dir=tmp_path)
+    assert "must name a run of the same problem, data and seed" in other_seed.stderr
+    other_clock = command(*QUICK, *given, "hardware=cpu", runs_dir=tmp_path)
+    assert "must name a real run: use baseline=auto, got 'simulated'" in other_clock.stderr
+
+
+def test_virtual_sockets_are_said_marked_and_refused_when_strict(tmp_path):
+    if len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) > 1:
+        pytest.skip("needs a machine with 1 NUMA node")
+    arguments = [*QUICK, "algorithm=hogwild", "hardware=numa2", "baseline=none"]
+    outcome = command(*arguments, runs_dir=tmp_path)
+    assert "virtual sockets" in outcome.stdout
+    (summary,) = records(tmp_path)
+    (manifest,) = records(tmp_path, "**/manifest.json")
+    assert "virtual-sockets" in summary["run/tags"] and "virtual-sockets" in manifest["tags"]
+    strict = command(*arguments, "hardware.strict=true", runs_dir=tmp_path)
+    assert strict.returncode != 0 and "virtual sockets: hardware.strict=true refuses this" in strict.stderr
+
+
+def test_a_users_bug_is_shown_and_recorded(tmp_path):
+    (tmp_path / "algorithm").mkdir()
+    (tmp_path / "algorithm" / "buggy.yaml").write_text(BUGGY_YAML)
+    (tmp_path / "buggy.py").write_text(BUGGY)
+    own = ["--config-dir", str(tmp_path), "algorithm=buggy", "baseline=none"]
+    for hardware in ("cpu", "sim_ethernet"):
+        runs = tmp_path / hardware
+        outcome = command(*own, *QUICK, f"hardware={hardware}", runs_dir=runs)
+        assert outcome.returncode == 1
+        assert "KeyError: 'oops'" in outcome.stderr and "buggy.py" in outcome.stderr
+        (summary,) = records(runs)
+        assert summary["run/status"] == "failed" and "oops" in summary["run/error"]
+
+
+def test_sixty_four_simulated_ranks(tmp_path):
+    outcome = command(
+        *QUICK,
+        "algorithm=all_reduce",
+        "hardware=sim_ethernet",
+        "hardware.num_workers=64",
+        "baseline=none",
+        runs_dir=tmp_path,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    (summary,) = records(tmp_path)
+    assert summary["run/num_workers"] == 64 and summary["perf/comm_frac"] > 0
 
 
 def test_tracking_none_leaves_no_record(tmp_path):

@@ -29,6 +29,23 @@ def test_own_algorithm_runs_from_its_own_folder(tmp_path, hardware):
     assert "local_sgd" in outcome.stdout and "speedup" in outcome.stdout
 
 
+def labels(text):
+    return [line.split()[0] for line in text.splitlines() if re.match(r"  \w", line)]
+
+
+def test_first_command_prints_what_the_readme_shows(tmp_path):
+    outcome = command("algorithm=hogwild", "hardware=numa2", runs_dir=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+    (shown,) = re.findall(r"```text\n(.*?)```", README, re.S)
+    assert labels(outcome.stdout) == labels(shown)
+
+
+@pytest.mark.parametrize("line", [c for c in COMMANDS if not re.search("my_study|download|--help|-m ", c)])
+def test_commands_run(tmp_path, line):
+    outcome = command(*shlex.split(line), "budget.epochs=0.2", "tracking=files", runs_dir=tmp_path)
+    assert outcome.returncode == 0, outcome.stderr
+
+
 @pytest.mark.parametrize("group", ["algorithm", "hardware", "problem", "data", "tracking"])
 def test_table_lists_every_option(group):
     (row,) = re.findall(rf"^\| `{group}` \| (.*) \|$", README, re.M)

@@ -26,7 +26,7 @@ class Log:
 class Meter:
     """What one worker's groups measured.
 
-    Created in the thread that trains; operations waited for in another thread are marked `ASIDE`. Any thread may start one.
+    Created in the thread that trains; others may start operations too, and those they wait for are marked `ASIDE`.
 
     Attributes:
         collectives: a log per group, by the group's name; the n-th entry is the same collective on every rank.

@@ -16,7 +16,7 @@ from harness.errors import UserError, require
 
 @dataclass(frozen=True)
 class KernelCost:
-    """Seconds of a native kernel, of one core, all data in its caches."""
+    """Seconds of a native kernel, of one core: rows come from memory, the model is in its caches."""
 
     sample_s: float
     nonzero_s: float
@@ -80,7 +80,7 @@ class Roofline(Compute):
         flops_per_s: peak by dtype of the result, e.g. {float32: 1e11}.
         memory_bytes_per_s: memory bandwidth of one worker.
         operator_overhead_s: dispatch of one operator, >= 0.
-        nonzero_s: one nonzero of the native sparse kernel, read and written, in the core's own caches.
+        nonzero_s: one nonzero of the native sparse kernel, read and written, the model in the core's own caches.
     """
 
     flops_per_s: dict[str, float]

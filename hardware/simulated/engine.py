@@ -24,6 +24,7 @@ from harness.errors import TwinclockError, WorkerFailed
 
 STACK_BYTES = 4 * 2**20  # of a baton thread: address space, touched only as far as it is used
 LOOK_S = 0.25  # host seconds between two looks of the main thread
+END_S = 5.0  # host seconds in which some activity must end once the run is over, before the rest is given up
 _FIRST_RANK = 2  # SimPy's own events have priorities 0 and 1: the network moves before the ranks of the same instant
 
 
@@ -115,17 +116,22 @@ class Engine:
 
         Raises:
             TwinclockError: what an activity raised; WorkerFailed if it was no error of ours, or at a deadlock.
-            KeyboardInterrupt: after every thread has ended.
+            KeyboardInterrupt: as soon as every thread has ended or been given up; at once at the second.
+
+        A rank that never comes back to the engine cannot be ended: its thread, and those it keeps waiting, are given
+        up. They are daemons, and unwind should it ever end.
         """
         previous = threading.stack_size(STACK_BYTES)
         try:
             self._pass_baton(self._next(None))
-            while not self._over.wait(LOOK_S):
+            while not self._over.wait(LOOK_S) and not self._stopping:
                 look()
         finally:
             self._stopping = True
-            self._join()
-            threading.stack_size(previous)
+            try:
+                self._join()
+            finally:
+                threading.stack_size(previous)
         if self._failure is not None:
             raise self._failure
         look()
@@ -159,8 +165,13 @@ class Engine:
 
     def sync(self) -> None:
         """Let the rest of the world catch up with the current activity."""
+        self.current.now()
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """The same, while the current activity still owes what it owes: before it reads, not after it has computed."""
         activity = self.current
-        if activity.now() > self.env.now:
+        if activity.local_s > self.env.now:
             self.at(activity.local_s, activity.rank, lambda: self._make_ready(activity))
             self._suspend(activity, "the end of its computation")
 
@@ -222,11 +233,22 @@ class Engine:
         self._pass_baton(None if all(other.finished for other in self._activities) else self._next(None))
 
     def _join(self) -> None:
-        threads = [activity.thread for activity in self._activities if activity.thread is not None]
-        if threads:
-            self._over.wait()
-        for thread in threads:
-            thread.join()
+        begun = [activity for activity in self._activities if activity.thread is not None]
+        ended = sum(activity.finished for activity in begun)
+        while begun and not self._over.wait(END_S):
+            before, ended = ended, sum(activity.finished for activity in begun)
+            if ended == before:
+                self._give_up()
+                return
+        for activity in begun:
+            assert activity.thread is not None
+            activity.thread.join()
+
+    def _give_up(self) -> None:
+        cause = "" if self._failure is None else f", after {self._failure}"
+        self._failure = WorkerFailed(
+            f"{self.current.name} does not end: it makes no call that could stop it, and its thread runs on{cause}"
+        )
 
     def _fail(self, failure: BaseException) -> None:
         self._failure = self._failure or failure

@@ -3,18 +3,17 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
 
 import simpy
 import torch
 import torch.distributed as dist
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from hardware.simulated import torch_world
 from hardware.simulated.clock import VirtualClock
 from hardware.simulated.compute import Compute
 from hardware.simulated.engine import Engine
 from hardware.simulated.fabric import Fabric, described
+from hardware.simulated.landing import Landing
 from hardware.simulated.process_group import BACKEND
 from hardware.simulated.shared_models import SharedModels
 from harness.errors import UserError
@@ -106,13 +105,18 @@ class SimulatedPlace(Place):
         """Run a native kernel: update by update on a shared model, at once on a private one.
 
         Raises:
-            UserError: if the kernel does not say what it costs.
+            UserError: if the kernel does not say what it costs, or the model is a part of a shared one.
         """
         machine, activity = self._machine, self._machine.engine.current
         activity.owe(0.0)  # a kernel's samples cost what the kernel costs
         if machine.models is not None and machine.models.holds(model):
             machine.models.run(self.rank, kernel, model, samples, learning_rate)
             return
+        if machine.models is not None and machine.models.shares_storage(model):
+            raise UserError(
+                "worker.run must be given a whole shared model or a private one, got a view of "
+                f"{described(model)} into a shared one: share each part under a name of its own"
+            )
         if not isinstance(kernel, SparseLinearKernel):
             raise UserError(f"worker.run must be given a kernel whose nonzeros can be counted, got {kernel!r}")
         kernel(model, samples, learning_rate)
@@ -149,23 +153,9 @@ class SimulatedPlace(Place):
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        """A block whose torch operators are charged to the current activity, and land on shared models in time."""
+        """A block whose torch operators are charged to the current activity, those on shared models in time."""
         activity = self._machine.engine.current
         models = self._machine.models
-        landing = nullcontext() if models is None else _Landing(self._machine.engine, models)
+        landing = nullcontext() if models is None else Landing(self._machine.engine, models, self.rank)
         with self._machine.compute.watch(activity.charge), landing:
             yield
-
-
-class _Landing(TorchDispatchMode):
-    """Lets an update of a shared model land when its computation is paid for, not before."""
-
-    def __init__(self, engine: Engine, models: SharedModels) -> None:
-        super().__init__()
-        self._engine, self._models = engine, models
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        target = args[0] if args and func._schema.is_mutable else None
-        if isinstance(target, torch.Tensor) and self._models.shares_storage(target):
-            self._engine.sync()
-        return func(*args, **(kwargs or {}))

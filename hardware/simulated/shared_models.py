@@ -3,6 +3,7 @@
 Chunks of all ranks advance together, in virtual time, up to the next event of the rest of the simulation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,6 +25,7 @@ class _Model:
     index: int
     first_line: int
     first_coordinate: int
+    size: int
 
 
 class SharedModels:
@@ -40,6 +42,10 @@ class SharedModels:
         self._workers = np.zeros(num_ranks, memory_loop.WORKER)
         self._workers["next_s"] = np.inf
         self._workers["remote"] = [memory.remote_ranks(rank, num_ranks) for rank in range(num_ranks)]
+        ranks = range(num_ranks)
+        self._fetch_s = np.array(
+            [[*(memory.fetch_s(rank, owner) for owner in ranks), memory.load_s(rank)] for rank in ranks]
+        )  # by reader and owner, the last column from memory: shape (ranks, ranks + 1)
         self._samples = np.zeros((num_ranks, 0), np.int32)
         self._lines = np.zeros(0, memory_loop.LINE)
         self._written = np.zeros(0, np.int64)
@@ -56,7 +62,9 @@ class SharedModels:
     def add(self, tensor: torch.Tensor) -> None:
         """Make a tensor known as shared; the caller keeps it alive."""
         lines_needed = -(-tensor.nbytes // self._memory.line_bytes)
-        self._models[tensor.data_ptr()] = _Model(len(self._versions), len(self._lines), len(self._written))
+        self._models[tensor.data_ptr()] = _Model(
+            len(self._versions), len(self._lines), len(self._written), tensor.numel()
+        )
         fresh = np.zeros(lines_needed, memory_loop.LINE)
         fresh["owner"] = len(self._workers)
         self._lines = np.concatenate([self._lines, fresh])
@@ -65,11 +73,33 @@ class SharedModels:
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` is one of these models."""
-        return tensor.data_ptr() in self._models
+        model = self._models.get(tensor.data_ptr())
+        return model is not None and model.size == tensor.numel()
 
     def shares_storage(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` is one of these models or a view into one."""
         return tensor.untyped_storage().data_ptr() in self._models
+
+    def fetch_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
+        """Make `rank` a sharer of every line under `tensors`, views of these models; returns the stall in seconds."""
+        me, prices = np.uint64(1 << rank), []
+        for tensor in tensors:
+            lines = self._lines_under(tensor)
+            lacks = (lines["sharers"] & me) == 0
+            prices.append(self._fetch_s[rank, lines["owner"].astype(np.intp)] * lacks)
+            lines["sharers"] |= me
+        return self._stall_s(prices)
+
+    def own_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
+        """Make `rank` the only holder of every line under `tensors`; returns the stall in seconds."""
+        me, remote, memory, prices = np.uint64(1 << rank), self._workers["remote"][rank], self._memory, []
+        for tensor in tensors:
+            lines = self._lines_under(tensor)
+            others = lines["sharers"] & ~me
+            price = np.where(others & remote, memory.cross_socket_s, memory.same_socket_s)
+            prices.append(price * (others != 0))
+            lines["sharers"], lines["owner"] = me, rank
+        return self._stall_s(prices)
 
     def run(self, rank: int, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
         """Run a chunk of samples on a shared model, as the current activity, and spend its time."""
@@ -100,6 +130,22 @@ class SharedModels:
             "async/conflict_frac": int(tally["conflicts"]) / updates,
         }
 
+    def _lines_under(self, tensor: torch.Tensor) -> np.ndarray:
+        """The lines a view covers, from its first element to its last: more than it touches if it has gaps."""
+        base = self._models[tensor.untyped_storage().data_ptr()].first_line
+        if tensor.numel() == 0:
+            return self._lines[:0]
+        reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        first_byte = tensor.storage_offset() * tensor.itemsize
+        last_byte = first_byte + (reach + 1) * tensor.itemsize - 1
+        line_bytes = self._memory.line_bytes
+        return self._lines[base + first_byte // line_bytes : base + last_byte // line_bytes + 1]
+
+    def _stall_s(self, prices: Sequence[np.ndarray]) -> float:
+        """Misses of one operator overlap, like those of one sample."""
+        dearest = max(float(price.max(initial=0.0)) for price in prices)
+        return max(dearest, sum(float(price.sum()) for price in prices) / self._memory.outstanding_misses)
+
     def _adopt(self, kernel: Kernel) -> None:
         if kernel is self._kernel:
             return
@@ -113,14 +159,12 @@ class SharedModels:
         self._rows = Rows(
             rows.indptr.numpy(), rows.indices.numpy(), rows.values.numpy(), kernel.labels.numpy(), kernel.loss_code
         )
-        memory, ranks = self._memory, range(len(self._workers))
+        memory = self._memory
         coordinates_per_line = memory.line_bytes // rows.values.itemsize
         self._costs = Costs(
             sample_s=self._kernel_cost.sample_s,
             nonzero_s=self._kernel_cost.nonzero_s,
-            fetch_s=np.array(
-                [[*(memory.fetch_s(rank, owner) for owner in ranks), memory.load_s(rank)] for rank in ranks]
-            ),
+            fetch_s=self._fetch_s,
             same_socket_s=float(memory.same_socket_s),
             cross_socket_s=float(memory.cross_socket_s),
             outstanding_misses=float(memory.outstanding_misses),

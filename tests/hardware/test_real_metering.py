@@ -1,7 +1,9 @@
 """The breakdown of time, and the small parts it stands on."""
 
 import os
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from hardware.real.breakdown import Ledger, break_down
 from hardware.real.counters import LocalCounters, SharedCounters
 from hardware.real.fork_server import start_fork_server
 from hardware.real.host_clock import HostClock, run_time_s
-from hardware.real.meter import ASIDE, NEVER
+from hardware.real.meter import ASIDE, NEVER, Meter
 from hardware.real.parcel import Parcel
 from hardware.real.segment import Segment
 from harness.worker import COUNTERS
@@ -92,6 +94,27 @@ def test_parts_never_exceed_the_whole():
 
 def test_without_collectives_there_is_no_overlap():
     assert break_down([ledger([])], START_S, synchronous=True).overlap_frac is None
+
+
+def test_operations_of_several_threads_lose_nothing():
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    meter = Meter()
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            notes = [threads.submit(lambda: [meter.start(meter.messages, 3) for _ in range(5000)]) for _ in range(4)]
+        places = [place for note in notes for place in note.result()]
+    finally:
+        sys.setswitchinterval(interval_s)
+    assert sorted(places) == list(range(0, 4 * 20000, 4))
+    assert (meter.messages.table().shape, meter.sent_bytes) == ((20000, 4), 60000)
+
+
+def test_a_cleared_meter_has_nothing():
+    meter = Meter()
+    meter.finish(meter.messages, meter.start(meter.messages, 3), 0.0)
+    meter.clear()
+    assert (meter.messages.table().shape, meter.sent_bytes) == ((0, 4), 0)
 
 
 def test_the_clock_stands_still_in_a_pause():

@@ -15,6 +15,7 @@ from tests.hardware.toys import (
     Averaging,
     Endless,
     Everything,
+    HelperRaises,
     KillsRankOne,
     LateRankOne,
     Lost,
@@ -23,6 +24,7 @@ from tests.hardware.toys import (
     Silent,
     Wild,
     WildHelped,
+    WildLingering,
     WildOdd,
     Wrapped,
     machine,
@@ -120,6 +122,18 @@ def test_disagreement_about_shared_tensors_is_an_error():
 
 def test_background_activities_run():
     assert run(WildHelped, native=False).observations[-1].parameters.tolist() == [1.0, 1.0]
+
+
+def test_a_worker_finishes_before_its_background_activities():
+    execution = run(WildLingering, num_workers=1, native=False)
+    # A second passes between the two if the activity, which sleeps that long, is waited for.
+    assert execution.workers[0].finish_s - execution.observations[-1].time_s < 1.0
+
+
+def test_an_error_of_a_background_activity_ends_the_run_while_all_wait():
+    failure = run(HelperRaises).failure  # told at the end only, a worker's timeout would come first
+    assert str(failure) == "a background activity of worker 1 raised ZeroDivisionError: by design"
+    assert "in fail" in failure.details
 
 
 def test_a_killed_worker_ends_the_run_and_what_was_observed_stays():

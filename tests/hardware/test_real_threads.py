@@ -4,10 +4,23 @@ import os
 import signal
 import threading
 
+import pytest
 import torch
 
 from harness.errors import UserError, WorkerFailed
-from tests.hardware.toys import Wild, WildHelped, WildOdd, WildRaises, machine, no_progress, program
+from tests.hardware.toys import (
+    Wild,
+    WildHelped,
+    WildLingering,
+    WildOdd,
+    WildRaises,
+    WildStuck,
+    WildStuckAndHelperRaises,
+    WildStuckAndRaises,
+    machine,
+    no_progress,
+    program,
+)
 
 
 def test_one_thread_equals_the_kernel_alone():
@@ -65,6 +78,50 @@ def test_disagreement_is_an_error():
 def test_background_activities_run():
     execution = machine(2).execute(program(WildHelped), no_progress)
     assert execution.observations[-1].parameters.tolist() == [1.0, 1.0]
+
+
+def test_a_worker_finishes_before_its_background_activities():
+    execution = machine(1).execute(program(WildLingering), no_progress)
+    # A second passes between the two if the activity, which sleeps that long, is waited for.
+    assert execution.workers[0].finish_s - execution.observations[-1].time_s < 1.0
+
+
+@pytest.fixture
+def stuck(monkeypatch):
+    """Lets worker 1 of `WildStuck` loop until the test is over."""
+    monkeypatch.setattr("hardware.real.threads.GRACE_S", 0.1)
+    WildStuck.released.clear()
+    yield
+    WildStuck.released.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("worker"):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+LEFT_BEHIND = "worker 1 did not leave within 0.1 s and had to be left behind, still running"
+
+
+@pytest.mark.usefixtures("stuck")
+@pytest.mark.parametrize(
+    ("algorithm", "who"),
+    [(WildStuckAndRaises, "worker 0"), (WildStuckAndHelperRaises, "a background activity of worker 1")],
+)
+def test_a_worker_that_cannot_be_ended_is_left_behind(algorithm, who):
+    failure = machine(2).execute(program(algorithm, budget=10**6, milestones=[10**6]), no_progress).failure
+    assert isinstance(failure, WorkerFailed)
+    assert str(failure) == f"{who} raised ZeroDivisionError: by design; {LEFT_BEHIND}"
+    assert "ZeroDivisionError" in failure.details
+
+
+@pytest.mark.usefixtures("stuck")
+def test_interrupt_gets_by_a_worker_that_cannot_be_ended():
+    def interrupt(samples):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    failure = machine(2).execute(program(WildStuck), interrupt).failure
+    assert isinstance(failure, KeyboardInterrupt)
+    assert failure.__notes__ == [LEFT_BEHIND]
 
 
 def test_torch_threads_are_restored():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,6 +130,16 @@ class Silent(Averaging):
     def interfere(self, worker, step):
         if worker.rank == 1:
             time.sleep(60)
+
+
+@dataclass(frozen=True)
+class HelperRaises(Averaging):
+    """Rank 1's helper raises while both workers wait for messages that never come."""
+
+    def interfere(self, worker, step):
+        if worker.rank == 1:
+            worker.background(fail)
+        dist.recv(torch.empty(1), 1 - worker.rank)
 
 
 @dataclass(frozen=True)
@@ -266,6 +277,53 @@ class WildHelped(Wild):
             while helped.sum() < worker.num_workers:
                 time.sleep(0.001)
             worker.observe(helped, samples=len(batch))
+
+
+@dataclass(frozen=True)
+class WildLingering(WildHelped):
+    """A background activity ends a second after `train` was left."""
+
+    def train(self, worker, problem):
+        left = threading.Event()
+        worker.background(lambda: (left.wait(), time.sleep(1.0)))
+        super().train(worker, problem)
+        left.set()
+
+
+@dataclass(frozen=True)
+class WildStuck(Wild):
+    """Rank 1 loops, without a call to its worker, until the test releases it."""
+
+    released: ClassVar[threading.Event] = threading.Event()
+
+    def interfere(self, worker):
+        while worker.rank == 1 and not self.released.is_set():
+            time.sleep(0.001)
+
+
+@dataclass(frozen=True)
+class WildStuckAndRaises(WildStuck):
+    """Rank 0 raises meanwhile."""
+
+    def interfere(self, worker):
+        if worker.rank == 0:
+            fail()
+        super().interfere(worker)
+
+
+@dataclass(frozen=True)
+class WildStuckAndHelperRaises(WildStuck):
+    """Rank 1's helper raises meanwhile."""
+
+    def interfere(self, worker):
+        if worker.rank == 1:
+            worker.background(fail)
+        super().interfere(worker)
+
+
+def fail():
+    """Raise."""
+    raise ZeroDivisionError("by design")
 
 
 def program(algorithm=Averaging, learning_rate=0.1, batch_size=4, budget=256, milestones=None, problem=Mean, **options):
