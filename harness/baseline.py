@@ -104,7 +104,7 @@ def _find_or_run(wanted: Setup, setup: Setup, index: RunIndex, progress: Progres
 
 
 def _run(setup: Setup, index: RunIndex, progress: Progress) -> Reference:
-    info = run_info(setup, {}, None)
+    info = run_info(setup, _described(setup), None)
     outcome = execute(setup, info, f"first {info.name}, to compare with", progress)
     if setup.tracking.writes_files:
         record = Record(index.root / "baselines" / info.id)
@@ -131,6 +131,12 @@ def _given(run_id: str, setup: Setup, index: RunIndex) -> Reference:
     rule = "must name a run of the same problem, data and seed: use baseline=auto"
     require(manifest.get("problem_id") == info.problem_id, field, rule, manifest["name"])
     return reference
+
+
+def _described(setup: Setup) -> dict[str, Any]:
+    """The settings of a run that was never on a command line."""
+    parts = ("algorithm", "hardware", "problem", "data", "settings")
+    return {part: {"_target_": _path(getattr(setup, part)), **asdict(getattr(setup, part))} for part in parts}
 
 
 def _reference(record: Record) -> Reference:

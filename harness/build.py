@@ -4,6 +4,8 @@
 """
 
 import difflib
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
@@ -12,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.errors import UserError
+from harness.errors import UserError, require
 
 
 def build(node: DictConfig, field: str) -> Any:
@@ -39,6 +41,7 @@ def instantiate(cls: type, values: Mapping[str, Any], field: str) -> Any:
         if key not in names:
             raise UserError(unknown_key(_join(field, key), key, names))
         _assign(schema, key, value, field)
+    _require_finite(OmegaConf.to_container(schema), field)
     try:
         return OmegaConf.to_object(schema)
     except MissingMandatoryValue as error:
@@ -81,7 +84,26 @@ def _assign(schema: DictConfig, key: str, value: Any, field: str) -> None:
     try:
         schema[key] = value
     except OmegaConfBaseException as error:
-        raise UserError(f"{_join(field, error.full_key or key)}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{_join(field, error.full_key or key)} {_type_rule(str(error).splitlines()[0])}") from error
+
+
+def _type_rule(message: str) -> str:
+    """OmegaConf's words about a wrong type, in ours.
+
+    >>> _type_rule("Value 'two' of type 'str' could not be converted to Integer")
+    "must be a whole number, got 'two'"
+    """
+    found = re.search(r"Value (.+) of type '.+' could not be converted to (\w+)", message)
+    names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+    return f"must be {names.get(found[2], found[2])}, got {found[1]}" if found else f"has the wrong type: {message}"
+
+
+def _require_finite(value: Any, field: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _require_finite(item, _join(field, str(key)))
+    elif isinstance(value, float):
+        require(math.isfinite(value), field, "must be finite", value)
 
 
 def unknown_key(path: str, key: str, names: list[str]) -> str:

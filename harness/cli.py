@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.build import unknown_key
-from harness.errors import TwinclockError
+from harness.errors import TwinclockError, require
 
 HELP = """\
 twinclock: parallel and distributed training, for real and in virtual time.
@@ -52,15 +53,20 @@ def command_line(main: Callable[[], None]) -> None:
             raise
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(1)
+    except TwinclockError as error:  # printed by ReportFailures when its job ended
+        if wants_traceback:
+            raise
+        print("\n".join(getattr(error, "__notes__", [])), end="\n" * hasattr(error, "__notes__"))
+        sys.exit(1)
     except OSError as error:
         if wants_traceback or not error.filename:
             raise
         print(f"error: cannot use {error.filename}: {error.strerror}; runs_dir=... writes elsewhere", file=sys.stderr)
         sys.exit(1)
-    except TwinclockError as error:  # printed by ReportFailures when its job ended
-        if wants_traceback:
+    except ValueError as error:
+        if wants_traceback or HydraConfig.initialized():
             raise
-        print("\n".join(getattr(error, "__notes__", [])), end="\n" * hasattr(error, "__notes__"))
+        print(f"error: cannot understand the command line ({error}): write key=value", file=sys.stderr)
         sys.exit(1)
 
 
@@ -107,6 +113,8 @@ def sentence(error: BaseException) -> str:
         return _unknown_override(override[1], error.__cause__)
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override!r}: write key=value, with quotes around unusual values"
+    if several := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{several[1]} has several values: add -m to run them all"
     if folder := re.search(r"Additional config directory '(.+)' not found", text):
         return f"--config-dir {folder[1]}: there is no such folder"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
@@ -147,4 +155,11 @@ def description(path: Path) -> str:
     return ""
 
 
+def folder(name: str) -> str:
+    """The name of a folder, if there is one: an empty one would be the root of the file system."""
+    require(bool(name), "runs_dir", "must name a folder", name)
+    return name
+
+
+OmegaConf.register_new_resolver("folder", folder, replace=True)
 OmegaConf.register_new_resolver("help_page", lambda *, _root_: help_page(_root_), replace=True)

@@ -49,6 +49,8 @@ def find(path: str, download: bool, field: str = "problem.path") -> Path:
     Raises:
         UserError: if it is nowhere, or cannot be fetched; the message names every place looked at.
     """
+    if Path(path).is_dir():
+        raise UserError(f"{field}={path!r} is a folder: name a file in it")
     address = _address(path)
     places = _places(path)
     for place in places:

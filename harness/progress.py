@@ -42,7 +42,7 @@ class Progress:
         Yields:
             update: to be called with the samples done so far, as often as one likes.
         """
-        phase = _Phase(f"{name} (virtual time)" if virtual else name, total, self._clock)
+        phase = _Phase(name, total, self._clock, "samples/s of the host" if virtual else "samples/s")
         with self._bar(phase) if self._console.is_interactive else self._lines(phase) as draw:
             try:
                 yield lambda done: phase.update(done, draw)
@@ -76,8 +76,9 @@ class Progress:
 
 
 class _Phase:
-    def __init__(self, label: str, total: int, clock: Callable[[], float]) -> None:
+    def __init__(self, label: str, total: int, clock: Callable[[], float], rate_unit: str) -> None:
         self.label, self.total = label, total
+        self._rate_unit = rate_unit
         self.done, self.ended = 0, False
         self.due_s = 0.0  # when to draw next
         self._clock, self._start_s = clock, clock()
@@ -94,7 +95,7 @@ class _Phase:
         """Such as `1,200 of 6,000 samples, 4,000 samples/s, 2 s left`."""
         parts, elapsed_s = [f"{self.done:,} of {self.total:,} samples"], self.elapsed_s()
         if self.done > 0 and elapsed_s > 0:
-            parts.append(f"{self.done / elapsed_s:,.0f} samples/s")
+            parts.append(f"{self.done / elapsed_s:,.0f} {self._rate_unit}")
         if self.ended:
             parts.append(f"{'done' if self.done >= self.total else 'ended'} in {_duration(elapsed_s)}")
         elif self.done > 0:

@@ -18,6 +18,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
         ("target", _target(summary)),
         ("hardware", _hardware(summary)),
         ("statistics", _statistics(summary)),
+        ("conflicts", _conflicts(summary)),
         ("speedup", _speedup(summary)),
         ("alone", _alone(summary)),
         ("files", files),
@@ -66,6 +67,13 @@ def _hardware(summary: dict[str, Any]) -> str:
 
 def _statistics(summary: dict[str, Any]) -> str:
     return f"{summary['stat/epochs_to_target']:.3g} epochs to target" if "stat/epochs_to_target" in summary else ""
+
+
+def _conflicts(summary: dict[str, Any]) -> str:
+    if summary.get("async/staleness_max", 0) == 0:
+        return ""
+    conflicts = f"{100 * summary['async/conflict_frac']:.0f}% of updates met coordinates written since they read them"
+    return f"staleness {summary['async/staleness_mean']:.3g} updates (mean); {conflicts}"
 
 
 def _speedup(summary: dict[str, Any]) -> str:

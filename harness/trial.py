@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from harness.errors import Diverged
+from hardware.base import Execution
+from harness.errors import Diverged, WorkerFailed
 from harness.manifest import RunInfo
 from harness.metrics import Row, Summary, first_divergence, history, summarise
 from harness.problems.base import Problem
@@ -70,7 +71,7 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     evaluations = evaluate(problem, setup.settings.seed, observations)
     rows = history(observations, evaluations, problem.num_samples, start_host_s)
     summary = summarise(execution, rows, problem.num_samples, setup.num_workers, setup.settings.target.loss)
-    failure = execution.failure or _divergence(observations, evaluations, problem.num_samples)
+    failure = execution.failure or _silence(execution) or _divergence(observations, evaluations, problem.num_samples)
     return Outcome(rows, summary | _stamp(info, execution.tags), execution.facts, execution.tags, failure)
 
 
@@ -88,6 +89,12 @@ def evaluate(problem: Problem, seed: int, observations: Sequence[Observation]) -
 def _initial_observation(problem: Problem, seed: int, start_host_s: float) -> Observation:
     model = problem.build_model(torch.device("cpu"), seed)
     return Observation(0.0, start_host_s, 0, 0, parameters_to_vector(model.parameters()).detach().clone())
+
+
+def _silence(execution: Execution) -> WorkerFailed | None:
+    if execution.observations:
+        return None
+    return WorkerFailed("nothing was observed: `train` must call worker.observe(model, samples) after every update")
 
 
 def _divergence(

@@ -74,12 +74,16 @@ def test_nested_components_are_built():
     ("changes", "message"),
     [
         ({"widht": 2.0}, "outer.widht is not a setting: did you mean width?"),
-        ({"width": "wide"}, "outer.width: Value 'wide' of type 'str' could not be converted to Float"),
+        ({"width": "wide"}, "outer.width must be a number, got 'wide'"),
+        ({"width": float("inf")}, "outer.width must be finite, got inf"),
         ({"width": "???"}, "outer.width is missing: give it a value"),
-        ({"inner": {"_target_": f"{__name__}.Inner", "depth": "x"}}, "outer.inner.depth: Value 'x'"),
+        (
+            {"inner": {"_target_": f"{__name__}.Inner", "depth": "x"}},
+            "outer.inner.depth must be a whole number, got 'x'",
+        ),
         ({"inner": {"_target_": f"{__name__}.Inner", "deep": 1}}, "outer.inner.deep is not a setting"),
         ({"inner": {"_target_": f"{__name__}.Inner"}}, "outer.inner.depth is missing"),
-        ({"limit": "x"}, "outer.limit: "),
+        ({"limit": "x"}, "outer.limit must be a whole number, got 'x'"),
     ],
 )
 def test_mistake_names_the_field(changes, message):
