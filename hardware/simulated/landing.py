@@ -17,9 +17,8 @@ from torch.utils._pytree import tree_leaves
 from hardware.simulated.engine import Engine
 from hardware.simulated.shared_models import SharedModels
 
-_SHAPE_ONLY = frozenset(
-    ["empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros"]
-)
+_LIKE = ("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like")
+_NEW = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
 
 
 class Landing(TorchDispatchMode):
@@ -63,7 +62,7 @@ class Landing(TorchDispatchMode):
 
 
 def _touches_memory(func: Any) -> bool:
-    return not func.is_view and func.overloadpacket.__name__ not in _SHAPE_ONLY
+    return not func.is_view and func.overloadpacket.__name__ not in _LIKE + _NEW
 
 
 @cache

@@ -4,11 +4,11 @@ Each cache line of a shared model has an owner, the core that wrote it last, and
 
     read    a line not held comes from its owner's cache (same socket or across), or from memory if nobody wrote it
     write   copies on other cores are invalidated first; a line held alone is written at no cost
-    else    a hit, whose cost is inside `Roofline.nonzero_s`
+    else    a hit, whose cost is inside `Roofline.nonzero_s`, or that of the torch operator
 
-Misses of one sample overlap: n of them take max(dearest, sum / outstanding_misses). Caches are taken to be large enough
-for the model, the memory of a model is on the first socket, where rank 0 touched it first, and neither the interconnect
-nor a line's home is ever congested.
+Misses of one sample, or of one torch operator, overlap: n of them take max(dearest, sum / outstanding_misses). Caches
+are taken to be large enough for the model, the memory of a model is on the first socket, where rank 0 touched it first,
+and neither the interconnect nor a line's home is ever congested.
 
 Ranks sit on cores round robin over the sockets ("spread"): rank r on socket r mod sockets.
 """

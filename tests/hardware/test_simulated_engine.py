@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from simulated_ranks import SECOND, SWITCH, compute_for, execute, program, results
+from torch.distributed import distributed_c10d as c10d
 
+from hardware.simulated import engine as engine_module
 from hardware.simulated.engine import Engine
 from hardware.simulated.machine import Simulated
 from harness.errors import UserError, WorkerFailed
@@ -109,6 +111,76 @@ def test_ctrl_c_ends_the_run():
     timer.start()
     assert isinstance(machine.execute(program(body), lambda samples: None).failure, KeyboardInterrupt)
     timer.join()
+
+
+@pytest.fixture
+def released():
+    """Set at the end: a rank that was given up then ends, and so do those it kept waiting."""
+    flag, before = threading.Event(), threading.enumerate()
+    yield flag
+    flag.set()
+    for thread in set(threading.enumerate()) - set(before):
+        thread.join()
+
+
+def interrupted(body, interrupts):
+    """The execution of `body` on three ranks, with Ctrl-C after so many seconds of the host."""
+    timers = [threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGINT)) for after_s in interrupts]
+    for timer in timers:
+        timer.start()
+    done = Simulated(3, SECOND, SWITCH, None).execute(program(body), lambda samples: None)
+    for timer in timers:
+        timer.join()
+    return done
+
+
+@pytest.mark.parametrize(("interrupts", "end_s"), [([0.3], 0.2), ([0.3, 0.8], 600.0)], ids=["once", "twice"])
+def test_ctrl_c_ends_the_run_though_a_rank_loops_for_ever(monkeypatch, released, interrupts, end_s):
+    monkeypatch.setattr(engine_module, "END_S", end_s)
+    world, stack = c10d._world, threading.stack_size()
+
+    def body(worker):
+        if worker.rank == 1:
+            while not released.is_set():
+                pass
+        dist.barrier()
+
+    assert isinstance(interrupted(body, interrupts).failure, KeyboardInterrupt)
+    assert c10d._world is world and threading.stack_size() == stack
+    assert results(lambda worker: dist.get_world_size(), 2) == [2, 2]
+
+
+def test_a_rank_that_does_not_end_is_named_and_leaves_the_caller_s_group_alone(monkeypatch, released):
+    monkeypatch.setattr(engine_module, "END_S", 0.2)
+
+    def body(worker):
+        if worker.rank == 1:
+            try:
+                dist.recv(torch.zeros(1), 2)
+            except BaseException:
+                while not released.is_set():
+                    pass
+                raise
+        if worker.rank == 0:
+            compute_for(worker, 1)
+            worker._place.add("samples", 1)
+            raise ZeroDivisionError("by design")
+        dist.barrier()
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mine = set(threading.enumerate())
+        failure = execute(body, 3).failure
+        assert isinstance(failure, WorkerFailed)
+        assert str(failure).startswith("rank 1 does not end: ")
+        assert str(failure).endswith("after rank 0 failed: ZeroDivisionError: by design")
+        released.set()
+        for thread in set(threading.enumerate()) - mine:
+            thread.join()
+        assert dist.get_world_size() == 1
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
 
 
 def test_progress_is_called_from_the_calling_thread_and_at_the_end():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from composed import setup
 from omegaconf import OmegaConf
 from simulated_ranks import SECOND, SWITCH, compute_for, execute, program
 
@@ -124,6 +125,34 @@ def test_runs_are_identical_whatever_the_host_does():
         stop.set()
         noise.join()
     assert len(quiet[0]) == 3
+
+
+def hogwild(*overrides):
+    """An execution of Hogwild! on sim_numa2."""
+    composed = setup("algorithm=hogwild", "hardware=sim_numa2", "tracking=none", *overrides)
+    done = composed.hardware.execute(composed.program(), lambda samples: None)
+    assert done.failure is None
+    return done
+
+
+def test_native_hogwild_is_identical_every_time():
+    def observe():
+        done = hogwild("problem=logistic_regression", "problem.synthetic_samples=2000", "budget.epochs=1")
+        values = [(o.time_s, o.samples, o.updates, o.parameters.tolist()) for o in done.observations]
+        staleness = {key: value for key, value in done.metrics.items() if key.startswith("async/")}
+        return values, done.workers, staleness
+
+    first = observe()
+    assert first == observe()
+    assert len(first[0]) > 1 and first[2]["async/staleness_mean"] > 0
+
+
+def test_hogwild_through_autograd_pays_for_crossing_sockets():
+    near, far = (
+        hogwild("problem=digits_mlp", "budget.epochs=1", f"hardware.memory.cross_socket_s={cross_s}").run_s
+        for cross_s in (1e-7, 1e-3)
+    )
+    assert far > 2 * near
 
 
 def test_time_is_accounted_for():

@@ -257,7 +257,18 @@ def test_shared_tensors_begin_with_rank_zero_s():
     assert len({x.data_ptr() for _, x in seen}) == 1
 
 
-def test_an_autograd_update_lands_when_its_computation_is_over():
+WRITES = {
+    "in place": lambda x: x.add_(1.0),
+    "a view": lambda x: x[:].add_(1.0),
+    "a list": lambda x: torch._foreach_add_([x], 1.0),
+    "a list of several": lambda x: torch._foreach_add_([torch.zeros(1), x], 1.0),
+    "out": lambda x: torch.add(x, 1.0, out=x),
+    "lists out": lambda x: torch.ops.aten._foreach_add.Scalar_out([x], 1.0, out=[x]),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_an_autograd_update_lands_when_its_computation_is_over(write):
     """Rank 1 looks at 0.5 s, before rank 0's write at 1 s, and at 1.5 s, after it."""
 
     def body(worker):
@@ -265,7 +276,7 @@ def test_an_autograd_update_lands_when_its_computation_is_over():
         place = worker._place
         if worker.rank == 0:
             place.dealt(1)
-            x.add_(1.0)
+            write(x)
             return None
         seen = []
         for _ in range(2):
@@ -275,6 +286,98 @@ def test_an_autograd_update_lands_when_its_computation_is_over():
         return seen
 
     assert results(body, 2, memory=NUMA)[1] == [0.0, 1.0]
+
+
+def test_operators_read_before_their_computation_is_paid():
+    """Rank 0's gradient is of the model at 0 s though it takes until 1 s; rank 1 writes at 0.5 s."""
+
+    def body(worker):
+        x, place = worker.shared("x", torch.zeros(1)), worker._place
+        if worker.rank == 0:
+            place.dealt(1)
+            gradient = x + 0.0
+            return float(gradient), worker.clock.now()
+        place._machine.engine.current.charge(0.5)
+        x.add_(1.0)
+
+    assert results(body, 2, memory=FREE)[0] == (0.0, 1.0)
+
+
+def operators(*functions, size=64):
+    """A body that does these on a shared tensor, all ranks in turn; returns the seconds of each on its rank."""
+
+    def body(worker):
+        x, seconds = worker.shared("x", torch.zeros(size)), []
+        for turn, function in enumerate(functions):
+            worker._place._machine.engine.current.charge(1.0 if worker.rank == 0 or turn else 1.5)
+            before = worker.clock.now()
+            function(x)
+            seconds.append(worker.clock.now() - before)
+        return seconds
+
+    return body
+
+
+def stalls(*functions, workers=1, memory=NUMA, size=64):
+    return results(operators(*functions, size=size), workers, memory=memory, compute=COMPUTE)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_one_worker_s_operators_pay_for_the_first_touch_only(write):
+    (seconds,) = stalls(write, write, torch.sum)
+    assert seconds == pytest.approx([80e-9, 0.0, 0.0], abs=1e-15)  # 4 lines from memory, 4 at a time
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_operators_pay_for_lines_that_others_hold(write):
+    first, second = stalls(write, write, write, workers=2)
+    assert first == pytest.approx([80e-9, 240e-9, 240e-9], abs=1e-15)  # fetched across, then taken back
+    assert second == pytest.approx([240e-9] * 3, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("touch", "lines"),
+    [
+        (lambda x: x.sum(), 16),
+        (lambda x: x[16:32].sum(), 1),
+        (lambda x: x[15:17].sum(), 2),
+        (lambda x: x[::2].sum(), 16),  # its span, conservatively
+        (lambda x: x.view(16, 16)[:, 3].sum(), 16),
+        (lambda x: x.view(16, 16)[2:4].t().sum(), 2),
+        (lambda x: x[:0].sum(), 0),
+        (lambda x: x + x, 16),
+        (lambda x: torch.zeros_like(x), 0),
+        (lambda x: x.view(16, 16).t().detach(), 0),
+    ],
+)
+def test_operators_fetch_the_lines_of_their_view(touch, lines):
+    memory = replace(NUMA, outstanding_misses=1)
+    assert stalls(touch, memory=memory, size=256) == [[pytest.approx(lines * 80e-9, abs=1e-15)]]
+
+
+def test_filling_a_model_takes_its_lines_without_reading_them():
+    fill = lambda x: torch.add(torch.ones(64), 1.0, out=x)  # noqa: E731
+    assert stalls(fill, fill, workers=2)[1] == pytest.approx([120e-9, 120e-9], abs=1e-15)
+
+
+def test_pauses_touch_no_lines():
+    def body(worker):
+        x = worker.shared("x", torch.zeros(64))
+        with worker.clock.paused():
+            x.clone()
+        x.clone()
+        return worker.clock.now()
+
+    assert results(body, 1, memory=NUMA, compute=COMPUTE) == pytest.approx([80e-9], abs=1e-15)
+
+
+@pytest.mark.parametrize("part", [slice(16, 32), slice(0, 32)], ids=str)
+def test_a_kernel_on_a_part_of_a_shared_model_is_refused(part):
+    def body(worker):
+        worker.run(rows_of([0], features=16), worker.shared("x", torch.zeros(64))[part], torch.zeros(1).int(), 0.1)
+
+    failure = execute(body, 1, memory=NUMA).failure
+    assert isinstance(failure, UserError) and "float32[" in str(failure) and "name of its own" in str(failure)
 
 
 def test_shared_needs_shared_memory():

@@ -103,7 +103,7 @@ def test_backend_outside_a_simulation_says_so():
     assert not dist.is_initialized()
 
 
-def test_a_thousand_ranks_do_not_pile_up_hooks():
+def test_hundreds_of_ranks_do_not_pile_up_hooks():
     """`init_process_group` wraps `sys.excepthook` once per call."""
     hook = sys.excepthook
     assert results(lambda worker: sys.excepthook is hook, 300) == [True] * 300

@@ -292,12 +292,13 @@ class WildLingering(WildHelped):
 
 @dataclass(frozen=True)
 class WildStuck(Wild):
-    """Rank 1 loops, without a call to its worker, until the test releases it."""
+    """Rank 1 loops, without a call to its worker, until the test releases it (or has waited far too long)."""
 
     released: ClassVar[threading.Event] = threading.Event()
 
     def interfere(self, worker):
-        while worker.rank == 1 and not self.released.is_set():
+        end_s = time.monotonic() + 10
+        while worker.rank == 1 and not self.released.is_set() and time.monotonic() < end_s:
             time.sleep(0.001)
 
 
