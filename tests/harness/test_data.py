@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from algorithms.sgd import SGD
-from harness.clock import WallClock
+from hardware.real.host_clock import HostClock
 from harness.data import Partitioned, Replicated
 from harness.program import Program
 from harness.worker import Place, Worker
@@ -19,7 +19,7 @@ class Sizes:
 class Counting(Place):
     """A place that does nothing but count."""
 
-    device, clock = torch.device("cpu"), WallClock()
+    device, clock = torch.device("cpu"), HostClock(0.0)
 
     def __init__(self, rank, num_workers, counters):
         self.rank, self.num_workers, self.counters = rank, num_workers, counters
