@@ -42,7 +42,7 @@ class Progress:
         Yields:
             update: to be called with the samples done so far, as often as one likes.
         """
-        phase = _Phase(name, total, self._clock, "samples/s of the host" if virtual else "samples/s")
+        phase = _Phase(name, total, self._clock, "samples/s (host)" if virtual else "samples/s")
         with self._bar(phase) if self._console.is_interactive else self._lines(phase) as draw:
             try:
                 yield lambda done: phase.update(done, draw)
@@ -52,7 +52,7 @@ class Progress:
 
     @contextmanager
     def _bar(self, phase: "_Phase") -> Iterator[Callable[[], None]]:
-        columns = TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[text]}")
+        columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TextColumn("{task.fields[text]}")
         with RichBar(*columns, console=self._console, auto_refresh=False) as bar:
             task = bar.add_task(phase.label, total=phase.total, text=phase.text())
             phase.due_s += REFRESH_S

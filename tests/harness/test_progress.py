@@ -54,7 +54,7 @@ def test_a_phase_that_ends_is_done(clock):
     out = console(False)
     run(Progress(out, clock), clock, [(100, 1000)], virtual=True)
     assert out.file.getvalue().splitlines()[-1] == (
-        "run: 1,000 of 1,000 samples, 10 samples/s of the host, done in 1:40"
+        "run: 1,000 of 1,000 samples, 10 samples/s (host), done in 1:40"
     )
 
 
