@@ -52,7 +52,11 @@ class Progress:
 
     @contextmanager
     def _bar(self, phase: "_Phase") -> Iterator[Callable[[], None]]:
-        columns = TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), TextColumn("{task.fields[text]}")
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}"),
+        )
         with RichBar(*columns, console=self._console, auto_refresh=False) as bar:
             task = bar.add_task(phase.label, total=phase.total, text=phase.text())
             phase.due_s += REFRESH_S

@@ -53,9 +53,7 @@ def test_a_phase_that_does_not_last_says_nothing(clock):
 def test_a_phase_that_ends_is_done(clock):
     out = console(False)
     run(Progress(out, clock), clock, [(100, 1000)], virtual=True)
-    assert out.file.getvalue().splitlines()[-1] == (
-        "run: 1,000 of 1,000 samples, 10 samples/s (host), done in 1:40"
-    )
+    assert out.file.getvalue().splitlines()[-1] == ("run: 1,000 of 1,000 samples, 10 samples/s (host), done in 1:40")
 
 
 @pytest.mark.parametrize("terminal", [False, True])
