@@ -60,11 +60,3 @@ class Algorithm(ABC):
     def releases_gil(self, problem: Problem) -> bool:
         """Whether the inner loop is a native kernel, so that threads serve as workers."""
         return False
-
-    def sequential(self, problem: Problem) -> Algorithm:
-        """The best sequential code to compare with, the baseline: per-sample SGD where a native kernel does it."""
-        from algorithms.sgd import SGD  # noqa: PLC0415 - SGD is an Algorithm itself
-
-        if problem.kernel is not None and self.batch_size > 1:
-            return SGD(learning_rate=problem.learning_rate, batch_size=1)
-        return SGD(learning_rate=self.learning_rate, batch_size=self.batch_size)

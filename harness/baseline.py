@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from algorithms.sgd import SGD
 from harness.errors import TwinclockError, UserError, WorkerFailed, require
 from harness.index import RunIndex, code_digest, key
 from harness.manifest import host, manifest, versions
@@ -50,10 +51,16 @@ class References:
 
 
 def sequential(setup: Setup) -> Setup:
-    """The baseline's setup: the best sequential algorithm, on one worker of the same hardware."""
-    algorithm = setup.algorithm.sequential(setup.problem)
-    name = type(algorithm).__module__.rpartition(".")[-1]
-    return replace(alone(setup), algorithm=algorithm, choices=setup.choices | {"algorithm": name})
+    """The baseline's setup: the best sequential code, on one worker of the same hardware.
+
+    That is per-sample SGD where the problem has a native kernel, else SGD with the run's own step and batches.
+    """
+    own, problem = setup.algorithm, setup.problem
+    if problem.kernel is not None and own.batch_size > 1:
+        best = SGD(learning_rate=problem.learning_rate, batch_size=1)
+    else:
+        best = SGD(learning_rate=own.learning_rate, batch_size=own.batch_size)
+    return replace(alone(setup), algorithm=best, choices=setup.choices | {"algorithm": "sgd"})
 
 
 def alone(setup: Setup) -> Setup:

@@ -1,0 +1,55 @@
+"""What a run is compared with."""
+
+import os
+
+import pytest
+from composed import setup
+
+from algorithms.sgd import SGD
+from harness.baseline import run_key, sequential
+
+SMALL = ["hardware=sim_numa2", "problem=least_squares", "tracking=none"]
+
+
+def test_baseline_is_the_native_kernel_where_there_is_one():
+    run = setup("algorithm=all_reduce", *SMALL)
+    assert sequential(run).algorithm == SGD(learning_rate=run.problem.learning_rate, batch_size=1)
+    assert sequential(run).num_workers == 1
+
+
+def test_baseline_has_the_runs_own_batches_where_there_is_none():
+    run = setup("algorithm=all_reduce", *SMALL, "problem=digits_mlp", "algorithm.batch_size=8")
+    assert sequential(run).algorithm == SGD(learning_rate=run.problem.minibatch_learning_rate, batch_size=8)
+
+
+def test_baseline_has_the_runs_own_step_where_both_take_single_samples():
+    run = setup("algorithm=hogwild", *SMALL, "algorithm.learning_rate=0.003")
+    assert sequential(run).algorithm == SGD(learning_rate=0.003, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "seed=1",
+        "budget.epochs=2",
+        "problem.noise=0.2",
+        "data=replicated",
+        "hardware.network.latency_s=1",
+        "algorithm=sgd",
+    ],
+)
+def test_what_decides_a_result_decides_the_key(change):
+    assert run_key(setup("algorithm=hogwild", *SMALL)) != run_key(setup("algorithm=hogwild", *SMALL, change))
+
+
+def test_the_target_does_not():
+    assert run_key(setup("algorithm=sgd", *SMALL)) == run_key(setup("algorithm=sgd", *SMALL, "target.loss=0.5"))
+
+
+def test_a_changed_data_file_does(tmp_path):
+    file = tmp_path / "rows.svm"
+    file.write_text("1 1:1\n-1 2:1\n" * 10)
+    overrides = ["algorithm=sgd", "hardware=sim_numa2", "problem=svm", f"problem.path={file}", "tracking=none"]
+    before = run_key(setup(*overrides))
+    os.utime(file, (1, 1))
+    assert run_key(setup(*overrides)) != before
