@@ -29,7 +29,7 @@ class AllReduce(Algorithm):
     linear_scaling: bool
 
     def train(self, worker: Worker, problem: Problem) -> None:
-        """W <- w - eta * 1/P sum_i g_i."""
+        """Take steps w <- w - eta * 1/P sum_i g_i."""
         model = problem.build_model(worker.device, worker.seed)
         weights, gradient = flatten_(model)
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)

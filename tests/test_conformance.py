@@ -26,6 +26,7 @@ def run(algorithm, hardware, workers):
     try:
         composed = setup(*chosen, f"hardware.num_workers={workers}", *CONVEX, *SHORT)
     except UserError as refusal:
+        assert "needs memory that all workers share" in str(refusal)  # any other refusal is a defect
         pytest.skip(f"refused: {refusal}")
     program = composed.program()
     execution = composed.hardware.execute(program, lambda samples: None)
@@ -43,7 +44,7 @@ def test_two_workers_solve_a_convex_problem(algorithm, hardware):
     assert losses(composed, execution)[-1] < composed.problem.target_loss
 
 
-@pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)
+@pytest.mark.parametrize(("algorithm", "hardware"), [pair for pair in PAIRS if pair[0] != "sgd"])
 def test_one_worker_equals_sequential(algorithm, hardware):
     _, program, execution = run(algorithm, hardware, 1)
     _, _, sequential = run("sgd", hardware, 1)
