@@ -90,6 +90,7 @@ def test_a_worker_finishes_before_its_background_activities():
 def stuck(monkeypatch):
     """Lets worker 1 of `WildStuck` loop until the test is over."""
     monkeypatch.setattr("hardware.real.threads.GRACE_S", 0.1)
+    WildStuck.looping.clear()
     WildStuck.released.clear()
     yield
     WildStuck.released.set()

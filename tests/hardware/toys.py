@@ -294,20 +294,24 @@ class WildLingering(WildHelped):
 class WildStuck(Wild):
     """Rank 1 loops, without a call to its worker, until the test releases it (or has waited far too long)."""
 
+    looping: ClassVar[threading.Event] = threading.Event()
     released: ClassVar[threading.Event] = threading.Event()
 
     def interfere(self, worker):
         end_s = time.monotonic() + 10
+        if worker.rank == 1:
+            self.looping.set()
         while worker.rank == 1 and not self.released.is_set() and time.monotonic() < end_s:
             time.sleep(0.001)
 
 
 @dataclass(frozen=True)
 class WildStuckAndRaises(WildStuck):
-    """Rank 0 raises meanwhile."""
+    """Rank 0 raises once rank 1 loops."""
 
     def interfere(self, worker):
         if worker.rank == 0:
+            assert self.looping.wait(10)
             fail()
         super().interfere(worker)
 
