@@ -8,12 +8,14 @@ from typing import ClassVar
 from algorithms.base import Algorithm
 from hardware.simulated.compute import Fixed
 from hardware.simulated.machine import Simulated
-from hardware.simulated.network import Switch
+from hardware.simulated.network.protocol import Gloo
+from hardware.simulated.network.topologies import Switch
 from harness.data import Partitioned
 from harness.program import Program
 
 SECOND = Fixed(seconds_per_sample=1.0)
 SWITCH = Switch(latency_s=0.5, bandwidth_bytes_per_s=8.0)  # one float64 a second
+GLOO = Gloo()
 ONE_SAMPLE = SimpleNamespace(num_samples=1)  # a problem that bodies do not look at
 
 
@@ -34,10 +36,15 @@ def program(body, budget=1, milestones=(1,), seed=0):
     return Program(Ranks(0.1, 1, body), ONE_SAMPLE, Partitioned(shuffle=False), seed, budget, milestones)
 
 
-def execute(body, num_workers, compute=SECOND, network=SWITCH, memory=None, **options):
+def machine(num_workers, compute=SECOND, network=SWITCH, protocol=GLOO, memory=None, **options):
+    """A simulated hardware."""
+    return Simulated(num_workers, compute, network, protocol, memory, **options)
+
+
+def execute(body, num_workers, budget=1, milestones=(1,), seed=0, **options):
     """Run `body(worker)` on every rank and return the execution."""
-    machine = Simulated(num_workers, compute, network, memory)
-    return machine.execute(program(body, **options), lambda samples: None)
+    run = program(body, budget, milestones, seed)
+    return machine(num_workers, **options).execute(run, lambda samples: None)
 
 
 def results(body, num_workers, **options):

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import flop_registry
 
 from harness.errors import UserError, require
 
+Charge = Callable[[float, float], None]  # seconds to launch an operator, seconds to run it
+
 
 @dataclass(frozen=True)
 class KernelCost:
@@ -31,8 +33,8 @@ class Compute(ABC):
         """Seconds a batch costs as such, whatever operators work on it."""
 
     @abstractmethod
-    def watch(self, charge: Callable[[float], None]) -> AbstractContextManager[object]:
-        """A block of the calling thread in which torch operators are charged, in seconds."""
+    def watch(self, charge: Charge) -> AbstractContextManager[object]:
+        """A block of the calling thread in which torch operators are charged: seconds to launch, seconds to run."""
 
     @property
     @abstractmethod
@@ -58,7 +60,7 @@ class Fixed(Compute):
         """In proportion."""
         return num_samples * self.seconds_per_sample
 
-    def watch(self, charge: Callable[[float], None]) -> AbstractContextManager[object]:
+    def watch(self, charge: Charge) -> AbstractContextManager[object]:
         """Charges nothing."""
         return nullcontext()
 
@@ -100,7 +102,7 @@ class Roofline(Compute):
         """Nothing: its operators are charged."""
         return 0.0
 
-    def watch(self, charge: Callable[[float], None]) -> AbstractContextManager[object]:
+    def watch(self, charge: Charge) -> AbstractContextManager[object]:
         """Charges every operator as it is called, those of backward passes too."""
         return _Meter(self, charge)
 
@@ -110,24 +112,22 @@ class Roofline(Compute):
         return KernelCost(0.0, self.nonzero_s)
 
     def operator_s(self, operator: Any, inputs: tuple, options: Mapping[str, Any], output: Any) -> float:
-        """Seconds of one call of a torch operator.
+        """Seconds in which a torch operator runs, beyond its launch.
 
         Raises:
             UserError: if `flops_per_s` has no peak for the dtype.
         """
-        if operator.is_view:
-            return 0.0
         read, written = _tensors((inputs, dict(options))), _tensors(output)
         moved_bytes = sum(tensor.nbytes for tensor in read + written)
         dtypes = [tensor.dtype for tensor in written if tensor.dtype.is_floating_point]
         if not dtypes:
-            return self.operator_overhead_s + moved_bytes / self.memory_bytes_per_s
+            return moved_bytes / self.memory_bytes_per_s
         count = flop_registry.get(operator.overloadpacket)
         if count is None:
             flops = max(tensor.numel() for tensor in read + written)
         else:
             flops = count(*inputs, **options, out_val=output)
-        return self.operator_overhead_s + max(moved_bytes / self.memory_bytes_per_s, flops / self._peak(dtypes[0]))
+        return max(moved_bytes / self.memory_bytes_per_s, flops / self._peak(dtypes[0]))
 
     def _peak(self, dtype: torch.dtype) -> float:
         name = str(dtype).removeprefix("torch.")
@@ -145,11 +145,13 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 
 
 class _Meter(TorchDispatchMode):
-    def __init__(self, roofline: Roofline, charge: Callable[[float], None]) -> None:
+    def __init__(self, roofline: Roofline, charge: Charge) -> None:
         super().__init__()
         self._roofline, self._charge = roofline, charge
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        self._charge(self._roofline.operator_s(func, args, kwargs or {}, output))
+        if not func.is_view:
+            run_s = self._roofline.operator_s(func, args, kwargs or {}, output)
+            self._charge(self._roofline.operator_overhead_s, run_s)
         return output

@@ -2,7 +2,8 @@
 
 Every activity of a simulated rank is a thread, and exactly one of them runs at a time: it holds the baton. An activity
 that must wait runs the SimPy loop itself until some activity can go on, and wakes that one directly: one hand-off
-between threads per wait, none if the waiting activity is itself the next. Ties break by (time, rank, sequence).
+between threads per wait, none if the waiting activity is itself the next. SimPy owns the clock and the network; at one
+instant its events come first, then what the ranks do, by (rank, sequence).
 
 An activity computes ahead of SimPy's clock: `Activity.local_s` is where its own computation has taken it, and it waits
 for the rest of the world (`Engine.sync`) only where it can see or touch what others did.
@@ -12,11 +13,14 @@ for the rest of the world (`Engine.sync`) only where it can see or touch what ot
     rank 1               run ── wait ▸ step, wake 0
 """
 
+import heapq
 import os
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 
 import simpy
 
@@ -25,17 +29,41 @@ from harness.errors import TwinclockError, WorkerFailed
 STACK_BYTES = 4 * 2**20  # of a baton thread: address space, touched only as far as it is used
 LOOK_S = 0.25  # host seconds between two looks of the main thread
 END_S = 5.0  # host seconds in which some activity must end once the run is over, before the rest is given up
-_FIRST_RANK = 2  # SimPy's own events have priorities 0 and 1: the network moves before the ranks of the same instant
 
 
 class Aborted(BaseException):
     """Ends an activity because the run is over; no `except Exception` of a user catches it."""
 
 
+class Signal:
+    """Something that happens once, at `at_s` of virtual time; infinite until then."""
+
+    __slots__ = ("_followers", "at_s", "happened")
+
+    def __init__(self) -> None:
+        self.happened, self.at_s = False, float("inf")
+        self._followers: list[Callable[[], None]] = []
+
+    def happen(self, at_s: float) -> None:
+        """Call, in their order, the actions that follow."""
+        self.happened, self.at_s = True, at_s
+        followers, self._followers = self._followers, []
+        for action in followers:
+            action()
+
+    def then(self, action: Callable[[], None]) -> None:
+        """Call `action` when it happens, or now if it has."""
+        if self.happened:
+            action()
+        else:
+            self._followers.append(action)
+
+
 class Activity:
     """A thread of one rank that runs while it holds the baton.
 
     Attributes:
+        enter, leave: called in its thread when it gets the baton and before another gets it.
         local_s: virtual time up to which it has computed; never behind SimPy's clock while it runs.
         compute_s, communication_s, idle_s: where its virtual time went.
         waits_for: what it waits for, in words.
@@ -46,6 +74,9 @@ class Activity:
         self.compute_s = self.communication_s = self.idle_s = 0.0
         self.waits_for = "its start"
         self.finished = False
+        self.enter: Callable[[], None] | None = None
+        self.leave: Callable[[], None] | None = None
+        self.wake = lambda: None
         self.uncharged = 0  # depth of blocks that cost nothing
         self.thread: threading.Thread | None = None  # begins when it first gets the baton
         self.baton = threading.Lock()
@@ -70,23 +101,13 @@ class Activity:
         return self.local_s
 
 
-class _Alarm(simpy.Event):
-    """Calls an action at a virtual time, in the order of (time, rank, sequence)."""
-
-    def __init__(self, env: simpy.Environment, delay_s: float, rank: int, action: Callable[[], None]) -> None:
-        super().__init__(env)
-        self._ok, self._value = True, None
-        self.callbacks = [lambda _: action()]
-        env.schedule(self, _FIRST_RANK + rank, delay_s)  # type: ignore[arg-type]
-
-
 class Engine:
     """Runs activities in virtual time.
 
     Attributes:
         env: SimPy's environment; whoever runs may schedule events there.
         current: the activity that holds the baton.
-        events: SimPy events processed.
+        events: what happened: SimPy's events, actions and turns of activities.
     """
 
     def __init__(self) -> None:
@@ -94,7 +115,8 @@ class Engine:
         self.current: Activity
         self.events = 0
         self._activities: list[Activity] = []
-        self._ready: Activity | None = None
+        self._agenda: list[tuple[float, int, int, Activity | Callable[[], None]]] = []  # a heap: time, rank, sequence
+        self._sequence = count()
         self._failure: BaseException | None = None
         self._stopping = False
         self._over = threading.Event()
@@ -104,8 +126,9 @@ class Engine:
     def spawn(self, rank: int, name: str, body: Callable[[], None], start_s: float) -> Activity:
         """Add an activity of `rank` that begins at `start_s`."""
         activity = Activity(rank, name, body, start_s)
+        activity.wake = partial(self._make_ready, activity)
         self._activities.append(activity)
-        self.at(start_s, rank, lambda: self._make_ready(activity))
+        self._put(start_s, rank, activity)
         return activity
 
     def run(self, look: Callable[[], None]) -> None:
@@ -148,20 +171,31 @@ class Engine:
             activity.uncharged -= 1
 
     def at(self, time_s: float, rank: int, action: Callable[[], None]) -> None:
-        """Call `action` at `time_s`, or now if that has passed; whoever runs SimPy then calls it."""
-        _Alarm(self.env, max(0.0, time_s - self.env.now), rank, action)
+        """Call `action` on behalf of `rank` at `time_s`, or now if that has passed; whoever waits then calls it."""
+        self._put(time_s, rank, action)
 
-    def wait(self, event: simpy.Event, reason: str) -> None:
-        """Suspend the current activity until `event` has happened.
+    def next_s(self) -> float:
+        """Virtual time of the next event."""
+        return min(self.env.peek(), self._agenda[0][0] if self._agenda else float("inf"))
+
+    def wait(self, signal: Signal, reason: str, timed: bool = True) -> None:
+        """Suspend the current activity until `signal` has happened.
 
         Args:
             reason: what it waits for, as a deadlock report would say.
+            timed: whether the wait takes virtual time; a rank that only needs its peers' values to go on spends none.
         """
         activity = self.current
         activity.now()
-        if event.callbacks is not None:
-            event.callbacks.append(lambda _: self.at(self.env.now, activity.rank, lambda: self._make_ready(activity)))
+        if not signal.happened:
+            signal.then(activity.wake)
             self._suspend(activity, reason)
+        if timed and activity.local_s < signal.at_s:
+            activity.local_s = signal.at_s
+
+    def happen(self, signal: Signal) -> None:
+        """Let it happen at SimPy's time."""
+        signal.happen(self.env.now)
 
     def sync(self) -> None:
         """Let the rest of the world catch up with the current activity."""
@@ -172,12 +206,20 @@ class Engine:
         """The same, while the current activity still owes what it owes: before it reads, not after it has computed."""
         activity = self.current
         if activity.local_s > self.env.now:
-            self.at(activity.local_s, activity.rank, lambda: self._make_ready(activity))
+            self._put(activity.local_s, activity.rank, activity)
             self._suspend(activity, "the end of its computation")
 
+    def _put(self, time_s: float, rank: int, entry: Activity | Callable[[], None]) -> None:
+        now_s = self.env.now
+        if time_s > now_s:
+            time_s = now_s + (time_s - now_s)  # as SimPy will round it
+            self.env.timeout(time_s - now_s)  # so that its clock stops there
+        else:
+            time_s = now_s
+        heapq.heappush(self._agenda, (time_s, rank, next(self._sequence), entry))
+
     def _make_ready(self, activity: Activity) -> None:
-        assert self._ready is None
-        self._ready = activity
+        heapq.heappush(self._agenda, (self.env.now, activity.rank, next(self._sequence), activity))
 
     def _suspend(self, activity: Activity, reason: str) -> None:
         if self._stopping:
@@ -187,26 +229,33 @@ class Engine:
         following = self._next(activity)
         activity.uncharged -= 1
         if following is not activity:
+            if activity.leave is not None:
+                activity.leave()
             self._pass_baton(following)
             activity.baton.acquire()
+            if activity.enter is not None and not self._stopping:
+                activity.enter()
         if self._stopping:
             raise Aborted
-        activity.local_s = max(activity.local_s, self.env.now)
 
     def _next(self, caller: Activity | None) -> Activity | None:
         """Process events until an activity is ready; once the run is stopping, the caller or whoever is still alive."""
-        while self._ready is None and not self._stopping:
+        env, agenda = self.env, self._agenda
+        while not self._stopping:
+            self.events += 1
             try:
-                self.env.step()
-                self.events += 1
+                if agenda and agenda[0][0] <= env.now < env.peek():
+                    entry = heapq.heappop(agenda)[3]
+                    if isinstance(entry, Activity):
+                        return entry
+                    entry()
+                else:
+                    env.step()
             except simpy.core.EmptySchedule:
-                self._fail(WorkerFailed(f"deadlock at {self.env.now:.6g} s of virtual time: {self._who_waits()}"))
+                self._fail(WorkerFailed(f"deadlock at {env.now:.6g} s of virtual time: {self._who_waits()}"))
             except Exception as error:  # of an event, not of the activity that happens to run it
                 self._fail(_as_failure(error, "the simulation failed"))
-        if self._stopping:
-            return caller or next((a for a in self._activities if a.thread is not None and not a.finished), None)
-        following, self._ready = self._ready, None
-        return following
+        return caller or next((a for a in self._activities if a.thread is not None and not a.finished), None)
 
     def _pass_baton(self, activity: Activity | None) -> None:
         if activity is None:
@@ -224,12 +273,16 @@ class Engine:
         if self._core:
             os.sched_setaffinity(0, self._core)  # a hand-off on one core takes a quarter of one between two
         try:
+            if activity.enter is not None:
+                activity.enter()
             activity.body()
         except Aborted:
             assert self._stopping
         except BaseException as error:
             self._fail(_as_failure(error, f"{activity.name} failed"))
         activity.finished, activity.waits_for = True, "nothing: it has finished"
+        if activity.leave is not None:
+            activity.leave()
         self._pass_baton(None if all(other.finished for other in self._activities) else self._next(None))
 
     def _join(self) -> None:

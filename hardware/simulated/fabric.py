@@ -1,21 +1,22 @@
 """The fabric: where the ranks of a run meet to exchange tensors, and what it costs them.
 
-A collective begins when the last rank of its group has called it, a message when both its sides have been posted; each
-then follows its plan over the network and ends for all its participants together. Values move when the last call is
-made: nobody may read them before `wait`, and nobody returns from `wait` before the virtual end.
+Each rank takes part in an exchange twice: it *calls* it, which hands in its tensors, and it *arrives*, at the virtual
+time at which its device comes to it (at once on a host; on an accelerator, when its stream has done what was issued
+before). Values move when the last rank has called: nobody may read them before `wait`. A collective begins when the
+last rank has arrived, a message when both sides have; each then follows its plan over the network, and ends for a rank
+when all that this rank sends and receives has arrived.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
-import simpy
 import torch
 
-from hardware.simulated.collectives import Plan, Step, Transfer
-from hardware.simulated.engine import Engine
-from hardware.simulated.network import Network
+from hardware.simulated.engine import Engine, Signal
+from hardware.simulated.network.base import Network
+from hardware.simulated.network.protocol import Protocol
 from hardware.simulated.values import Call
 from harness.errors import WorkerFailed
 
@@ -23,16 +24,78 @@ GroupKey = tuple[str, tuple[int, ...]]  # torch's name of a group, its global ra
 
 
 class Exchange:
-    """Something several ranks wait for.
+    """Something several ranks take part in, each by its index in the group (of a message: 0 sends, 1 receives).
+
+    Args:
+        carry: called with the exchange when all have arrived and all values have moved.
 
     Attributes:
-        done: happens when it has ended.
-        began_s, ended_s: virtual times; infinite until known.
+        valued: happens when all have called and values have moved.
+        began_s: virtual time at which the last arrived; infinite until known.
+        parts: by index, those who have called.
     """
 
-    def __init__(self, env: simpy.Environment, description: str) -> None:
-        self.description, self.done = description, env.event()
-        self.began_s = self.ended_s = float("inf")
+    def __init__(self, num_ranks: int, carry: "Carry") -> None:
+        self._carry = carry
+        self.valued, self.began_s = Signal(), float("inf")
+        self.parts: list[Part | None] = [None] * num_ranks
+        self._missing, self._last_s = num_ranks, 0.0
+
+    def arrived(self, at_s: float) -> None:
+        """One more has arrived, at `at_s`."""
+        self._missing -= 1
+        self._last_s = max(self._last_s, at_s)
+        self._begin()
+
+    def moved(self, at_s: float) -> None:
+        """The values have moved."""
+        self.valued.happen(at_s)
+        self._begin()
+
+    def ended(self, indices: np.ndarray, at_s: float) -> None:
+        """These parts have ended."""
+        for index in indices.tolist():
+            part = self.parts[index]
+            assert part is not None
+            part.ended.happen(at_s)
+
+    def _begin(self) -> None:
+        if not self._missing and self.valued.happened:
+            self.began_s = self._last_s
+            self._carry(self)
+
+
+Carry = Callable[[Exchange], None]
+
+
+class Part:
+    """One rank's part in an exchange.
+
+    Attributes:
+        description: the call, in words.
+        exchange: None as long as a message has no other side.
+        valued, ended: happen when its values have moved, and when all it sends and receives has arrived.
+        arrived_s: virtual time at which its device came to it; infinite until then.
+    """
+
+    __slots__ = ("arrived_s", "description", "ended", "exchange", "valued")
+
+    def __init__(self, description: str, exchange: Exchange | None = None) -> None:
+        self.description, self.exchange = description, exchange
+        self.valued = Signal() if exchange is None else exchange.valued
+        self.ended = Signal()
+        self.arrived_s = float("inf")
+
+    @property
+    def began_s(self) -> float:
+        """Virtual time at which the last participant arrived; infinite until known."""
+        return float("inf") if self.exchange is None else self.exchange.began_s
+
+    def arrive(self, at_s: float) -> None:
+        """Its device has come to it, at `at_s`."""
+        self.arrived_s = at_s
+        if self.exchange is not None:
+            self.exchange.arrived(at_s)
 
 
 @dataclass(eq=False)
@@ -49,7 +112,7 @@ class Post:
     peer: int | None
     tag: int
     tensor: torch.Tensor
-    exchange: Exchange
+    part: Part
 
     def matches(self, other: "Post") -> bool:
         """Whether `other` is the opposite side of the same message."""
@@ -65,56 +128,60 @@ class Fabric:
     """What connects the ranks of one run.
 
     Attributes:
+        links: what carries the plans.
         sent_bytes: payload each rank has handed in for others.
+        late: exchanges that began in SimPy's past: a stream came to them before what the host had waited for.
     """
 
-    def __init__(self, engine: Engine, network: Network, num_hosts: int) -> None:
-        self.engine = engine
-        self.sent_bytes = [0] * num_hosts
-        self._links = network.connect(engine.env, num_hosts)
+    def __init__(self, engine: Engine, network: Network, protocol: Protocol, num_ranks: int) -> None:
+        self.engine, self.protocol = engine, protocol
+        self.sent_bytes = [0] * num_ranks
+        self.late = 0
+        self.links = network.connect(engine.env, num_ranks)
+        self.hosts = network.hosts(num_ranks)
         self._channels: dict[GroupKey, Channel] = {}
 
     def channel(self, key: GroupKey) -> "Channel":
         """The one meeting place of a group."""
         return self._channels.setdefault(key, Channel(self, key[1]))
 
-    def carry(self, steps: Sequence[Step], hosts: np.ndarray, start_s: float, exchanges: Sequence[Exchange]) -> None:
-        """Carry out `steps` from `start_s` on, on behalf of `exchanges`."""
-        for exchange in exchanges:
-            exchange.began_s = start_s
-        self.engine.env.process(self._carry(steps, hosts, start_s, exchanges))
-
-    def _carry(
-        self, steps: Sequence[Step], hosts: np.ndarray, start_s: float, exchanges: Sequence[Exchange]
-    ) -> Generator[simpy.Event, None, None]:
+    def carry(self, kind: str, payload_bytes: float, root: int, parts: np.ndarray | None, devices: np.ndarray) -> Carry:
+        """What carries an exchange of this kind."""
         env = self.engine.env
-        if start_s > env.now:
-            yield env.timeout(start_s - env.now)
-        for step in steps:
-            yield self._links.send(step, hosts)
-        for exchange in exchanges:
-            exchange.ended_s = env.now
-            exchange.done.succeed()
+
+        def carry(exchange: Exchange) -> None:
+            def ended(indices: np.ndarray) -> None:
+                exchange.ended(indices, env.now)
+
+            plan = self.protocol.plan(kind, self.hosts[devices], payload_bytes, root, parts)
+            if exchange.began_s < env.now:
+                self.late += 1
+            if exchange.began_s <= env.now:
+                self.links.carry(plan, devices, ended)
+            else:
+                begin = env.timeout(exchange.began_s - env.now)
+                begin.callbacks.append(lambda _: self.links.carry(plan, devices, ended))
+
+        return carry
 
 
 @dataclass
 class _Meeting:
+    description: str
     exchange: Exchange
     calls: dict[int, Call] = field(default_factory=dict)
-    last_s: float = 0.0
 
 
 class Channel:
     """Where one group meets.
 
     Args:
-        ranks: global rank of every rank of the group.
+        ranks: global ranks, by rank in the group.
     """
 
-    def __init__(self, fabric: Fabric, ranks: tuple[int, ...]) -> None:
+    def __init__(self, fabric: Fabric, ranks: Sequence[int]) -> None:
         self.ranks = ranks
-        self._fabric = fabric
-        self._hosts = np.array(ranks)
+        self._fabric, self._devices = fabric, np.array(ranks)
         self._meetings: dict[int, _Meeting] = {}
         self._posts: list[Post] = []
 
@@ -124,41 +191,41 @@ class Channel:
         rank: int,
         call: Call,
         combine: Callable[[Sequence[Call]], None],
-        plan: Plan,
+        kind: str,
         payload_bytes: float,
         root: int,
-    ) -> Exchange:
-        """Call collective `number` of this group, now, as `rank` of the group.
+    ) -> Part:
+        """Call collective `number` of this group as `rank` of the group; arriving there is another matter.
 
         Raises:
             WorkerFailed: if another rank has called something else at this number.
         """
-        engine = self._fabric.engine
+        engine, fabric = self._fabric.engine, self._fabric
         meeting = self._meetings.get(number)
         if meeting is None:
             words = f"{call.description}, collective {number} of ranks {list(self.ranks)}"
-            meeting = self._meetings[number] = _Meeting(Exchange(engine.env, words))
+            carry = fabric.carry(kind, payload_bytes, root, None, self._devices)
+            meeting = self._meetings[number] = _Meeting(words, Exchange(len(self.ranks), carry))
         self._check(meeting, number, rank, call)
         meeting.calls[rank] = call
+        part = meeting.exchange.parts[rank] = Part(meeting.description, meeting.exchange)
         if len(self.ranks) > 1:
-            self._fabric.sent_bytes[self.ranks[rank]] += call.sent_bytes
-        meeting.last_s = max(meeting.last_s, engine.current.now())
+            fabric.sent_bytes[self.ranks[rank]] += call.sent_bytes
         if len(meeting.calls) == len(self.ranks):
             del self._meetings[number]
             with torch.no_grad(), engine.uncharged():
                 combine([meeting.calls[i] for i in range(len(self.ranks))])
-            steps = _steps(plan, len(self.ranks), payload_bytes, root)
-            self._fabric.carry(steps, self._hosts, meeting.last_s, [meeting.exchange])
-        return meeting.exchange
+            meeting.exchange.moved(engine.env.now)
+        return part
 
     def post(self, sends: bool, rank: int, peer: int | None, tag: int, tensor: torch.Tensor) -> Post:
-        """Post one side of a message, now."""
+        """Post one side of a message, now; once its other side is posted its exchange is known."""
         engine = self._fabric.engine
         other = "anyone" if peer is None else f"rank {self.ranks[peer]}"
         words = f"{'send' if sends else 'receive'} {described(tensor)} {'to' if sends else 'from'} {other}, tag {tag}"
         if sends:
             self._fabric.sent_bytes[self.ranks[rank]] += tensor.nbytes
-        post = Post(sends, rank, peer, tag, tensor, Exchange(engine.env, words))
+        post = Post(sends, rank, peer, tag, tensor, Part(words))
         engine.at(engine.current.now(), self.ranks[rank], partial(self._match, post))
         return post
 
@@ -186,16 +253,18 @@ class Channel:
         with torch.no_grad():
             receiver.tensor.detach().copy_(sender.tensor)
         receiver.peer = sender.rank
-        step = Step((Transfer(0, 1, sender.tensor.nbytes),))
-        exchanges = [sender.exchange, receiver.exchange]
-        self._fabric.carry([step], np.array([source, target]), self._fabric.engine.env.now, exchanges)
+        carry = self._fabric.carry("message", sender.tensor.nbytes, 0, None, np.array([source, target]))
+        exchange = Exchange(2, carry)
+        for index, part in enumerate((sender.part, receiver.part)):
+            exchange.parts[index], part.exchange = part, exchange
+            if part.arrived_s < float("inf"):
+                exchange.arrived(part.arrived_s)
+        now_s = self._fabric.engine.env.now
+        exchange.moved(now_s)
+        for part in (sender.part, receiver.part):
+            part.valued.happen(now_s)
 
 
 def described(tensor: torch.Tensor) -> str:
     """Its dtype and shape: "float32[2, 3]"."""
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
-
-
-@lru_cache(maxsize=1024)
-def _steps(plan: Plan, num_ranks: int, payload_bytes: float, root: int) -> tuple[Step, ...]:
-    return tuple(plan(num_ranks, payload_bytes, root))

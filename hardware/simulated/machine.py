@@ -3,15 +3,18 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from hardware.base import Execution, Hardware, WorkerReport
 from hardware.simulated import torch_world
 from hardware.simulated.compute import Compute
+from hardware.simulated.device import HostDevice
 from hardware.simulated.engine import Activity, Engine
 from hardware.simulated.fabric import Fabric
 from hardware.simulated.memory import SharedMemory
-from hardware.simulated.network import Network
+from hardware.simulated.network.base import Network
+from hardware.simulated.network.protocol import Protocol
 from hardware.simulated.place import Machine, SimulatedPlace
 from hardware.simulated.shared_models import SharedModels
 from harness.errors import TwinclockError, require
@@ -25,7 +28,8 @@ class Simulated(Hardware):
 
     Args:
         compute: what computing costs.
-        network: what messages between workers cost.
+        network: what connects the workers.
+        protocol: the communication library, which makes plans of collectives.
         memory: cores and caches that workers share, or None where they share no memory.
     """
 
@@ -34,6 +38,7 @@ class Simulated(Hardware):
 
     compute: Compute
     network: Network
+    protocol: Protocol
     memory: SharedMemory | None
 
     def __post_init__(self) -> None:
@@ -59,40 +64,70 @@ class Simulated(Hardware):
 
     def execute(self, program: Program, progress: Callable[[int], None]) -> Execution:
         """Run the program in virtual time."""
-        machine, execution, begin_s = self._machine(), Execution(), time.perf_counter()
-        places = [SimulatedPlace(machine, rank) for rank in range(machine.num_ranks)]
-        activities = [_spawn(machine, place, program) for place in places]
-        try:
-            with torch_world.isolated(program.seed):
-                machine.engine.run(lambda: progress(machine.counters["samples"]))
-        except (TwinclockError, KeyboardInterrupt) as failure:
-            execution.failure = failure
-        else:
-            sent_bytes = machine.fabric.sent_bytes
-            execution.workers = [
-                _report(place, activity, sent_bytes[place.rank])
-                for place, activity in zip(places, activities, strict=True)
-            ]
+        execution, begin_s = Execution(), time.perf_counter()
+
+        def body(place: SimulatedPlace) -> None:
+            program.run(Worker(place, program))
+
+        simulation = self.simulation()
+        machine = simulation.machine
+        simulation.run(body, program.seed, lambda: progress(machine.counters["samples"]))
+        execution.failure = simulation.failure
+        if execution.failure is None:
+            execution.workers = simulation.reports()
         execution.observations = sorted(machine.observations, key=lambda seen: seen.samples)
         execution.metrics = _metrics(machine, execution.run_s, time.perf_counter() - begin_s)
         if self.memory is not None:
             execution.facts = {"sockets": [self.memory.socket(rank) for rank in range(machine.num_ranks)]}
         return execution
 
-    def _machine(self) -> Machine:
+    def simulation(self) -> "Simulation":
+        """A fresh machine, idle at virtual time 0."""
         engine, num_ranks = Engine(), self.workers_offered
-        fabric = Fabric(engine, self.network, num_ranks)
+        fabric = Fabric(engine, self.network, self.protocol, num_ranks)
         models = None
         if self.memory is not None:
             models = SharedModels(engine, self.memory, self.compute.kernel, num_ranks)
-        return Machine(engine, fabric, self.compute, num_ranks, models)
+        return Simulation(Machine(engine, fabric, self.compute, num_ranks, models))
 
 
-def _spawn(machine: Machine, place: SimulatedPlace, program: Program) -> Activity:
-    def body() -> None:
-        place.live(lambda: program.run(Worker(place, program)))
+class Simulation:
+    """One run of a machine.
 
-    return machine.engine.spawn(place.rank, f"rank {place.rank}", body, start_s=0.0)
+    Attributes:
+        places: of the ranks.
+        failure: why it did not end well, or None.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.places = [SimulatedPlace(machine, rank, HostDevice(machine.engine)) for rank in range(machine.num_ranks)]
+        self.failure: BaseException | None = None
+        self._activities: list[Activity] = []
+
+    def run(self, body: Callable[[SimulatedPlace], None], seed: int, look: Callable[[], None]) -> None:
+        """Run `body` on every rank, from virtual time 0 to the end.
+
+        Args:
+            look: called now and then in the calling thread.
+        """
+        engine = self.machine.engine
+        for place in self.places:
+            life = partial(place.live, partial(body, place))
+            self._activities.append(engine.spawn(place.rank, f"rank {place.rank}", life, start_s=0.0))
+        try:
+            with torch_world.isolated(seed):
+                engine.run(look)
+        except (TwinclockError, KeyboardInterrupt) as failure:
+            self.failure = failure
+
+    def reports(self) -> list[WorkerReport]:
+        """Where the time of each rank went."""
+        sent_bytes = self.machine.fabric.sent_bytes
+        return [
+            _report(place, activity, sent_bytes[place.rank])
+            for place, activity in zip(self.places, self._activities, strict=True)
+        ]
 
 
 def _report(place: SimulatedPlace, activity: Activity, sent_bytes: int) -> WorkerReport:

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-import simpy
 import torch
 import torch.distributed as dist
 
 from hardware.simulated import torch_world
 from hardware.simulated.clock import VirtualClock
 from hardware.simulated.compute import Compute
-from hardware.simulated.engine import Engine
+from hardware.simulated.device import Device
+from hardware.simulated.engine import Engine, Signal
 from hardware.simulated.fabric import Fabric, described
 from hardware.simulated.landing import Landing
 from hardware.simulated.process_group import BACKEND
@@ -33,21 +33,22 @@ class Machine:
     models: SharedModels | None
     store: dist.Store = field(default_factory=dist.HashStore)
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
-    tensors: dict[str, tuple[torch.Tensor, simpy.Event]] = field(default_factory=dict)
+    tensors: dict[str, tuple[torch.Tensor, Signal]] = field(default_factory=dict)
     observations: list[Observation] = field(default_factory=list)
 
 
 class SimulatedPlace(Place):
     """One rank of a simulated machine."""
 
-    def __init__(self, machine: Machine, rank: int) -> None:
+    def __init__(self, machine: Machine, rank: int, device: Device) -> None:
         self.rank, self.num_workers = rank, machine.num_ranks
         self.device = torch.device("cpu")
         self.clock = VirtualClock(machine.engine)
         self._machine = machine
         self.finish_s = 0.0  # when `live`'s body ended
-        self._world = torch_world.RankWorld(machine.fabric)
-        self._helpers: list[simpy.Event] = []
+        self._world = torch_world.RankWorld(machine.fabric, device)
+        self._timelines = device
+        self._helpers: list[Signal] = []
 
     def live(self, body: Callable[[], None]) -> None:
         """Run `body` as this rank's main activity, in a default process group that lasts as long as its helpers."""
@@ -86,7 +87,7 @@ class SimulatedPlace(Place):
         machine.engine.sync()
         if name not in machine.tensors:
             with machine.engine.uncharged():
-                machine.tensors[name] = (torch.empty_like(tensor.detach()), machine.engine.env.event())
+                machine.tensors[name] = (torch.empty_like(tensor.detach()), Signal())
         shared, ready = machine.tensors[name]
         if described(shared) != described(tensor):
             raise UserError(
@@ -97,7 +98,7 @@ class SimulatedPlace(Place):
             with machine.engine.uncharged():
                 shared.copy_(tensor.detach())
             machine.models.add(shared)
-            ready.succeed()
+            machine.engine.happen(ready)
         machine.engine.wait(ready, f"rank 0 to share {name!r}")
         return shared
 
@@ -128,14 +129,14 @@ class SimulatedPlace(Place):
     def background(self, activity: Callable[[], None]) -> None:
         """Start another activity of this rank, at this rank's virtual time."""
         engine = self._machine.engine
-        ended = engine.env.event()
+        ended = Signal()
         self._helpers.append(ended)
 
         def body() -> None:
             with torch_world.entered(self._world), self._computing():
                 activity()
             engine.sync()
-            ended.succeed()
+            engine.happen(ended)
 
         engine.spawn(self.rank, f"rank {self.rank} (background)", body, self.clock.now())
 
@@ -154,8 +155,7 @@ class SimulatedPlace(Place):
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """A block whose torch operators are charged to the current activity, those on shared models in time."""
-        activity = self._machine.engine.current
         models = self._machine.models
         landing = nullcontext() if models is None else Landing(self._machine.engine, models, self.rank)
-        with self._machine.compute.watch(activity.charge), landing:
+        with self._machine.compute.watch(self._timelines.charge), landing:
             yield

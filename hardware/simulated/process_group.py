@@ -1,23 +1,22 @@
 """A `torch.distributed` backend whose ranks are threads and whose time is virtual.
 
 Importing this module registers the backend under the name `simulated`; its groups exist only inside a simulation.
-Deviations from gloo: reductions are folded in rank order, and a collective ends for all its ranks at the same time.
-A message begins when both its sides are posted and ends for both when it has arrived.
+Deviations from gloo: reductions are folded in rank order, and a collective begins when its last rank has arrived. A
+message begins when both its sides are posted and ends for both when it has arrived.
 """
 # mypy: disable-error-code="call-arg, override"
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from functools import partial
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from hardware.simulated import collectives, values
-from hardware.simulated.collectives import Plan
-from hardware.simulated.fabric import Channel, Exchange, Fabric, described
-from hardware.simulated.torch_world import current_fabric
+from hardware.simulated import values
+from hardware.simulated.device import Device
+from hardware.simulated.fabric import Channel, described
+from hardware.simulated.torch_world import current_world
 from hardware.simulated.values import Call
 
 BACKEND = "simulated"
@@ -25,55 +24,13 @@ BACKEND = "simulated"
 Tensor = torch.Tensor
 
 
-class SimulatedWork(dist.Work):
-    """Something under way on the network; `wait` takes the rank to its end, so that it overlaps with computation."""
-
-    def __init__(
-        self, fabric: Fabric, exchange: Exchange, tensors: Sequence[Tensor], source: Callable[[], int]
-    ) -> None:
-        super().__init__()
-        self._engine, self._exchange, self._tensors, self._source = fabric.engine, exchange, tensors, source
-
-    def wait(self, timeout: timedelta | None = None) -> bool:
-        """Block this rank until the end; the wait is idle until the last participant arrived, then communication."""
-        activity = self._engine.current
-        begin_s = activity.now()
-        self._engine.wait(self._exchange.done, self._exchange.description)
-        waited_s = activity.local_s - begin_s
-        idle_s = min(max(0.0, self._exchange.began_s - begin_s), waited_s)
-        activity.idle_s += idle_s
-        activity.communication_s += waited_s - idle_s
-        return True
-
-    def is_completed(self) -> bool:
-        """Whether it has ended by this rank's time."""
-        self._engine.sync()
-        return bool(self._exchange.done.processed)
-
-    def get_future(self) -> torch.futures.Future:
-        """A future of the tensors. Inside a backward pass it completes at the pass's end, otherwise now."""
-        future: torch.futures.Future = torch.futures.Future()
-
-        def complete() -> None:
-            self.wait()
-            future.set_result(list(self._tensors))
-
-        if torch._C._current_graph_task_id() < 0:
-            complete()
-        else:  # DistributedDataParallel waits for its buckets in a callback queued after this one
-            torch.autograd.Variable._execution_engine.queue_callback(complete)
-        return future
-
-    def _source_rank(self) -> int:
-        return self._source()
-
-
 class SimulatedGroup(dist.ProcessGroup):
     """One rank's handle on a group; the methods are those that `torch.distributed` calls."""
 
-    def __init__(self, channel: Channel, fabric: Fabric, rank: int) -> None:
+    def __init__(self, channel: Channel, device: Device, rank: int, timeout_s: float) -> None:
         super().__init__(rank, len(channel.ranks))
-        self._channel, self._fabric, self._my_rank, self._num_ranks = channel, fabric, rank, len(channel.ranks)
+        self._channel, self._device, self._my_rank, self._num_ranks = channel, device, rank, len(channel.ranks)
+        self._timeout_s = timeout_s
         self._calls = 0
         self._name = self._description = ""
 
@@ -101,7 +58,7 @@ class SimulatedGroup(dist.ProcessGroup):
         """Reduce in place on every rank."""
         op = opts.reduceOp
         call = Call(_words(f"all_reduce({values.op_name(op)})", tensors), tensors, tensors)
-        return self._meet(call, partial(values.all_reduce, op=op), collectives.ring_all_reduce, _nbytes(tensors))
+        return self._meet(call, partial(values.all_reduce, op=op), "all_reduce", _nbytes(tensors))
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any) -> dist.Work:
         """Reduce several tensors as one message."""
@@ -111,8 +68,7 @@ class SimulatedGroup(dist.ProcessGroup):
         """Copy the root's tensors."""
         root = opts.rootRank
         call = Call(_words(f"broadcast(root {root})", tensors), tensors, tensors, self._my_rank == root)
-        plan = collectives.binomial_broadcast
-        return self._meet(call, partial(values.broadcast, root=root), plan, _nbytes(tensors), root)
+        return self._meet(call, partial(values.broadcast, root=root), "broadcast", _nbytes(tensors), root)
 
     def reduce(self, tensors: list[Tensor], opts: Any) -> dist.Work:
         """Reduce into the root's tensor."""
@@ -121,13 +77,13 @@ class SimulatedGroup(dist.ProcessGroup):
             _words(f"reduce({values.op_name(op)}, root {root})", tensors), tensors, tensors, self._my_rank != root
         )
         combine = partial(values.reduce, op=op, root=root)
-        return self._meet(call, combine, collectives.binomial_reduce, _nbytes(tensors), root)
+        return self._meet(call, combine, "reduce", _nbytes(tensors), root)
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> dist.Work:
         """Everyone gets everyone's tensor."""
         call = Call(_words("all_gather", inputs), inputs, outputs[0])
         payload_bytes = _nbytes(inputs) * self._num_ranks
-        return self._meet(call, values.all_gather, collectives.ring_all_gather, payload_bytes)
+        return self._meet(call, values.all_gather, "all_gather", payload_bytes)
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> dist.Work:
         """Everyone gets everyone's tensor, back to back."""
@@ -138,7 +94,7 @@ class SimulatedGroup(dist.ProcessGroup):
         op = opts.reduceOp
         call = Call(_words(f"reduce_scatter({values.op_name(op)})", outputs), inputs[0], outputs)
         combine = partial(values.reduce_scatter, op=op)
-        return self._meet(call, combine, collectives.ring_reduce_scatter, _nbytes(inputs[0]))
+        return self._meet(call, combine, "reduce_scatter", _nbytes(inputs[0]))
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any) -> dist.Work:
         """Rank i gets the reduction of everyone's i-th part."""
@@ -151,19 +107,19 @@ class SimulatedGroup(dist.ProcessGroup):
             _words(f"gather(root {root})", inputs), inputs, outputs[0] if outputs else (), self._my_rank != root
         )
         payload_bytes = _nbytes(inputs) * self._num_ranks
-        return self._meet(call, partial(values.gather, root=root), collectives.direct_gather, payload_bytes, root)
+        return self._meet(call, partial(values.gather, root=root), "gather", payload_bytes, root)
 
     def scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any) -> dist.Work:
         """Rank i gets the root's i-th tensor."""
         root = opts.rootRank
         call = Call(_words(f"scatter(root {root})", outputs), inputs[0] if inputs else (), outputs)
         payload_bytes = _nbytes(outputs) * self._num_ranks
-        return self._meet(call, partial(values.scatter, root=root), collectives.direct_scatter, payload_bytes, root)
+        return self._meet(call, partial(values.scatter, root=root), "scatter", payload_bytes, root)
 
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> dist.Work:
         """Rank i's j-th output is rank j's i-th input; all parts are of one size."""
         call = Call(_words("all_to_all", inputs), inputs, outputs)
-        return self._meet(call, values.all_to_all, collectives.pairwise_all_to_all, _nbytes(inputs))
+        return self._meet(call, values.all_to_all, "all_to_all", _nbytes(inputs))
 
     def all_to_all_single(
         self, output: Tensor, input: Tensor, output_sizes: list[int], input_sizes: list[int], opts: Any = None
@@ -175,7 +131,7 @@ class SimulatedGroup(dist.ProcessGroup):
 
     def barrier(self, opts: Any = None) -> dist.Work:
         """Everyone waits for everyone."""
-        return self._meet(Call("barrier"), values.nothing, collectives.dissemination_barrier, 0.0)
+        return self._meet(Call("barrier"), values.nothing, "barrier", 0.0)
 
     def send(self, tensors: list[Tensor], dst_rank: int, tag: int = 0) -> dist.Work:
         """Send one tensor; ends when it has arrived."""
@@ -193,13 +149,13 @@ class SimulatedGroup(dist.ProcessGroup):
         self,
         call: Call,
         combine: Callable[[Sequence[Call]], None],
-        plan: Plan,
+        kind: str,
         payload_bytes: float,
         root: int = 0,
     ) -> dist.Work:
         number, self._calls = self._calls, self._calls + 1
-        exchange = self._channel.meet(number, self._my_rank, call, combine, plan, payload_bytes, root)
-        return SimulatedWork(self._fabric, exchange, call.outputs, lambda: root)
+        part = self._channel.meet(number, self._my_rank, call, combine, kind, payload_bytes, root)
+        return self._device.work(part, call.outputs, lambda: root, self._timeout_s)
 
     def _post(self, sends: bool, tensors: list[Tensor], peer: int | None, tag: int) -> dist.Work:
         (tensor,) = tensors
@@ -208,7 +164,7 @@ class SimulatedGroup(dist.ProcessGroup):
         def source() -> int:
             return self._my_rank if sends or post.peer is None else post.peer
 
-        return SimulatedWork(self._fabric, post.exchange, tensors, source)
+        return self._device.work(post.part, tensors, source, self._timeout_s)
 
     def _chunks(self, tensor: Tensor) -> list[Tensor]:
         return list(tensor.detach().view(-1).chunk(self._num_ranks))
@@ -243,9 +199,10 @@ for _name in (
 
 
 def _create(options: Any, backend_options: object) -> SimulatedGroup:
-    fabric = current_fabric()
+    world = current_world()
     ranks = tuple(options.global_ranks_in_group) or tuple(range(options.group_size))
-    return SimulatedGroup(fabric.channel((options.group_id, ranks)), fabric, options.group_rank)
+    channel = world.fabric.channel((options.group_id, ranks))
+    return SimulatedGroup(channel, world.device, options.group_rank, options.timeout.total_seconds())
 
 
 dist.Backend.register_backend(BACKEND, _create, extended_api=True, devices=["cpu"])

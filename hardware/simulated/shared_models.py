@@ -12,7 +12,7 @@ import torch
 
 from hardware.simulated import memory_loop
 from hardware.simulated.compute import KernelCost
-from hardware.simulated.engine import Engine
+from hardware.simulated.engine import Engine, Signal
 from hardware.simulated.memory import SharedMemory
 from hardware.simulated.memory_loop import Costs, Rows
 from harness.errors import UserError
@@ -56,7 +56,7 @@ class SharedModels:
         self._kernel: SparseLinearKernel | None = None
         self._rows: Rows
         self._costs: Costs
-        self._ends = [engine.env.event() for _ in range(num_ranks)]
+        self._ends = [Signal() for _ in range(num_ranks)]
         self._alarm = 0
 
     def add(self, tensor: torch.Tensor) -> None:
@@ -109,7 +109,7 @@ class SharedModels:
             return
         self._adopt(kernel)
         self._enter(rank, model, samples, learning_rate)
-        self._ends[rank] = engine.env.event()
+        self._ends[rank] = Signal()
         self._schedule()
         begin_s = engine.env.now
         engine.wait(self._ends[rank], "the end of its chunk of samples")
@@ -198,7 +198,7 @@ class SharedModels:
         env, updates_before = self._engine.env, int(self._tally[0]["updates"])
         rank = memory_loop.advance(
             env.now,
-            env.peek(),
+            self._engine.next_s(),
             self._workers,
             self._samples,
             self._lines,
@@ -211,5 +211,7 @@ class SharedModels:
         )
         self._engine.events += 2 * (int(self._tally[0]["updates"]) - updates_before)
         if rank != memory_loop.NOBODY:
-            self._engine.at(float(self._workers["finish_s"][rank]), rank, self._ends[rank].succeed)
+            self._engine.at(
+                float(self._workers["finish_s"][rank]), rank, partial(self._engine.happen, self._ends[rank])
+            )
         self._schedule()

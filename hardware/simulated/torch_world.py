@@ -28,6 +28,7 @@ class RankWorld(c10d._World):
 
     Args:
         fabric: what connects the ranks; handed to the groups as they are made.
+        device: what the rank computes on; likewise.
     """
 
     # The base class keeps these in module globals, behind properties.
@@ -39,9 +40,9 @@ class RankWorld(c10d._World):
     tags_to_pg: Any = None
     pg_to_tag: Any = None
 
-    def __init__(self, fabric: Any) -> None:
+    def __init__(self, fabric: Any, device: Any) -> None:
         super().__init__()
-        self.fabric = fabric
+        self.fabric, self.device = fabric, device
         self.pg_map, self.pg_names, self.pg_group_ranks, self.pg_backend_config = {}, {}, {}, {}
         self.group_count, self.tags_to_pg, self.pg_to_tag = 0, {}, {}
 
@@ -116,13 +117,13 @@ def _simulating() -> bool:
     return isinstance(c10d._world, _WorldByThread)
 
 
-def current_fabric() -> Any:
-    """What connects the ranks of the calling thread's world.
+def current_world() -> RankWorld:
+    """The calling thread's world.
 
     Raises:
         RuntimeError: outside a simulation.
     """
-    world = getattr(_thread, "world", None)
+    world: RankWorld | None = getattr(_thread, "world", None)
     if world is None:
         raise RuntimeError("the simulated backend exists only inside a simulation: run with a simulated hardware")
-    return world.fabric
+    return world

@@ -5,7 +5,7 @@ from simulated_ranks import execute, results
 from torch import nn
 
 from hardware.simulated.compute import Fixed, Roofline
-from hardware.simulated.network import Switch
+from hardware.simulated.network.topologies import Switch
 from harness.errors import UserError
 
 PEAK, RATE, OVERHEAD = 1e9, 1e8, 1e-5

@@ -6,12 +6,11 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from simulated_ranks import SECOND, SWITCH, compute_for, execute, program, results
+from simulated_ranks import compute_for, execute, machine, program, results
 from torch.distributed import distributed_c10d as c10d
 
 from hardware.simulated import engine as engine_module
-from hardware.simulated.engine import Engine
-from hardware.simulated.machine import Simulated
+from hardware.simulated.engine import Engine, Signal
 from harness.errors import UserError, WorkerFailed
 
 
@@ -106,10 +105,10 @@ def test_ctrl_c_ends_the_run():
         while True:
             dist.barrier()
 
-    machine = Simulated(4, SECOND, SWITCH, None)
+    hardware = machine(4)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    assert isinstance(machine.execute(program(body), lambda samples: None).failure, KeyboardInterrupt)
+    assert isinstance(hardware.execute(program(body), lambda samples: None).failure, KeyboardInterrupt)
     timer.join()
 
 
@@ -128,7 +127,7 @@ def interrupted(body, interrupts):
     timers = [threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGINT)) for after_s in interrupts]
     for timer in timers:
         timer.start()
-    done = Simulated(3, SECOND, SWITCH, None).execute(program(body), lambda samples: None)
+    done = machine(3).execute(program(body), lambda samples: None)
     for timer in timers:
         timer.join()
     return done
@@ -189,8 +188,8 @@ def test_progress_is_called_from_the_calling_thread_and_at_the_end():
     def body(worker):
         worker._place.add("samples", 5)
 
-    machine = Simulated(3, SECOND, SWITCH, None)
-    machine.execute(program(body), lambda samples: calls.append((samples, threading.current_thread())))
+    hardware = machine(3)
+    hardware.execute(program(body), lambda samples: calls.append((samples, threading.current_thread())))
     assert calls[-1] == (15, threading.main_thread())
 
 
@@ -226,7 +225,7 @@ def test_error_in_an_event_is_a_failure_of_the_simulation():
     def body(worker):
         engine = worker._place._machine.engine
         engine.at(1.0, 0, lambda: [].pop())
-        engine.wait(engine.env.event(), "nothing")
+        engine.wait(Signal(), "nothing")
 
     assert str(execute(body, 1).failure) == "the simulation failed: IndexError: pop from empty list"
 

@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from composed import setup
 from omegaconf import OmegaConf
-from simulated_ranks import SECOND, SWITCH, compute_for, execute, program
+from simulated_ranks import compute_for, execute, program
+from simulated_ranks import machine as simulated
 
 from hardware.simulated.compute import Fixed
-from hardware.simulated.machine import Simulated
 from hardware.simulated.memory import SharedMemory
 from harness.build import build
 from harness.errors import Diverged, UserError
@@ -214,6 +214,6 @@ def test_ranks_are_spread_over_sockets():
 
 def test_no_number_of_workers_means_every_core():
     memory = SharedMemory(2, 3, 64, 0.0, 0.0, 0.0, 0.0, 1)
-    assert Simulated(None, SECOND, SWITCH, memory).workers_offered == 6
+    assert simulated(None, memory=memory).workers_offered == 6
     with pytest.raises(UserError, match=r"hardware\.num_workers must be a number where hardware\.memory is null"):
-        Simulated(None, SECOND, SWITCH, None)
+        simulated(None)

@@ -6,7 +6,7 @@ from torch.distributed import ReduceOp
 from torch.nn.parallel import DistributedDataParallel
 
 from hardware.simulated.compute import Roofline
-from hardware.simulated.network import Switch
+from hardware.simulated.network.topologies import Switch
 from harness.errors import WorkerFailed
 
 RANKS = [2, 3, 4, 7]

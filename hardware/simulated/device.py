@@ -1,0 +1,98 @@
+"""What a rank computes on: which of its timelines a computation, and an exchange with others, is put on."""
+# mypy: disable-error-code="call-arg, override"
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from hardware.simulated.engine import Engine
+from hardware.simulated.fabric import Part
+
+
+class Device(ABC):
+    """The timelines of one rank."""
+
+    @abstractmethod
+    def charge(self, launch_s: float, run_s: float) -> None:
+        """Compute something, as the current activity: `launch_s` to start it, `run_s` to do it."""
+
+    @abstractmethod
+    def work(
+        self, part: Part, tensors: Sequence[torch.Tensor], source: Callable[[], int], timeout_s: float
+    ) -> dist.Work:
+        """Take part in an exchange, begun now.
+
+        Args:
+            tensors: of which the work's future speaks.
+            source: the group's rank that `tensors` came from, once that is known.
+            timeout_s: virtual seconds after which torch would give up.
+        """
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Let the host wait for all that the device has been given."""
+
+
+class HostDevice(Device):
+    """A CPU: computing and issuing are one timeline, and `wait` blocks it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def charge(self, launch_s: float, run_s: float) -> None:
+        """Both, one after the other."""
+        self._engine.current.charge(launch_s + run_s)
+
+    def work(
+        self, part: Part, tensors: Sequence[torch.Tensor], source: Callable[[], int], timeout_s: float
+    ) -> dist.Work:
+        """Arrives at once."""
+        part.arrive(self._engine.current.now())
+        return HostWork(self._engine, part, tensors, source)
+
+    def synchronize(self) -> None:
+        """Nothing is under way."""
+
+
+class HostWork(dist.Work):
+    """Something under way on the network; `wait` takes the rank to its end, so that it overlaps with computation."""
+
+    def __init__(self, engine: Engine, part: Part, tensors: Sequence[torch.Tensor], source: Callable[[], int]) -> None:
+        super().__init__()
+        self._engine, self._part, self._tensors, self._source = engine, part, tensors, source
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        """Block this rank until the end; the wait is idle until the last participant arrived, then communication."""
+        activity = self._engine.current
+        begin_s = activity.now()
+        self._engine.wait(self._part.ended, self._part.description)
+        waited_s = activity.local_s - begin_s
+        idle_s = min(max(0.0, self._part.began_s - begin_s), waited_s)
+        activity.idle_s += idle_s
+        activity.communication_s += waited_s - idle_s
+        return True
+
+    def is_completed(self) -> bool:
+        """Whether it has ended by this rank's time."""
+        self._engine.sync()
+        return self._part.ended.happened
+
+    def get_future(self) -> torch.futures.Future:
+        """A future of the tensors. Inside a backward pass it completes at the pass's end, otherwise now."""
+        future: torch.futures.Future = torch.futures.Future()
+
+        def complete() -> None:
+            self.wait()
+            future.set_result(list(self._tensors))
+
+        if torch._C._current_graph_task_id() < 0:
+            complete()
+        else:  # DistributedDataParallel waits for its buckets in a callback queued after this one
+            torch.autograd.Variable._execution_engine.queue_callback(complete)
+        return future
+
+    def _source_rank(self) -> int:
+        return self._source()
