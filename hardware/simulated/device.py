@@ -2,13 +2,14 @@
 # mypy: disable-error-code="call-arg, override"
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from hardware.simulated.engine import Engine
+from hardware.simulated.engine import Engine, TimedOut
 from hardware.simulated.fabric import Part
 
 
@@ -51,7 +52,7 @@ class HostDevice(Device):
     ) -> dist.Work:
         """Arrives at once."""
         part.arrive(self._engine.current.now())
-        return HostWork(self._engine, part, tensors, source)
+        return HostWork(self._engine, part, tensors, source, timeout_s)
 
     def synchronize(self) -> None:
         """Nothing is under way."""
@@ -82,17 +83,33 @@ class HostWork(dist.Work):
 
     def get_future(self) -> torch.futures.Future:
         """A future of the tensors. Inside a backward pass it completes at the pass's end, otherwise now."""
-        future: torch.futures.Future = torch.futures.Future()
-
-        def complete() -> None:
-            self.wait()
-            future.set_result(list(self._tensors))
-
-        if torch._C._current_graph_task_id() < 0:
-            complete()
-        else:  # DistributedDataParallel waits for its buckets in a callback queued after this one
-            torch.autograd.Variable._execution_engine.queue_callback(complete)
-        return future
+        return future_of(self, self._tensors)
 
     def _source_rank(self) -> int:
         return self._source()
+
+
+def future_of(work: dist.Work, tensors: Sequence[torch.Tensor]) -> torch.futures.Future:
+    """A future of the tensors of `work`. Inside a backward pass it completes at the pass's end, otherwise now."""
+    future: torch.futures.Future = torch.futures.Future()
+
+    def complete() -> None:
+        work.wait()
+        future.set_result(list(tensors))
+
+    if torch._C._current_graph_task_id() < 0:
+        complete()
+    else:  # DistributedDataParallel waits for its buckets in a callback queued after this one
+        torch.autograd.Variable._execution_engine.queue_callback(complete)
+    return future
+
+
+@contextmanager
+def timing_out(part: Part, timeout_s: float) -> Iterator[None]:
+    """A block that raises torch's error where the wait for `part` takes too long."""
+    try:
+        yield
+    except TimedOut:
+        raise dist.DistBackendError(
+            f"Timed out waiting {timeout_s * 1e3:.0f}ms of virtual time for {part.description}"
+        ) from None

@@ -15,24 +15,39 @@ for the rest of the world (`Engine.sync`) only where it can see or touch what ot
 
 import heapq
 import os
+import sys
+import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
+from types import FrameType
 
 import simpy
 
 from harness.errors import TwinclockError, WorkerFailed
 
 STACK_BYTES = 4 * 2**20  # of a baton thread: address space, touched only as far as it is used
+_NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), os.path.dirname(__file__), "<")
 LOOK_S = 0.25  # host seconds between two looks of the main thread
 END_S = 5.0  # host seconds in which some activity must end once the run is over, before the rest is given up
 
 
 class Aborted(BaseException):
     """Ends an activity because the run is over; no `except Exception` of a user catches it."""
+
+
+class Died(BaseException):
+    """Ends an activity whose rank has died."""
+
+
+class TimedOut(Exception):
+    """What was waited for did not happen in time."""
+
+
+Reason = str | Callable[[], str]  # words, or what makes them
 
 
 class Signal:
@@ -66,14 +81,17 @@ class Activity:
         enter, leave: called in its thread when it gets the baton and before another gets it.
         local_s: virtual time up to which it has computed; never behind SimPy's clock while it runs.
         compute_s, communication_s, idle_s: where its virtual time went.
-        waits_for: what it waits for, in words.
+        waits_for: what it waits for.
+        dies_s: virtual time at which its rank dies.
     """
 
     def __init__(self, rank: int, name: str, body: Callable[[], None], start_s: float) -> None:
         self.rank, self.name, self.body, self.local_s = rank, name, body, start_s
         self.compute_s = self.communication_s = self.idle_s = 0.0
-        self.waits_for = "its start"
+        self.waits_for: Reason = "its start"
         self.finished = False
+        self.dies_s = float("inf")
+        self.pay: Callable[[float], None] = self.charge  # how it computes what it owes
         self.enter: Callable[[], None] | None = None
         self.leave: Callable[[], None] | None = None
         self.wake = lambda: None
@@ -94,15 +112,26 @@ class Activity:
         self._owed_s = seconds
 
     def now(self) -> float:
-        """The activity's virtual time in seconds."""
+        """The activity's virtual time in seconds.
+
+        Raises:
+            Died: if its rank has died by then.
+        """
         if self._owed_s:
             owed_s, self._owed_s = self._owed_s, 0.0
-            self.charge(owed_s)
+            self.pay(owed_s)
+        if self.local_s >= self.dies_s:
+            raise Died
         return self.local_s
 
 
 class Engine:
     """Runs activities in virtual time.
+
+    Args:
+        deaths: virtual time at which a rank dies, by rank.
+        mortal: whether waits time out: only where a rank or a link may fail, since otherwise a wait without end is
+            a deadlock, and known as such the moment no event is left.
 
     Attributes:
         env: SimPy's environment; whoever runs may schedule events there.
@@ -110,11 +139,13 @@ class Engine:
         events: what happened: SimPy's events, actions and turns of activities.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, deaths: Mapping[int, float] | None = None, mortal: bool = False) -> None:
         self.env = simpy.Environment()
         self.current: Activity
+        self._deaths, self._mortal = deaths or {}, mortal or bool(deaths)
         self.events = 0
         self._activities: list[Activity] = []
+        self._alive = 0
         self._agenda: list[tuple[float, int, int, Activity | Callable[[], None]]] = []  # a heap: time, rank, sequence
         self._sequence = count()
         self._failure: BaseException | None = None
@@ -128,7 +159,11 @@ class Engine:
         activity = Activity(rank, name, body, start_s)
         activity.wake = partial(self._make_ready, activity)
         self._activities.append(activity)
+        self._alive += 1
         self._put(start_s, rank, activity)
+        if rank in self._deaths:
+            activity.dies_s = self._deaths[rank]
+            self._put(activity.dies_s, rank, activity)
         return activity
 
     def run(self, look: Callable[[], None]) -> None:
@@ -178,20 +213,29 @@ class Engine:
         """Virtual time of the next event."""
         return min(self.env.peek(), self._agenda[0][0] if self._agenda else float("inf"))
 
-    def wait(self, signal: Signal, reason: str, timed: bool = True) -> None:
+    def wait(self, signal: Signal, reason: Reason, timed: bool = True, timeout_s: float = float("inf")) -> None:
         """Suspend the current activity until `signal` has happened.
 
         Args:
             reason: what it waits for, as a deadlock report would say.
             timed: whether the wait takes virtual time; a rank that only needs its peers' values to go on spends none.
+            timeout_s: virtual seconds after which it gives up.
+
+        Raises:
+            TimedOut: if it gave up.
         """
         activity = self.current
-        activity.now()
+        give_up_s = activity.now() + timeout_s
         if not signal.happened:
             signal.then(activity.wake)
-            self._suspend(activity, reason)
+            if self._mortal and timeout_s < float("inf"):
+                self._put(give_up_s, activity.rank, activity)
+            while not (signal.happened or (self._mortal and self.env.now >= give_up_s)):
+                self._suspend(activity, reason)
         if timed and activity.local_s < signal.at_s:
-            activity.local_s = signal.at_s
+            activity.local_s = min(signal.at_s, give_up_s)
+            if signal.at_s > give_up_s:
+                raise TimedOut
 
     def happen(self, signal: Signal) -> None:
         """Let it happen at SimPy's time."""
@@ -207,7 +251,8 @@ class Engine:
         activity = self.current
         if activity.local_s > self.env.now:
             self._put(activity.local_s, activity.rank, activity)
-            self._suspend(activity, "the end of its computation")
+            while activity.local_s > self.env.now:
+                self._suspend(activity, "the end of its computation")
 
     def _put(self, time_s: float, rank: int, entry: Activity | Callable[[], None]) -> None:
         now_s = self.env.now
@@ -221,7 +266,7 @@ class Engine:
     def _make_ready(self, activity: Activity) -> None:
         heapq.heappush(self._agenda, (self.env.now, activity.rank, next(self._sequence), activity))
 
-    def _suspend(self, activity: Activity, reason: str) -> None:
+    def _suspend(self, activity: Activity, reason: Reason) -> None:
         if self._stopping:
             raise Aborted
         activity.waits_for = reason
@@ -237,6 +282,8 @@ class Engine:
                 activity.enter()
         if self._stopping:
             raise Aborted
+        if self.env.now >= activity.dies_s:
+            raise Died
 
     def _next(self, caller: Activity | None) -> Activity | None:
         """Process events until an activity is ready; once the run is stopping, the caller or whoever is still alive."""
@@ -246,9 +293,10 @@ class Engine:
             try:
                 if agenda and agenda[0][0] <= env.now < env.peek():
                     entry = heapq.heappop(agenda)[3]
-                    if isinstance(entry, Activity):
+                    if not isinstance(entry, Activity):
+                        entry()
+                    elif not entry.finished:
                         return entry
-                    entry()
                 else:
                     env.step()
             except simpy.core.EmptySchedule:
@@ -278,12 +326,17 @@ class Engine:
             activity.body()
         except Aborted:
             assert self._stopping
+        except Died:
+            activity.waits_for = f"nothing: it died at {activity.dies_s:.6g} s"
         except BaseException as error:
             self._fail(_as_failure(error, f"{activity.name} failed"))
-        activity.finished, activity.waits_for = True, "nothing: it has finished"
+        else:
+            activity.waits_for = "nothing: it has finished"
+        activity.finished = True
+        self._alive -= 1
         if activity.leave is not None:
             activity.leave()
-        self._pass_baton(None if all(other.finished for other in self._activities) else self._next(None))
+        self._pass_baton(self._next(None) if self._alive else None)
 
     def _join(self) -> None:
         begun = [activity for activity in self._activities if activity.thread is not None]
@@ -308,7 +361,28 @@ class Engine:
         self._stopping = True
 
     def _who_waits(self) -> str:
-        return "; ".join(f"{activity.name} waits for {activity.waits_for}" for activity in self._activities)
+        """What every activity waits for, and where in its code; those who wait alike are named together."""
+        frames = sys._current_frames()
+        waiting: dict[str, list[str]] = {}
+        for activity in self._activities:
+            reason = activity.waits_for if isinstance(activity.waits_for, str) else activity.waits_for()
+            thread = activity.thread
+            frame = None if thread is None or activity.finished else frames.get(thread.ident or 0)
+            waiting.setdefault(reason + _place(frame), []).append(activity.name)
+        return "; ".join(
+            f"{names[0]} waits for {what}" if len(names) == 1 else f"{', '.join(names)} wait for {what}"
+            for what, names in waiting.items()
+        )
+
+
+def _place(frame: FrameType | None) -> str:
+    """Where in the user's code a frame is: the innermost line that is neither torch's, Python's nor ours."""
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith(_NOT_THE_USERS):
+            return f", at {os.path.relpath(path)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
 
 
 def _as_failure(error: BaseException, what: str) -> TwinclockError:

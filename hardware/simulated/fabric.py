@@ -7,7 +7,7 @@ last rank has arrived, a message when both sides have; each then follows its pla
 when all that this rank sends and receives has arrived.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -73,15 +73,17 @@ class Part:
 
     Attributes:
         description: the call, in words.
+        lane: what a device puts in one order: a group's collectives, its messages to one peer, those from one peer.
+        gives: whether this rank only gives values: it need not wait for those of others.
         exchange: None as long as a message has no other side.
         valued, ended: happen when its values have moved, and when all it sends and receives has arrived.
         arrived_s: virtual time at which its device came to it; infinite until then.
     """
 
-    __slots__ = ("arrived_s", "description", "ended", "exchange", "valued")
+    __slots__ = ("arrived_s", "description", "ended", "exchange", "gives", "lane", "valued")
 
-    def __init__(self, description: str, exchange: Exchange | None = None) -> None:
-        self.description, self.exchange = description, exchange
+    def __init__(self, description: str, lane: Hashable, exchange: Exchange | None = None, gives: bool = False) -> None:
+        self.description, self.lane, self.exchange, self.gives = description, lane, exchange, gives
         self.valued = Signal() if exchange is None else exchange.valued
         self.ended = Signal()
         self.arrived_s = float("inf")
@@ -208,7 +210,7 @@ class Channel:
             meeting = self._meetings[number] = _Meeting(words, Exchange(len(self.ranks), carry))
         self._check(meeting, number, rank, call)
         meeting.calls[rank] = call
-        part = meeting.exchange.parts[rank] = Part(meeting.description, meeting.exchange)
+        part = meeting.exchange.parts[rank] = Part(meeting.description, self, meeting.exchange)
         if len(self.ranks) > 1:
             fabric.sent_bytes[self.ranks[rank]] += call.sent_bytes
         if len(meeting.calls) == len(self.ranks):
@@ -225,7 +227,7 @@ class Channel:
         words = f"{'send' if sends else 'receive'} {described(tensor)} {'to' if sends else 'from'} {other}, tag {tag}"
         if sends:
             self._fabric.sent_bytes[self.ranks[rank]] += tensor.nbytes
-        post = Post(sends, rank, peer, tag, tensor, Part(words))
+        post = Post(sends, rank, peer, tag, tensor, Part(words, (self, sends, peer), gives=sends))
         engine.at(engine.current.now(), self.ranks[rank], partial(self._match, post))
         return post
 

@@ -10,7 +10,7 @@ from simulated_ranks import compute_for, execute, machine, program, results
 from torch.distributed import distributed_c10d as c10d
 
 from hardware.simulated import engine as engine_module
-from hardware.simulated.engine import Engine, Signal
+from hardware.simulated.engine import Engine, Signal, TimedOut
 from harness.errors import UserError, WorkerFailed
 
 
@@ -59,11 +59,12 @@ def test_deadlock_says_what_every_rank_waits_for():
             dist.recv(torch.zeros(2, dtype=torch.int64), 0, tag=7)
 
     failure = execute(body, 3).failure
+    here, line = os.path.relpath(__file__), body.__code__.co_firstlineno + 2
     assert isinstance(failure, WorkerFailed)
     assert str(failure) == (
         "deadlock at 0 s of virtual time: "
-        "rank 0 waits for all_reduce(SUM) of float32[3], collective 0 of ranks [0, 1, 2]; "
-        "rank 1 waits for receive int64[2] from rank 0, tag 7; "
+        f"rank 0 waits for all_reduce(SUM) of float32[3], collective 0 of ranks [0, 1, 2], at {here}:{line}; "
+        f"rank 1 waits for receive int64[2] from rank 0, tag 7, at {here}:{line + 2}; "
         "rank 2 waits for nothing: it has finished"
     )
 
@@ -242,3 +243,51 @@ def test_engine_runs_without_torch_worlds():
     )
     engine.run(lambda: None)
     assert times == [4.0]
+
+
+def test_dead_rank_does_nothing_more_and_those_who_wait_for_it_give_up():
+    engine, seen, never = Engine(deaths={1: 2.5}), [], Signal()
+
+    def waits():
+        try:
+            engine.wait(never, "rank 1", timeout_s=10.0)
+        except TimedOut:
+            seen.append(("gave up", engine.current.now()))
+
+    def ticks():
+        while True:
+            engine.current.charge(1.0)
+            engine.sync()
+            seen.append(("tick", engine.env.now))
+
+    engine.spawn(0, "rank 0", waits, 0.0)
+    engine.spawn(1, "rank 1", ticks, 0.0)
+    engine.run(lambda: None)
+    assert seen == [("tick", 1.0), ("tick", 2.0), ("gave up", 10.0)]
+
+
+def test_rank_dies_while_it_waits():
+    engine, never, ends = Engine(deaths={0: 3.0}), Signal(), []
+
+    def waits():
+        try:
+            engine.wait(never, "nobody")
+        finally:
+            ends.append(engine.env.now)
+
+    engine.spawn(0, "rank 0", waits, 0.0)
+    engine.run(lambda: None)
+    assert ends == [3.0]
+
+
+def test_wait_that_is_too_long_times_out_though_it_would_end():
+    engine, late = Engine(mortal=True), Signal()
+
+    def waits():
+        with pytest.raises(TimedOut):
+            engine.wait(late, "something late", timeout_s=1.0)
+        assert engine.current.now() == 1.0
+
+    engine.spawn(0, "rank 0", waits, 0.0)
+    engine.at(5.0, 0, lambda: engine.happen(late))
+    engine.run(lambda: None)
