@@ -61,9 +61,17 @@ class HostDevice(Device):
 class HostWork(dist.Work):
     """Something under way on the network; `wait` takes the rank to its end, so that it overlaps with computation."""
 
-    def __init__(self, engine: Engine, part: Part, tensors: Sequence[torch.Tensor], source: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        part: Part,
+        tensors: Sequence[torch.Tensor],
+        source: Callable[[], int],
+        timeout_s: float,
+    ) -> None:
         super().__init__()
         self._engine, self._part, self._tensors, self._source = engine, part, tensors, source
+        self._timeout_s = timeout_s
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Block this rank until the end; the wait is idle until the last participant arrived, then communication."""
