@@ -86,6 +86,11 @@ class Hardware(ABC):
     def workers_offered(self) -> int:
         """`num_workers`, or what None stands for on this machine."""
 
+    @property
+    def runs_kernels(self) -> bool:
+        """Whether native kernels can run here."""
+        return True
+
     def check(self) -> list[str]:
         """Refuse what cannot work, before anything starts.
 

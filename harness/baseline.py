@@ -53,10 +53,11 @@ class References:
 def sequential(setup: Setup) -> Setup:
     """The baseline's setup: the best sequential code, on one worker of the same hardware.
 
-    That is per-sample SGD where the problem has a native kernel, else SGD with the run's own step and batches.
+    That is per-sample SGD where the problem has a native kernel that the hardware can run, else SGD with the run's own
+    step and batches.
     """
     own, problem = setup.algorithm, setup.problem
-    if problem.kernel is not None and own.batch_size > 1:
+    if problem.kernel is not None and setup.hardware.runs_kernels and own.batch_size > 1:
         best = SGD(learning_rate=problem.learning_rate, batch_size=1)
     else:
         best = SGD(learning_rate=own.learning_rate, batch_size=own.batch_size)

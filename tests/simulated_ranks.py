@@ -13,7 +13,7 @@ from hardware.simulated.network.topologies import Switch
 from harness.data import Partitioned
 from harness.program import Program
 
-SECOND = Fixed(seconds_per_sample=1.0)
+SECOND = Fixed("none", streams=False, seconds_per_sample=1.0)
 SWITCH = Switch(latency_s=0.5, bandwidth_bytes_per_s=8.0)  # one float64 a second
 GLOO = Gloo()
 ONE_SAMPLE = SimpleNamespace(num_samples=1)  # a problem that bodies do not look at
@@ -36,9 +36,10 @@ def program(body, budget=1, milestones=(1,), seed=0):
     return Program(Ranks(0.1, 1, body), ONE_SAMPLE, Partitioned(shuffle=False), seed, budget, milestones)
 
 
-def machine(num_workers, compute=SECOND, network=SWITCH, protocol=GLOO, memory=None, **options):
+def machine(num_workers, compute=SECOND, network=SWITCH, protocol=GLOO, memory=None, **mess):
     """A simulated hardware."""
-    return Simulated(num_workers, compute, network, protocol, memory, **options)
+    mess = {"stragglers": {}, "slowdowns": {}, "deaths": {}, **mess}
+    return Simulated(num_workers, compute, network, protocol, memory, **mess)
 
 
 def execute(body, num_workers, budget=1, milestones=(1,), seed=0, **options):

@@ -1,5 +1,6 @@
 """What computing costs in virtual time. A missing cost is an error, never zero."""
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from hardware.simulated.pace import drawn
 from harness.errors import UserError, require
 
 Charge = Callable[[float, float], None]  # seconds to launch an operator, seconds to run it
@@ -26,20 +28,40 @@ class KernelCost:
 
 @dataclass(frozen=True)
 class Compute(ABC):
-    """How long a worker computes."""
+    """How long a worker computes.
+
+    Args:
+        jitter: random factor of every charge: "none", "exponential" or "lognormal(<sigma>)", of mean 1.
+        streams: whether it is an accelerator: the host issues ahead, and streams execute.
+    """
+
+    jitter: str
+    streams: bool
+
+    def __post_init__(self) -> None:
+        drawn(self.jitter)
+
+    def meter(self) -> Callable[[], float] | None:
+        """What measures the calling thread: seconds since last asked; None where nothing is measured."""
+        return None
 
     @abstractmethod
     def batch_s(self, num_samples: int) -> float:
         """Seconds a batch costs as such, whatever operators work on it."""
 
     @abstractmethod
-    def watch(self, charge: Charge) -> AbstractContextManager[object]:
-        """A block of the calling thread in which torch operators are charged: seconds to launch, seconds to run."""
+    def watch(self, charge: Charge, read: Callable[[], None]) -> AbstractContextManager[object]:
+        """A block of the calling thread in which torch operators are charged.
+
+        Args:
+            charge: called with the seconds that an operator takes to launch, and to run.
+            read: called before the value of a tensor is read by the host.
+        """
 
     @property
     @abstractmethod
-    def kernel(self) -> KernelCost:
-        """What native kernels cost."""
+    def kernel(self) -> KernelCost | None:
+        """What native kernels cost; None where they cannot run."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +75,7 @@ class Fixed(Compute):
     seconds_per_sample: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         cost = self.seconds_per_sample
         require(cost > 0, "hardware.compute.seconds_per_sample", "must be > 0", cost)
 
@@ -60,14 +83,14 @@ class Fixed(Compute):
         """In proportion."""
         return num_samples * self.seconds_per_sample
 
-    def watch(self, charge: Charge) -> AbstractContextManager[object]:
+    def watch(self, charge: Charge, read: Callable[[], None]) -> AbstractContextManager[object]:
         """Charges nothing."""
         return nullcontext()
 
     @property
-    def kernel(self) -> KernelCost:
+    def kernel(self) -> KernelCost | None:
         """Per sample."""
-        return KernelCost(self.seconds_per_sample, 0.0)
+        return None if self.streams else KernelCost(self.seconds_per_sample, 0.0)
 
 
 @dataclass(frozen=True)
@@ -82,34 +105,38 @@ class Roofline(Compute):
         flops_per_s: peak by dtype of the result, e.g. {float32: 1e11}.
         memory_bytes_per_s: memory bandwidth of one worker.
         operator_overhead_s: dispatch of one operator, >= 0.
-        nonzero_s: one nonzero of the native sparse kernel, read and written, the model in the core's own caches.
+        nonzero_s: one nonzero of the native sparse kernel, read and written, the model in the core's own caches; None
+            where native kernels cannot run.
     """
 
     flops_per_s: dict[str, float]
     memory_bytes_per_s: float
     operator_overhead_s: float
-    nonzero_s: float
+    nonzero_s: float | None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for dtype, peak in self.flops_per_s.items():
             require(peak > 0, f"hardware.compute.flops_per_s.{dtype}", "must be > 0", peak)
         bandwidth, overhead = self.memory_bytes_per_s, self.operator_overhead_s
         require(bandwidth > 0, "hardware.compute.memory_bytes_per_s", "must be > 0", bandwidth)
         require(overhead >= 0, "hardware.compute.operator_overhead_s", "must be >= 0", overhead)
-        require(self.nonzero_s > 0, "hardware.compute.nonzero_s", "must be > 0", self.nonzero_s)
+        require(
+            self.nonzero_s is None or self.nonzero_s > 0, "hardware.compute.nonzero_s", "must be > 0", self.nonzero_s
+        )
 
     def batch_s(self, num_samples: int) -> float:
         """Nothing: its operators are charged."""
         return 0.0
 
-    def watch(self, charge: Charge) -> AbstractContextManager[object]:
+    def watch(self, charge: Charge, read: Callable[[], None]) -> AbstractContextManager[object]:
         """Charges every operator as it is called, those of backward passes too."""
-        return _Meter(self, charge)
+        return _Meter(self, charge, read)
 
     @property
-    def kernel(self) -> KernelCost:
+    def kernel(self) -> KernelCost | None:
         """Per nonzero."""
-        return KernelCost(0.0, self.nonzero_s)
+        return None if self.nonzero_s is None else KernelCost(0.0, self.nonzero_s)
 
     def operator_s(self, operator: Any, inputs: tuple, options: Mapping[str, Any], output: Any) -> float:
         """Seconds in which a torch operator runs, beyond its launch.
@@ -144,14 +171,64 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return list({id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}.values())
 
 
+@dataclass(frozen=True)
+class Measured(Compute):
+    """The CPU time of the worker's thread on this host, times a ratio (Clauss et al., IPDPS 2011: SMPI).
+
+    What runs between two communications or looks at the clock is charged at the second. Times differ from run to run.
+
+    Args:
+        ratio: seconds of the simulated worker over seconds of this host, > 0.
+    """
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.ratio > 0, "hardware.compute.ratio", "must be > 0", self.ratio)
+        require(not self.streams, "hardware.compute.streams", "must be false: a host's thread has none", self.streams)
+
+    def meter(self) -> Callable[[], float]:
+        """Thread time."""
+        last_s = time.thread_time()
+
+        def since() -> float:
+            nonlocal last_s
+            before_s, last_s = last_s, time.thread_time()
+            return self.ratio * (last_s - before_s)
+
+        return since
+
+    def batch_s(self, num_samples: int) -> float:
+        """Nothing: it is measured."""
+        return 0.0
+
+    def watch(self, charge: Charge, read: Callable[[], None]) -> AbstractContextManager[object]:
+        """Charges nothing by itself."""
+        return nullcontext()
+
+    @property
+    def kernel(self) -> KernelCost | None:
+        """Kernels of shared memory take turns sample by sample: nothing to measure."""
+        return None
+
+
 class _Meter(TorchDispatchMode):
-    def __init__(self, roofline: Roofline, charge: Charge) -> None:
+    """Charges operators, and announces those that hand a value to the host."""
+
+    def __init__(self, roofline: Roofline, charge: Charge, read: Callable[[], None]) -> None:
         super().__init__()
-        self._roofline, self._charge = roofline, charge
+        self._roofline, self._charge, self._read = roofline, charge, read
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in _READS:
+            self._read()
         output = func(*args, **(kwargs or {}))
         if not func.is_view:
             run_s = self._roofline.operator_s(func, args, kwargs or {}, output)
             self._charge(self._roofline.operator_overhead_s, run_s)
         return output
+
+
+_aten = torch.ops.aten
+_READS = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.equal.default, _aten.masked_select.default}

@@ -5,20 +5,38 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
 
+from hardware.simulated.account import Account
 from hardware.simulated.engine import Engine, TimedOut
 from hardware.simulated.fabric import Part
+from hardware.simulated.pace import Pace
 
 
 class Device(ABC):
-    """The timelines of one rank."""
+    """The timelines of one rank.
+
+    Attributes:
+        streams: whether the host issues ahead and streams execute.
+        account: where the time goes.
+    """
+
+    streams: ClassVar[bool]
+
+    def __init__(self) -> None:
+        self.account = Account()
 
     @abstractmethod
     def charge(self, launch_s: float, run_s: float) -> None:
         """Compute something, as the current activity: `launch_s` to start it, `run_s` to do it."""
+
+    @abstractmethod
+    def read(self) -> None:
+        """The host is about to read the value of a tensor."""
 
     @abstractmethod
     def work(
@@ -40,17 +58,28 @@ class Device(ABC):
 class HostDevice(Device):
     """A CPU: computing and issuing are one timeline, and `wait` blocks it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    streams = False
+
+    def __init__(self, engine: Engine, pace: Pace) -> None:
+        super().__init__()
+        self._engine, self._pace = engine, pace
 
     def charge(self, launch_s: float, run_s: float) -> None:
         """Both, one after the other."""
-        self._engine.current.charge(launch_s + run_s)
+        activity = self._engine.current
+        if not activity.uncharged:
+            begin_s = activity.local_s
+            activity.charge(self._pace.stretch(launch_s + run_s, begin_s))
+            self.account.computing.add(begin_s, activity.local_s)
+
+    def read(self) -> None:
+        """It is there."""
 
     def work(
         self, part: Part, tensors: Sequence[torch.Tensor], source: Callable[[], int], timeout_s: float
     ) -> dist.Work:
         """Arrives at once."""
+        part.ended.then(partial(self.account.exchanged, part))
         part.arrive(self._engine.current.now())
         return HostWork(self._engine, part, tensors, source, timeout_s)
 
@@ -74,14 +103,9 @@ class HostWork(dist.Work):
         self._timeout_s = timeout_s
 
     def wait(self, timeout: timedelta | None = None) -> bool:
-        """Block this rank until the end; the wait is idle until the last participant arrived, then communication."""
-        activity = self._engine.current
-        begin_s = activity.now()
-        self._engine.wait(self._part.ended, self._part.description)
-        waited_s = activity.local_s - begin_s
-        idle_s = min(max(0.0, self._part.began_s - begin_s), waited_s)
-        activity.idle_s += idle_s
-        activity.communication_s += waited_s - idle_s
+        """Block this rank until the end."""
+        with timing_out(self._part, self._timeout_s):
+            self._engine.wait(self._part.ended, self._part.description, timeout_s=self._timeout_s)
         return True
 
     def is_completed(self) -> bool:

@@ -80,18 +80,17 @@ class Activity:
     Attributes:
         enter, leave: called in its thread when it gets the baton and before another gets it.
         local_s: virtual time up to which it has computed; never behind SimPy's clock while it runs.
-        compute_s, communication_s, idle_s: where its virtual time went.
         waits_for: what it waits for.
         dies_s: virtual time at which its rank dies.
     """
 
     def __init__(self, rank: int, name: str, body: Callable[[], None], start_s: float) -> None:
         self.rank, self.name, self.body, self.local_s = rank, name, body, start_s
-        self.compute_s = self.communication_s = self.idle_s = 0.0
         self.waits_for: Reason = "its start"
         self.finished = False
         self.dies_s = float("inf")
         self.pay: Callable[[float], None] = self.charge  # how it computes what it owes
+        self.measure: Callable[[], float] | None = None  # seconds it has computed since last asked
         self.enter: Callable[[], None] | None = None
         self.leave: Callable[[], None] | None = None
         self.wake = lambda: None
@@ -102,10 +101,9 @@ class Activity:
         self._owed_s = 0.0
 
     def charge(self, seconds: float) -> None:
-        """Compute for `seconds` of virtual time."""
+        """Let `seconds` of virtual time pass."""
         if not self.uncharged:
             self.local_s += seconds
-            self.compute_s += seconds
 
     def owe(self, seconds: float) -> None:
         """Compute for `seconds` before the activity next looks at the time; 0 forgives what was owed."""
@@ -120,6 +118,8 @@ class Activity:
         if self._owed_s:
             owed_s, self._owed_s = self._owed_s, 0.0
             self.pay(owed_s)
+        if self.measure is not None:
+            self.pay(self.measure())
         if self.local_s >= self.dies_s:
             raise Died
         return self.local_s
@@ -203,6 +203,8 @@ class Engine:
         try:
             yield
         finally:
+            if activity.measure is not None:
+                activity.measure()
             activity.uncharged -= 1
 
     def at(self, time_s: float, rank: int, action: Callable[[], None]) -> None:
@@ -282,6 +284,8 @@ class Engine:
                 activity.enter()
         if self._stopping:
             raise Aborted
+        if activity.measure is not None:
+            activity.measure()  # what it spent on the events of others
         if self.env.now >= activity.dies_s:
             raise Died
 

@@ -6,7 +6,7 @@ What is written without being read (`copy_`, `zero_`) is fetched all the same, a
 Views read nothing, nor do operators that take no more than a shape.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -26,11 +26,12 @@ class Landing(TorchDispatchMode):
 
     Args:
         rank: whose operators they are.
+        charge: spends seconds of the rank.
     """
 
-    def __init__(self, engine: Engine, models: SharedModels, rank: int) -> None:
+    def __init__(self, engine: Engine, models: SharedModels, rank: int, charge: Callable[[float], None]) -> None:
         super().__init__()
-        self._engine, self._models, self._rank = engine, models, rank
+        self._engine, self._models, self._rank, self._charge = engine, models, rank, charge
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -39,12 +40,12 @@ class Landing(TorchDispatchMode):
         read, written = self._shared(func, args, kwargs)
         if read:
             self._engine.catch_up()
-            self._engine.current.charge(self._models.fetch_s(self._rank, read))
+            self._charge(self._models.fetch_s(self._rank, read))
         if not written:
             return func(*args, **kwargs)
         self._engine.sync()
         output = func(*args, **kwargs)
-        self._engine.current.charge(self._models.own_s(self._rank, written))
+        self._charge(self._models.own_s(self._rank, written))
         return output
 
     def _shared(self, func: Any, args: tuple, kwargs: dict) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -1,7 +1,7 @@
 """Simulated hardware: a described machine or cluster on which the same program runs in virtual time."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -10,13 +10,15 @@ from hardware.base import Execution, Hardware, WorkerReport
 from hardware.simulated import torch_world
 from hardware.simulated.compute import Compute
 from hardware.simulated.device import HostDevice
-from hardware.simulated.engine import Activity, Engine
+from hardware.simulated.engine import Engine
 from hardware.simulated.fabric import Fabric
 from hardware.simulated.memory import SharedMemory
 from hardware.simulated.network.base import Network
 from hardware.simulated.network.protocol import Protocol
+from hardware.simulated.pace import Pace
 from hardware.simulated.place import Machine, SimulatedPlace
 from hardware.simulated.shared_models import SharedModels
+from hardware.simulated.streams import StreamDevice
 from harness.errors import TwinclockError, require
 from harness.program import Program
 from harness.worker import Worker
@@ -31,6 +33,9 @@ class Simulated(Hardware):
         network: what connects the workers.
         protocol: the communication library, which makes plans of collectives.
         memory: cores and caches that workers share, or None where they share no memory.
+        stragglers: factor of a rank's computing time, by rank: 4 is four times as slow, 0.5 a device twice as fast.
+        slowdowns: by rank, further factors, each from a virtual time in seconds on.
+        deaths: virtual time in seconds at which a rank dies, by rank.
     """
 
     kind: ClassVar[str] = "simulated"
@@ -40,9 +45,16 @@ class Simulated(Hardware):
     network: Network
     protocol: Protocol
     memory: SharedMemory | None
+    stragglers: dict[int, float]
+    slowdowns: dict[int, dict[float, float]]
+    deaths: dict[int, float]
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_all(self.stragglers.items(), "stragglers", "must be > 0", lambda factor: factor > 0)
+        for rank, changes in self.slowdowns.items():
+            _require_all(changes.items(), f"slowdowns.{rank}", "must be > 0", lambda factor: factor > 0)
+        _require_all(self.deaths.items(), "deaths", "must be > 0 s", lambda time_s: time_s > 0)
         if self.memory is not None:
             self.memory.check(self.workers_offered)
         else:
@@ -62,6 +74,19 @@ class Simulated(Hardware):
         assert self.num_workers is not None
         return self.num_workers
 
+    @property
+    def runs_kernels(self) -> bool:
+        """Whether it is known what a kernel costs."""
+        return self.compute.kernel is not None
+
+    def check(self) -> list[str]:
+        """Refuse ranks that there are not."""
+        for name in ("stragglers", "slowdowns", "deaths"):
+            for rank in getattr(self, name):
+                rule = f"must name ranks below hardware.num_workers = {self.workers_offered}"
+                require(0 <= rank < self.workers_offered, f"hardware.{name}", rule, rank)
+        return []
+
     def execute(self, program: Program, progress: Callable[[int], None]) -> Execution:
         """Run the program in virtual time."""
         execution, begin_s = Execution(), time.perf_counter()
@@ -69,9 +94,9 @@ class Simulated(Hardware):
         def body(place: SimulatedPlace) -> None:
             program.run(Worker(place, program))
 
-        simulation = self.simulation()
+        simulation = self.simulation(program.seed)
         machine = simulation.machine
-        simulation.run(body, program.seed, lambda: progress(machine.counters["samples"]))
+        simulation.run(body, lambda: progress(machine.counters["samples"]))
         execution.failure = simulation.failure
         if execution.failure is None:
             execution.workers = simulation.reports()
@@ -81,31 +106,42 @@ class Simulated(Hardware):
             execution.facts = {"sockets": [self.memory.socket(rank) for rank in range(machine.num_ranks)]}
         return execution
 
-    def simulation(self) -> "Simulation":
+    def simulation(self, seed: int) -> "Simulation":
         """A fresh machine, idle at virtual time 0."""
-        engine, num_ranks = Engine(), self.workers_offered
+        engine, num_ranks = Engine(self.deaths), self.workers_offered
         fabric = Fabric(engine, self.network, self.protocol, num_ranks)
+        paces = [self._pace(rank, seed) for rank in range(num_ranks)]
         models = None
         if self.memory is not None:
-            models = SharedModels(engine, self.memory, self.compute.kernel, num_ranks)
-        return Simulation(Machine(engine, fabric, self.compute, num_ranks, models))
+            models = SharedModels(engine, self.memory, self.compute.kernel, paces)
+        return Simulation(Machine(engine, fabric, self.compute, num_ranks, models), paces, seed)
+
+    def _pace(self, rank: int, seed: int) -> Pace:
+        factor, slowdowns = self.stragglers.get(rank, 1.0), self.slowdowns.get(rank)
+        return Pace(factor, slowdowns, self.compute.jitter, (seed, rank))
 
 
 class Simulation:
     """One run of a machine.
+
+    Args:
+        machine: at virtual time 0.
+        paces: of the ranks.
+        seed: of torch's global random numbers.
 
     Attributes:
         places: of the ranks.
         failure: why it did not end well, or None.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, paces: Sequence[Pace], seed: int) -> None:
+        device = StreamDevice if machine.compute.streams else HostDevice
         self.machine = machine
-        self.places = [SimulatedPlace(machine, rank, HostDevice(machine.engine)) for rank in range(machine.num_ranks)]
+        self.places = [SimulatedPlace(machine, rank, device(machine.engine, pace)) for rank, pace in enumerate(paces)]
         self.failure: BaseException | None = None
-        self._activities: list[Activity] = []
+        self._seed = seed
 
-    def run(self, body: Callable[[SimulatedPlace], None], seed: int, look: Callable[[], None]) -> None:
+    def run(self, body: Callable[[SimulatedPlace], None], look: Callable[[], None]) -> None:
         """Run `body` on every rank, from virtual time 0 to the end.
 
         Args:
@@ -114,9 +150,9 @@ class Simulation:
         engine = self.machine.engine
         for place in self.places:
             life = partial(place.live, partial(body, place))
-            self._activities.append(engine.spawn(place.rank, f"rank {place.rank}", life, start_s=0.0))
+            engine.spawn(place.rank, f"rank {place.rank}", life, start_s=0.0)
         try:
-            with torch_world.isolated(seed):
+            with torch_world.isolated(self._seed):
                 engine.run(look)
         except (TwinclockError, KeyboardInterrupt) as failure:
             self.failure = failure
@@ -124,21 +160,24 @@ class Simulation:
     def reports(self) -> list[WorkerReport]:
         """Where the time of each rank went."""
         sent_bytes = self.machine.fabric.sent_bytes
-        return [
-            _report(place, activity, sent_bytes[place.rank])
-            for place, activity in zip(self.places, self._activities, strict=True)
-        ]
+        return [_report(place, sent_bytes[place.rank]) for place in self.places]
 
 
-def _report(place: SimulatedPlace, activity: Activity, sent_bytes: int) -> WorkerReport:
+def _report(place: SimulatedPlace, sent_bytes: int) -> WorkerReport:
+    split = place.timelines.account.split(place.finish_s)
     return WorkerReport(
         rank=place.rank,
         finish_s=place.finish_s,
-        compute_s=activity.compute_s,
-        comm_s=activity.communication_s,
-        idle_s=activity.idle_s,
+        compute_s=split.compute_s,
+        comm_s=split.exposed_s,
+        idle_s=split.idle_s,
         sent_bytes=sent_bytes,
     )
+
+
+def _require_all(items: Iterable[tuple[object, float]], name: str, rule: str, holds: Callable[[float], bool]) -> None:
+    for key, value in items:
+        require(holds(value), f"hardware.{name}.{key}", rule, value)
 
 
 def _metrics(machine: Machine, run_s: float, host_s: float) -> dict[str, Any]:

@@ -22,6 +22,7 @@ WORKER = np.dtype(
         ("next_s", np.float64),  # virtual time of its next event, inf without a chunk
         ("finish_s", np.float64),  # when its last chunk ended
         ("learning_rate", np.float64),
+        ("pace", np.float64),  # virtual seconds of a second's work
         ("step", np.float64),  # learning rate x slope, between read and write
         ("seen", np.int64),  # updates of its model when it read
         ("weights", np.int64),  # address of its model
@@ -162,7 +163,7 @@ def advance(now_s, until_s, workers, samples, lines, written, versions, bins, ta
             worker.step = number(worker.learning_rate * slope(rows.loss_code, margin, rows.labels[sample]))
             worker.seen = versions[worker.model]
             worker.writes = 1
-            worker.next_s += stall_s + costs.sample_s + costs.nonzero_s * np.float64(stop - start)
+            worker.next_s += worker.pace * (stall_s + costs.sample_s + costs.nonzero_s * np.float64(stop - start))
             continue
         step = number(worker.step)
         for position in range(start, stop):
@@ -175,7 +176,8 @@ def advance(now_s, until_s, workers, samples, lines, written, versions, bins, ta
         tally[0].stalest = max(tally[0].stalest, staleness)
         if _mark(written, worker.first_coordinate, versions[worker.model], worker.seen, rows.indices, start, stop):
             tally[0].conflicts += 1
-        worker.next_s += _own_s(lines, worker.first_line, rank, worker.remote, rows.indices, start, stop, costs)
+        stall_s = _own_s(lines, worker.first_line, rank, worker.remote, rows.indices, start, stop, costs)
+        worker.next_s += worker.pace * stall_s
         worker.writes = 0
         worker.position += 1
         if worker.position == worker.count:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -47,7 +48,7 @@ class SimulatedPlace(Place):
         self._machine = machine
         self.finish_s = 0.0  # when `live`'s body ended
         self._world = torch_world.RankWorld(machine.fabric, device)
-        self._timelines = device
+        self.timelines = device
         self._helpers: list[Signal] = []
 
     def live(self, body: Callable[[], None]) -> None:
@@ -57,6 +58,7 @@ class SimulatedPlace(Place):
         with torch_world.entered(self._world), group:
             with self._computing():
                 body()
+            self.timelines.synchronize()
             self.finish_s = self.clock.now()
             for helper in self._helpers:
                 engine.wait(helper, "the end of its background activity")
@@ -108,10 +110,17 @@ class SimulatedPlace(Place):
         Raises:
             UserError: if the kernel does not say what it costs, or the model is a part of a shared one.
         """
-        machine, activity = self._machine, self._machine.engine.current
-        activity.owe(0.0)  # a kernel's samples cost what the kernel costs
+        machine, cost = self._machine, self._machine.compute.kernel
+        if cost is None:
+            raise UserError(
+                "hardware.compute must know what a native kernel costs to run one: set algorithm.batch_size above 1, "
+                "or choose a hardware/compute with nonzero_s"
+            )
+        machine.engine.current.owe(0.0)  # a kernel's samples cost what the kernel costs
         if machine.models is not None and machine.models.holds(model):
+            begin_s = self.clock.now()
             machine.models.run(self.rank, kernel, model, samples, learning_rate)
+            self.timelines.account.computing.add(begin_s, self.clock.now())
             return
         if machine.models is not None and machine.models.shares_storage(model):
             raise UserError(
@@ -123,8 +132,7 @@ class SimulatedPlace(Place):
         kernel(model, samples, learning_rate)
         with machine.engine.uncharged():
             nonzeros = kernel.nonzeros(samples)
-        cost = machine.compute.kernel
-        activity.charge(len(samples) * cost.sample_s + nonzeros * cost.nonzero_s)
+        self.timelines.charge(0.0, len(samples) * cost.sample_s + nonzeros * cost.nonzero_s)
 
     def background(self, activity: Callable[[], None]) -> None:
         """Start another activity of this rank, at this rank's virtual time."""
@@ -155,7 +163,9 @@ class SimulatedPlace(Place):
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """A block whose torch operators are charged to the current activity, those on shared models in time."""
-        models = self._machine.models
-        landing = nullcontext() if models is None else Landing(self._machine.engine, models, self.rank)
-        with self._machine.compute.watch(self._timelines.charge), landing:
+        activity, models = self._machine.engine.current, self._machine.models
+        activity.pay = spend = partial(self.timelines.charge, 0.0)
+        activity.measure = self._machine.compute.meter()
+        landing = nullcontext() if models is None else Landing(self._machine.engine, models, self.rank, spend)
+        with self._machine.compute.watch(self.timelines.charge, self.timelines.read), landing:
             yield

@@ -15,6 +15,7 @@ from hardware.simulated.compute import KernelCost
 from hardware.simulated.engine import Engine, Signal
 from hardware.simulated.memory import SharedMemory
 from hardware.simulated.memory_loop import Costs, Rows
+from hardware.simulated.pace import Pace
 from harness.errors import UserError
 from harness.kernels import Kernel
 from harness.sparse_kernel import SparseLinearKernel
@@ -34,11 +35,14 @@ class SharedModels:
     Args:
         memory: what cache lines cost.
         kernel_cost: what a kernel costs when every line is at hand.
-        num_ranks: <= 64.
+        paces: of the ranks, <= 64; a chunk of samples keeps the pace it begins with.
     """
 
-    def __init__(self, engine: Engine, memory: SharedMemory, kernel_cost: KernelCost, num_ranks: int) -> None:
-        self._engine, self._memory, self._kernel_cost = engine, memory, kernel_cost
+    def __init__(
+        self, engine: Engine, memory: SharedMemory, kernel_cost: KernelCost | None, paces: Sequence[Pace]
+    ) -> None:
+        self._engine, self._memory, self._kernel_cost, self._paces = engine, memory, kernel_cost, paces
+        num_ranks = len(paces)
         self._workers = np.zeros(num_ranks, memory_loop.WORKER)
         self._workers["next_s"] = np.inf
         self._workers["remote"] = [memory.remote_ranks(rank, num_ranks) for rank in range(num_ranks)]
@@ -111,9 +115,7 @@ class SharedModels:
         self._enter(rank, model, samples, learning_rate)
         self._ends[rank] = Signal()
         self._schedule()
-        begin_s = engine.env.now
         engine.wait(self._ends[rank], "the end of its chunk of samples")
-        engine.current.compute_s += engine.current.local_s - begin_s
 
     def metrics(self) -> dict[str, object]:
         """Staleness and conflicts of all updates by kernels; empty if there were none."""
@@ -154,7 +156,8 @@ class SharedModels:
                 "worker.run must be given one and the same SparseLinearKernel where memory is shared and simulated, "
                 f"got {kernel!r}: use one kernel, or a hardware without hardware.memory"
             )
-        rows = kernel.rows
+        rows, cost = kernel.rows, self._kernel_cost
+        assert cost is not None  # checked by who calls
         self._kernel = kernel
         self._rows = Rows(
             rows.indptr.numpy(), rows.indices.numpy(), rows.values.numpy(), kernel.labels.numpy(), kernel.loss_code
@@ -162,8 +165,8 @@ class SharedModels:
         memory = self._memory
         coordinates_per_line = memory.line_bytes // rows.values.itemsize
         self._costs = Costs(
-            sample_s=self._kernel_cost.sample_s,
-            nonzero_s=self._kernel_cost.nonzero_s,
+            sample_s=cost.sample_s,
+            nonzero_s=cost.nonzero_s,
             fetch_s=self._fetch_s,
             same_socket_s=float(memory.same_socket_s),
             cross_socket_s=float(memory.cross_socket_s),
@@ -179,6 +182,7 @@ class SharedModels:
         self._samples[rank, : len(samples)] = samples.numpy()
         place, worker = self._models[model.data_ptr()], self._workers[rank]
         worker["next_s"], worker["learning_rate"] = self._engine.env.now, learning_rate
+        worker["pace"] = self._paces[rank].stretch(1.0, self._engine.env.now)
         worker["weights"], worker["num_weights"] = model.data_ptr(), model.numel()
         worker["model"] = place.index
         worker["first_line"], worker["first_coordinate"] = place.first_line, place.first_coordinate

@@ -9,7 +9,7 @@ from hardware.simulated.network.topologies import Switch
 from harness.errors import UserError
 
 PEAK, RATE, OVERHEAD = 1e9, 1e8, 1e-5
-ROOFLINE = Roofline({"float32": PEAK, "float64": PEAK / 2}, RATE, OVERHEAD, 1e-9)
+ROOFLINE = Roofline("none", False, {"float32": PEAK, "float64": PEAK / 2}, RATE, OVERHEAD, 1e-9)
 
 
 def seconds(function, compute=ROOFLINE):
@@ -121,17 +121,17 @@ def test_fixed_costs_per_sample_dealt():
     class Ten:
         num_samples = 10
 
-    assert results(body, 1, compute=Fixed(2.0), budget=10) == [[6.0, 12.0, 18.0, 20.0]]
+    assert results(body, 1, compute=Fixed("none", False, 2.0), budget=10) == [[6.0, 12.0, 18.0, 20.0]]
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Fixed(0.0),
-        lambda: Roofline({"float32": 0.0}, RATE, OVERHEAD, 1e-9),
-        lambda: Roofline({}, 0.0, OVERHEAD, 1e-9),
-        lambda: Roofline({}, RATE, -1.0, 1e-9),
-        lambda: Roofline({}, RATE, OVERHEAD, 0.0),
+        lambda: Fixed("none", False, 0.0),
+        lambda: Roofline("none", False, {"float32": 0.0}, RATE, OVERHEAD, 1e-9),
+        lambda: Roofline("none", False, {}, 0.0, OVERHEAD, 1e-9),
+        lambda: Roofline("none", False, {}, RATE, -1.0, 1e-9),
+        lambda: Roofline("none", False, {}, RATE, OVERHEAD, 0.0),
     ],
 )
 def test_free_computing_is_refused(make):

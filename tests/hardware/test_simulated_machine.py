@@ -11,7 +11,6 @@ from omegaconf import OmegaConf
 from simulated_ranks import compute_for, execute, program
 from simulated_ranks import machine as simulated
 
-from hardware.simulated.compute import Fixed
 from hardware.simulated.memory import SharedMemory
 from harness.build import build
 from harness.errors import Diverged, UserError
@@ -36,7 +35,7 @@ def numbers(path):
         for key, value in node.items():
             if isinstance(value, dict):
                 yield from walk(value, f"{prefix}{key}.")
-            elif isinstance(value, (int, float)):
+            elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 yield f"{prefix}{key}"
 
     return list(walk(OmegaConf.to_container(OmegaConf.load(path)), ""))
@@ -201,7 +200,7 @@ def test_budget_is_dealt_once_in_order_of_virtual_time():
                 compute_for(worker, 30)  # a slow worker takes fewer batches
             worker.observe(torch.zeros(1), len(batch))
 
-    done = execute(body, 3, compute=Fixed(1.0), budget=100)
+    done = execute(body, 3, budget=100)
     assert sorted(i for _, batch in dealt for i in batch) == list(range(100))
     taken = [sum(len(batch) for rank, batch in dealt if rank == worker) for worker in range(3)]
     assert taken[0] < taken[1] / 5 and done.failure is None

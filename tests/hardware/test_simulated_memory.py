@@ -12,7 +12,7 @@ from harness.kernels import Kernel
 from harness.sparse_kernel import HINGE, LOGISTIC, SQUARES, SparseLinearKernel, SparseRows
 
 NONZERO_S = 1e-9
-COMPUTE = Roofline({"float32": 1e30, "float64": 1e30}, 1e30, 0.0, NONZERO_S)  # operators are free
+COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, NONZERO_S)  # operators are free
 FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10)
 NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4)
 FEATURES = 64
@@ -104,7 +104,7 @@ def test_staleness_of_equal_workers_is_one_less_than_their_number(workers):
 @pytest.mark.parametrize("workers", [2, 5])
 def test_staleness_of_unequal_rows_is_the_same_on_average(workers):
     sparse = kernel(num_samples=2000)
-    done = execute(updates(sparse, everyone(2000)), workers, memory=FREE, compute=Fixed(1e-6))
+    done = execute(updates(sparse, everyone(2000)), workers, memory=FREE, compute=Fixed("none", False, 1e-6))
     assert done.metrics["async/staleness_mean"] == pytest.approx(workers - 1, rel=0.01)  # ends of the run
 
 
@@ -419,7 +419,7 @@ def test_fixed_costs_a_kernel_per_sample_once():
             worker.run(sparse, model, samples, 0.1)
         return worker.clock.now()
 
-    assert results(body, 1, memory=FREE, compute=Fixed(2.0), budget=400) == [800.0]
+    assert results(body, 1, memory=FREE, compute=Fixed("none", False, 2.0), budget=400) == [800.0]
 
 
 @pytest.mark.parametrize(

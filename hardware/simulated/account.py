@@ -1,0 +1,90 @@
+"""Where the virtual time of one rank went: each second computes, communicates or is idle."""
+
+from array import array
+from dataclasses import dataclass
+
+import numpy as np
+
+from hardware.simulated.fabric import Part
+
+
+@dataclass(frozen=True)
+class Split:
+    """The seconds of one rank; the first three sum to the time it finished.
+
+    Args:
+        compute_s: in which it computes, on whatever stream.
+        exposed_s: in which it communicates and does not compute.
+        idle_s: the rest.
+        hidden_s: in which it communicates and computes.
+    """
+
+    compute_s: float
+    exposed_s: float
+    idle_s: float
+    hidden_s: float
+
+
+class Account:
+    """The intervals of virtual time, in seconds, in which a rank computes and in which it communicates.
+
+    Attributes:
+        computing: of its host or default stream.
+        communicating: from when all have arrived to when its part has ended.
+    """
+
+    def __init__(self) -> None:
+        self.communicating = Intervals()
+        self.computing = Intervals()
+        self._streams = [self.computing]
+
+    def stream(self) -> "Intervals":
+        """Another stream's computing."""
+        self._streams.append(Intervals())
+        return self._streams[-1]
+
+    def exchanged(self, part: Part) -> None:
+        """A part in an exchange has ended."""
+        self.communicating.add(part.began_s, part.ended.at_s)
+
+    def split(self, finish_s: float) -> Split:
+        """Where the time up to `finish_s` went.
+
+        >>> account = Account()
+        >>> account.computing.add(0.0, 4.0)
+        >>> account.communicating.add(3.0, 6.0)
+        >>> account.split(10.0)
+        Split(compute_s=4.0, exposed_s=2.0, idle_s=4.0, hidden_s=1.0)
+        """
+        computing = np.concatenate([stream.until(finish_s) for stream in self._streams])
+        communicating = self.communicating.until(finish_s)
+        compute_s, communicate_s = _covered_s(computing), _covered_s(communicating)
+        busy_s = _covered_s(np.concatenate([computing, communicating]))
+        return Split(compute_s, busy_s - compute_s, finish_s - busy_s, compute_s + communicate_s - busy_s)
+
+
+class Intervals:
+    """Intervals of time, which may overlap; one that begins where the last ended prolongs it."""
+
+    def __init__(self) -> None:
+        self._begin_s, self._end_s = array("d"), array("d")
+
+    def add(self, begin_s: float, end_s: float) -> None:
+        """Add one."""
+        if self._end_s and self._begin_s[-1] <= begin_s <= self._end_s[-1]:
+            self._end_s[-1] = max(self._end_s[-1], end_s)
+        else:
+            self._begin_s.append(begin_s)
+            self._end_s.append(end_s)
+
+    def until(self, end_s: float) -> np.ndarray:
+        """All that began before, cut at `end_s`, in seconds, shape (intervals, 2)."""
+        intervals = np.array([self._begin_s, self._end_s]).T
+        return np.minimum(intervals[intervals[:, 0] < end_s], end_s)
+
+
+def _covered_s(intervals: np.ndarray) -> float:
+    """Seconds in at least one of the intervals."""
+    begin_s, end_s = intervals[np.argsort(intervals[:, 0])].T
+    covered_to_s = np.maximum.accumulate(np.concatenate([[-np.inf], end_s]))[:-1]
+    return float(np.sum(np.maximum(0.0, end_s - np.maximum(begin_s, covered_to_s))))

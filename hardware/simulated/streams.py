@@ -1,0 +1,254 @@
+"""An accelerator: the host issues ahead, and streams execute.
+
+A stream is a FIFO of computations, records of events, waits and exchanges. It is evaluated as a recurrence, as far as
+what it waits for is known: nothing of it needs SimPy but the ends of exchanges. An exchange is put on the stream of
+its lane after what the current stream has been given, and `wait` makes the current stream wait for its end; the host
+goes on. That is how ProcessGroupNCCL uses CUDA streams, but that messages to and from a peer have a lane each.
+
+Values are computed as they are issued. A host that waits for an exchange is held, without spending virtual time, until
+its peers have called it and the values are there; it may then issue, at its own earlier time, what others see late:
+`Fabric.late` counts exchanges that were ready before SimPy's clock.
+"""
+# mypy: disable-error-code="call-arg, override"
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from hardware.simulated.device import Device, future_of, timing_out
+from hardware.simulated.engine import Activity, Engine, Signal
+from hardware.simulated.fabric import Part
+from hardware.simulated.pace import Pace
+
+Task = Callable[["Stream"], None]
+
+
+class Stream:
+    """One stream of a device; the methods are those that torch calls on a stream.
+
+    Attributes:
+        end_s: virtual time at which all that was evaluated so far has ended.
+    """
+
+    def __init__(self, device: "StreamDevice") -> None:
+        self.device, self.end_s = device, 0.0
+        self.computing = device.account.stream()
+        self._tasks: deque[Signal | Task] = deque()  # behind the first is what waits for it
+
+    def put(self, task: Signal | Task) -> None:
+        """Append a task, or a signal to wait for."""
+        self._tasks.append(task)
+        if len(self._tasks) == 1:
+            self._advance()
+
+    def compute(self, seconds: float, issued_s: float) -> None:
+        """Append a computation, which begins no earlier than it is issued."""
+
+        def run(stream: Stream) -> None:
+            begin_s = max(stream.end_s, issued_s)
+            stream.end_s = begin_s + stream.device.pace.stretch(seconds, begin_s)
+            stream.computing.add(begin_s, stream.end_s)
+
+        self.put(run)
+
+    def mark(self) -> Signal:
+        """A signal that happens when all before it has ended, no earlier than now."""
+        signal, issued_s = Signal(), self.device.host_s()
+        self.put(lambda stream: signal.happen(max(stream.end_s, issued_s)))
+        return signal
+
+    def wait_stream(self, stream: "Stream") -> None:
+        """Wait for all that another stream has been given."""
+        self.put(stream.mark())
+
+    def wait_event(self, event: "Event") -> None:
+        """Wait for what was recorded; for nothing if nothing was."""
+        if event.signal is not None:
+            self.put(event.signal)
+
+    def record_event(self, event: "Event | None" = None) -> "Event":
+        """Record an event behind all it has been given."""
+        event = event or Event(self.device)
+        event.record(self)
+        return event
+
+    def synchronize(self) -> None:
+        """Let the host wait for all it has been given."""
+        self.device.block(self.mark())
+
+    def query(self) -> bool:
+        """Whether all it has been given has ended by the host's time."""
+        return self.device.passed(self.mark())
+
+    def _advance(self) -> None:
+        while self._tasks:
+            task = self._tasks[0]
+            if not isinstance(task, Signal):
+                task(self)
+            elif task.happened:
+                self.end_s = max(self.end_s, task.at_s)
+            else:
+                task.then(self._advance)
+                return
+            self._tasks.popleft()
+
+
+class Event:
+    """A point in a stream; the methods are those that torch calls on an event.
+
+    Attributes:
+        signal: of what was recorded last, or None.
+    """
+
+    def __init__(self, device: "StreamDevice") -> None:
+        self.device = device
+        self.signal: Signal | None = None
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Record the end of what a stream, or the current one, has been given."""
+        self.signal = (stream or self.device.current_stream()).mark()
+
+    def wait(self, stream: Stream | None = None) -> None:
+        """Make a stream, or the current one, wait for it."""
+        (stream or self.device.current_stream()).wait_event(self)
+
+    def synchronize(self) -> None:
+        """Let the host wait for it."""
+        if self.signal is not None:
+            self.device.block(self.signal)
+
+    def query(self) -> bool:
+        """Whether it has happened by the host's time, or was never recorded."""
+        return self.signal is None or self.device.passed(self.signal)
+
+    def elapsed_time(self, end: "Event") -> float:
+        """Milliseconds between two events, both waited for."""
+        self.synchronize()
+        end.synchronize()
+        assert self.signal is not None and end.signal is not None
+        return (end.signal.at_s - self.signal.at_s) * 1e3
+
+
+class StreamDevice(Device):
+    """An accelerator with a host thread that issues what it does."""
+
+    streams = True
+
+    def __init__(self, engine: Engine, pace: Pace) -> None:
+        super().__init__()
+        self.pace = pace
+        self._engine = engine
+        self._default = Stream(self)
+        self._streams = [self._default]
+        self._lanes: dict[Hashable, Stream] = {}
+        self._current: dict[Activity, Stream] = {}
+
+    def charge(self, launch_s: float, run_s: float) -> None:
+        """The host launches, the current stream runs."""
+        activity = self._engine.current
+        if not activity.uncharged:
+            activity.charge(launch_s)
+            if run_s:
+                self.current_stream().compute(run_s, activity.local_s)
+
+    def read(self) -> None:
+        """Let the host wait for the current stream, whose values it reads."""
+        if not self._engine.current.uncharged:
+            self.current_stream().synchronize()
+
+    def work(
+        self, part: Part, tensors: Sequence[torch.Tensor], source: Callable[[], int], timeout_s: float
+    ) -> dist.Work:
+        """Arrives when its lane comes to it."""
+        lane = self._lanes.get(part.lane)
+        if lane is None:
+            lane = self._lanes[part.lane] = self.new_stream()
+        part.ended.then(partial(self.account.exchanged, part))
+        lane.wait_stream(self.current_stream())
+        lane.put(lambda stream: part.arrive(stream.end_s))
+        lane.put(part.ended)
+        return StreamWork(self, part, tensors, source, timeout_s)
+
+    def synchronize(self) -> None:
+        """Let the host wait for all streams."""
+        for signal in [stream.mark() for stream in self._streams]:
+            self.block(signal)
+
+    def new_stream(self) -> Stream:
+        """Another stream, idle."""
+        stream = Stream(self)
+        self._streams.append(stream)
+        return stream
+
+    def current_stream(self) -> Stream:
+        """What the current activity issues to."""
+        return self._current.get(self._engine.current, self._default)
+
+    @contextmanager
+    def stream(self, stream: Stream | None) -> Iterator[None]:
+        """A block in which the current activity issues to `stream`; None changes nothing."""
+        activity = self._engine.current
+        before = self._current.get(activity, self._default)
+        self._current[activity] = stream or before
+        try:
+            yield
+        finally:
+            self._current[activity] = before
+
+    def host_s(self) -> float:
+        """The host's virtual time."""
+        return self._engine.current.now()
+
+    def block(self, signal: Signal) -> None:
+        """Let the host wait."""
+        self._engine.wait(signal, "its device")
+
+    def hold(self, part: Part, timeout_s: float) -> None:
+        """Hold the host until the values of an exchange are there; that takes no virtual time."""
+        if part.gives:
+            return
+        with timing_out(part, timeout_s):
+            self._engine.wait(part.valued, part.description, timed=False, timeout_s=timeout_s)
+
+    def passed(self, signal: Signal) -> bool:
+        """Whether it has happened by the host's time."""
+        self._engine.sync()
+        return signal.at_s <= self._engine.current.local_s
+
+
+class StreamWork(dist.Work):
+    """An exchange on a stream of its lane; `wait` makes the current stream wait for it, the host goes on."""
+
+    def __init__(
+        self,
+        device: StreamDevice,
+        part: Part,
+        tensors: Sequence[torch.Tensor],
+        source: Callable[[], int],
+        timeout_s: float,
+    ) -> None:
+        super().__init__()
+        self._device, self._part, self._tensors, self._source = device, part, tensors, source
+        self._timeout_s = timeout_s
+
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        """Let the current stream wait for its end."""
+        self._device.hold(self._part, self._timeout_s)
+        self._device.current_stream().put(self._part.ended)
+        return True
+
+    def is_completed(self) -> bool:
+        """Whether it has ended by the host's time."""
+        return self._device.passed(self._part.ended)
+
+    def get_future(self) -> torch.futures.Future:
+        """A future of the tensors. Inside a backward pass it completes at the pass's end, otherwise now."""
+        return future_of(self, self._tensors)
+
+    def _source_rank(self) -> int:
+        return self._source()
