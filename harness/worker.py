@@ -80,6 +80,9 @@ class Place(ABC):
     def dealt(self, num_samples: int) -> None:  # noqa: B027 - only virtual time depends on it
         """Hear that a batch has been handed to the worker. Real hardware has nothing to do."""
 
+    def settle(self) -> None:  # noqa: B027 - only a device that runs behind its host has anything under way
+        """Wait for all that this worker's device has been given."""
+
     @abstractmethod
     def report(self, observation: Observation) -> None:
         """Hand an observation to the harness. Called with the clock paused."""
@@ -182,6 +185,7 @@ class Worker:
             yield start, min(batch_size, self._budget - start)
 
     def _report(self, model: nn.Module | torch.Tensor, samples: int, updates: int) -> None:
+        self._place.settle()
         time_s = self.clock.now()
         with self.clock.paused(), torch.no_grad():
             flat = model if isinstance(model, torch.Tensor) else parameters_to_vector(model.parameters())

@@ -14,7 +14,7 @@ from harness.data import Partitioned
 from harness.program import Program
 
 SECOND = Fixed("none", streams=False, seconds_per_sample=1.0)
-SWITCH = Switch(latency_s=0.5, bandwidth_bytes_per_s=8.0)  # one float64 a second
+SWITCH = Switch({}, {}, latency_s=0.5, bandwidth_bytes_per_s=8.0)  # one float64 a second
 GLOO = Gloo()
 ONE_SAMPLE = SimpleNamespace(num_samples=1)  # a problem that bodies do not look at
 

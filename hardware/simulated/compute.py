@@ -55,7 +55,7 @@ class Compute(ABC):
 
         Args:
             charge: called with the seconds that an operator takes to launch, and to run.
-            read: called before the value of a tensor is read by the host.
+            read: called when the host reads the value of a tensor.
         """
 
     @property
@@ -221,12 +221,12 @@ class _Meter(TorchDispatchMode):
         self._roofline, self._charge, self._read = roofline, charge, read
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        if func in _READS:
-            self._read()
         output = func(*args, **(kwargs or {}))
         if not func.is_view:
             run_s = self._roofline.operator_s(func, args, kwargs or {}, output)
             self._charge(self._roofline.operator_overhead_s, run_s)
+        if func in _READS:
+            self._read()
         return output
 
 

@@ -51,6 +51,10 @@ class Device(ABC):
         """
 
     @abstractmethod
+    def handed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What a message keeps of a tensor to send, so that its sender may write it once it has waited."""
+
+    @abstractmethod
     def synchronize(self) -> None:
         """Let the host wait for all that the device has been given."""
 
@@ -82,6 +86,10 @@ class HostDevice(Device):
         part.ended.then(partial(self.account.exchanged, part))
         part.arrive(self._engine.current.now())
         return HostWork(self._engine, part, tensors, source, timeout_s)
+
+    def handed(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Itself: its sender waits until it has arrived."""
+        return tensor
 
     def synchronize(self) -> None:
         """Nothing is under way."""

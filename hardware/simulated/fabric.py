@@ -16,6 +16,7 @@ import torch
 
 from hardware.simulated.engine import Engine, Signal
 from hardware.simulated.network.base import Network
+from hardware.simulated.network.links import Links
 from hardware.simulated.network.protocol import Protocol
 from hardware.simulated.values import Call
 from harness.errors import WorkerFailed
@@ -139,7 +140,7 @@ class Fabric:
         self.engine, self.protocol = engine, protocol
         self.sent_bytes = [0] * num_ranks
         self.late = 0
-        self.links = network.connect(engine.env, num_ranks)
+        self.links = Links(network, engine, num_ranks)
         self.hosts = network.hosts(num_ranks)
         self._channels: dict[GroupKey, Channel] = {}
 

@@ -80,7 +80,8 @@ class Simulated(Hardware):
         return self.compute.kernel is not None
 
     def check(self) -> list[str]:
-        """Refuse ranks that there are not."""
+        """Refuse ranks and links that there are not."""
+        self.network.check(self.workers_offered)
         for name in ("stragglers", "slowdowns", "deaths"):
             for rank in getattr(self, name):
                 rule = f"must name ranks below hardware.num_workers = {self.workers_offered}"
@@ -108,7 +109,7 @@ class Simulated(Hardware):
 
     def simulation(self, seed: int) -> "Simulation":
         """A fresh machine, idle at virtual time 0."""
-        engine, num_ranks = Engine(self.deaths), self.workers_offered
+        engine, num_ranks = Engine(self.deaths, mortal=self.network.breaks), self.workers_offered
         fabric = Fabric(engine, self.network, self.protocol, num_ranks)
         paces = [self._pace(rank, seed) for rank in range(num_ranks)]
         models = None

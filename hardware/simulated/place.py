@@ -156,6 +156,10 @@ class SimulatedPlace(Place):
         engine.current.now()
         engine.current.owe(self._machine.compute.batch_s(num_samples))
 
+    def settle(self) -> None:
+        """Wait for all streams."""
+        self.timelines.synchronize()
+
     def report(self, observation: Observation) -> None:
         """Keep an observation."""
         self._machine.observations.append(observation)

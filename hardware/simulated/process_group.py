@@ -159,7 +159,8 @@ class SimulatedGroup(dist.ProcessGroup):
 
     def _post(self, sends: bool, tensors: list[Tensor], peer: int | None, tag: int) -> dist.Work:
         (tensor,) = tensors
-        post = self._channel.post(sends, self._my_rank, peer, tag, tensor)
+        kept = self._device.handed(tensor) if sends else tensor
+        post = self._channel.post(sends, self._my_rank, peer, tag, kept)
 
         def source() -> int:
             return self._my_rank if sends or post.peer is None else post.peer

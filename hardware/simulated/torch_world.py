@@ -3,9 +3,9 @@
 `torch.distributed` keeps its groups in one world object per process. Here the world is looked up by thread, so that
 each simulated rank has its own; threads outside the simulation keep theirs. Everything is put back on exit.
 
-Touched: `distributed_c10d._world`, `_backend` and `_default_pg_init_method`, the thread isolation mode of the registry
-of group names, `sys.excepthook` (which `init_process_group` wraps anew for every rank), `_register_process_group` and
-`_unregister_all_process_groups`.
+Touched: the stream calls of `torch.cpu` (in torch_streams.py), `distributed_c10d._world`, `_backend` and
+`_default_pg_init_method`, the thread isolation mode of the registry of group names, `sys.excepthook` (which
+`init_process_group` wraps anew for every rank), `_register_process_group` and `_unregister_all_process_groups`.
 """
 # mypy: disable-error-code="assignment, attr-defined"
 
@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from torch._C import _distributed_c10d as native
 from torch.distributed import distributed_c10d as c10d
+
+from hardware.simulated import torch_streams
 
 _thread = threading.local()
 
@@ -73,13 +75,18 @@ def isolated(seed: int) -> Iterator[None]:
     native._set_thread_isolation_mode(True)
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch_streams.simulated(_device):
             torch.manual_seed(seed)
             yield
     finally:
         torch.set_num_threads(num_threads)
         native._set_thread_isolation_mode(False)
         c10d._world, c10d._backend, c10d._default_pg_init_method, sys.excepthook = kept
+
+
+def _device() -> Any:
+    """What the calling thread's rank computes on; None outside the simulation."""
+    return _thread.world.device if hasattr(_thread, "world") else None
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def test_a_collective_s_own_arithmetic_is_free():
         dist.all_reduce(x)
         return worker.clock.now() - before
 
-    assert results(body, 2, compute=ROOFLINE, network=Switch(0.5, 1e30)) == pytest.approx([1.0, 1.0], abs=1e-9)
+    assert results(body, 2, compute=ROOFLINE, network=Switch({}, {}, 0.5, 1e30)) == pytest.approx([1.0, 1.0], abs=1e-9)
 
 
 def test_a_message_s_own_copy_is_free():

@@ -162,7 +162,7 @@ def test_time_is_accounted_for():
 
     done = execute(body, 3)
     for report in done.workers:
-        assert report.compute_s == 5 * (1 + report.rank)
+        assert report.compute_s == pytest.approx(5 * (1 + report.rank), rel=1e-12)
         assert report.compute_s + report.comm_s + report.idle_s == pytest.approx(report.finish_s, rel=1e-12)
     assert done.workers[0].idle_s > done.workers[1].idle_s > done.workers[2].idle_s == 0.0
     assert done.run_s == done.workers[2].finish_s

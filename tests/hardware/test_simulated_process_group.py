@@ -10,7 +10,7 @@ from hardware.simulated.network.topologies import Switch
 from harness.errors import WorkerFailed
 
 RANKS = [2, 3, 4, 7]
-FAST = Switch(1e-6, 1e9)
+FAST = Switch({}, {}, 1e-6, 1e9)
 
 
 def given(rank, size=6):
@@ -358,7 +358,10 @@ def test_distributed_data_parallel_runs_unmodified_and_overlaps():
 
         return train
 
-    options = {"network": Switch(1e-5, 1e8), "compute": Roofline("none", False, {"float64": 1e8}, 1e9, 1e-6, 1e-9)}
+    options = {
+        "network": Switch({}, {}, 1e-5, 1e8),
+        "compute": Roofline("none", False, {"float64": 1e8}, 1e9, 1e-6, 1e-9),
+    }
     first, *others = results(body(0.5), 3, **options)
     assert first.abs().sum() > 0 and all(torch.equal(first, other) for other in others)
     assert execute(body(0.5), 3, **options).run_s < execute(body(100.0), 3, **options).run_s

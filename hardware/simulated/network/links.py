@@ -1,0 +1,363 @@
+"""The links of one run, with what is under way on them."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from hardware.simulated.engine import Engine
+from hardware.simulated.network import solver
+from hardware.simulated.network.base import Network
+from hardware.simulated.network.plans import Plan
+from hardware.simulated.network.program import Program, lockstep_s, program
+
+Ended = Callable[[np.ndarray], None]
+
+_KEPT = 4096  # programs that are remembered
+_RANKS, _TRANSFERS, _HOPS, _WINDOW, _JOBS = 64, 256, 4, 8, 16  # capacities to begin with
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What one link has carried.
+
+    Args:
+        payload_bytes: of plans.
+        wire_bytes: the same with what the protocol adds.
+        busy_s: virtual seconds in which something was under way on it.
+    """
+
+    payload_bytes: float
+    wire_bytes: float
+    busy_s: float
+
+
+@dataclass(frozen=True)
+class _Alone:
+    """A program that has the links for itself until its known end; the solver has not seen it."""
+
+    made: Program
+    ended: Ended
+    begin_s: float
+    end_s: float
+
+
+class Links:
+    """Carries plans over links that they share max-min fairly.
+
+    The solver goes ahead of SimPy's clock as far as nobody else can begin anything. A plan that is alone on the links
+    and in lockstep is not solved at all: its end is known. Should another come meanwhile, it is solved after all, from
+    its beginning.
+
+    Args:
+        network: the links.
+        engine: whose clock it is.
+        num_devices: that are connected.
+        shortcuts: whether a known end is used.
+    """
+
+    def __init__(self, network: Network, engine: Engine, num_devices: int, shortcuts: bool = True) -> None:
+        self._engine, self._env, self._shortcuts = engine, engine.env, shortcuts
+        self._wires = network.wires(num_devices)
+        self._state = _idle(network, self._wires.names, self._wires.bandwidth_bytes_per_s)
+        self._programs: dict[tuple[Plan, bytes], Program] = {}
+        self._lockstep: dict[Program, tuple[int, float | None]] = {}
+        self._stored: dict[Program, tuple[int, int, int, int]] = {}
+        self._jobs: dict[int, tuple[Program, Ended]] = {}
+        self._slots: dict[int, list[int]] = defaultdict(list)  # free blocks of ranks by their size, a power of two
+        self._ranks_used = 0
+        self._alone: _Alone | None = None
+        self._over: list[tuple[Ended, np.ndarray]] = []
+        self._turn = 0
+        self._due_s = 0.0
+
+    def carry(self, plan: Plan, devices: np.ndarray, ended: Ended) -> None:
+        """Begin a plan now.
+
+        Args:
+            devices: where each rank of the plan is, shape (ranks,).
+            ended: called with ranks of the plan, shape (some,), at the virtual time at which all that they send and
+                receive has arrived; every rank is named once.
+        """
+        made = self._program(plan, devices)
+        begin_s = self._env.now + plan.setup_s
+        if not (self._jobs or self._alone or self._over) and self._shortcuts:
+            taken_s = self._lockstep_s(made)
+            if taken_s is not None and begin_s + taken_s <= self._next_change_s():
+                self._alone = _Alone(made, ended, begin_s, begin_s + taken_s)
+                self._wake_at(self._alone.end_s)
+                return
+        self._share()
+        self._add(made, ended, begin_s)
+        self._wake_at(self._env.now)
+
+    def traffic(self) -> dict[str, Traffic]:
+        """What each link has carried so far, by name."""
+        links = self._state.links
+        rows = zip(links["payload_bytes"].tolist(), links["wire_bytes"].tolist(), links["busy_s"].tolist(), strict=True)
+        return {name: Traffic(*row) for name, row in zip(self._wires.names, rows, strict=True)}
+
+    def _program(self, plan: Plan, devices: np.ndarray) -> Program:
+        key = plan, devices.tobytes()
+        if key not in self._programs:
+            if len(self._programs) >= _KEPT:
+                self._programs.clear()
+                self._lockstep.clear()
+            self._programs[key] = program(plan, devices, self._wires)
+        return self._programs[key]
+
+    def _lockstep_s(self, made: Program) -> float | None:
+        changes_past = self._apply_past_changes()
+        known = self._lockstep.get(made)
+        if known is None or known[0] != changes_past:
+            known = self._lockstep[made] = changes_past, lockstep_s(made, self._state.links["capacity"])
+        return known[1]
+
+    def _apply_past_changes(self) -> int:
+        """How many have passed, on links that carry nothing."""
+        state = self._state
+        before, passed = int(state.count[solver.CHANGE]), int(np.searchsorted(state.change_s, self._env.now, "right"))
+        for change in range(before, passed):
+            state.links["capacity"][state.change_link[change]] = state.change_capacity[change]
+        state.count[solver.CHANGE] = passed
+        return passed
+
+    def _next_change_s(self) -> float:
+        left = self._state.change_s[self._state.count[solver.CHANGE] :]
+        return float(left[0]) if len(left) else float("inf")
+
+    def _share(self) -> None:
+        """Let the solver know what was alone."""
+        if self._alone is not None:
+            alone, self._alone = self._alone, None
+            self._add(alone.made, alone.ended, alone.begin_s)
+            self._run(self._env.now)
+
+    def _finish_alone(self, alone: _Alone) -> None:
+        self._alone = None
+        made, links = alone.made, self._state.links
+        for index, (_, times) in enumerate(made.plan.rounds):
+            sends = made.sends[made.offsets[index, 0] : made.offsets[index, -1]]
+            used = np.repeat(np.arange(len(sends)), sends["hops"])
+            begin = sends["route"][0]
+            over = made.routes[begin : begin + len(used)]
+            links["payload_bytes"][over] += times * sends["payload_bytes"][used]
+            links["wire_bytes"][over] += times * sends["wire_bytes"][used]
+            links["busy_s"][over] += times * sends["wire_bytes"][used] / _rate(links, made, sends, used, over)
+        alone.ended(np.arange(made.plan.num_ranks))
+
+    def _wake_at(self, time_s: float) -> None:
+        self._turn += 1
+        self._due_s = time_s
+        if time_s < float("inf"):
+            event = self._env.timeout(max(0.0, time_s - self._env.now))
+            event.callbacks.append(partial(self._wake, self._turn))
+
+    def _wake(self, turn: int, _: object) -> None:
+        if turn != self._turn:
+            return  # something has begun meanwhile
+        if self._alone is not None:
+            self._finish_alone(self._alone)
+            return
+        if not self._over:
+            self._run(max(self._env.now, self._due_s))
+        self._tell()
+        if turn != self._turn:
+            return
+        horizon_s = self._engine.next_s()
+        if horizon_s > self._env.now:
+            self._run(np.nextafter(horizon_s, 0.0))
+        self._wake_at(self._state.clock[0] if self._over else self._state.clock[1])
+
+    def _tell(self) -> None:
+        over, self._over = self._over, []
+        for ended, ranks in over:
+            ended(ranks)
+
+    def _run(self, until_s: float) -> None:
+        """Solve until a rank has ended or the next event is later than `until_s`."""
+        while not self._over:
+            status = solver.run(self._state, until_s)
+            if status == solver.PAUSED:
+                return
+            if status == solver.ENDED:
+                self._collect()
+            elif status == solver.FEW_TRANSFERS:
+                self._state = _more_transfers(self._state)
+            else:
+                self._state = _wider_window(self._state)
+
+    def _collect(self) -> None:
+        """What has ended, by job and rank."""
+        state, count = self._state, self._state.count
+        slots = state.over[: count[solver.OVER]]
+        count[solver.OVER] = 0
+        owners = state.ranks["job"][slots]
+        for owner in np.unique(owners).tolist():
+            made, ended = self._jobs[owner]
+            job = state.jobs[owner]
+            ranks = np.sort(slots[owners == owner]) - job["first"]
+            job["busy"] -= len(ranks)
+            if job["busy"] == 0:
+                del self._jobs[owner]
+                self._slots[_size(made.plan.num_ranks)].append(int(job["first"]))
+            self._over.append((ended, ranks))
+
+    def _add(self, made: Program, ended: Ended, begin_s: float) -> None:
+        offsets, expect, until = self._store(made)
+        num_ranks = made.plan.num_ranks
+        first = self._room(num_ranks)
+        number = next((i for i in range(len(self._state.jobs)) if i not in self._jobs), len(self._state.jobs))
+        if number == len(self._state.jobs):
+            self._state = self._state._replace(jobs=_longer(self._state.jobs))
+        state = self._state
+        state.jobs[number] = (num_ranks, first, made.plan.depth, made.num_steps, offsets, expect, until, num_ranks)
+        state.ranks[first : first + num_ranks] = 0
+        state.ranks["job"][first : first + num_ranks] = number
+        state.window[first : first + num_ranks] = 0
+        self._jobs[number] = made, ended
+        if state.count[solver.FREE] == 0:
+            self._state = _more_transfers(state)
+        solver.start(self._state, number, begin_s)
+
+    def _room(self, num_ranks: int) -> int:
+        """The first of a block of free ranks."""
+        size = _size(num_ranks)
+        if self._slots[size]:
+            return self._slots[size].pop()
+        first, self._ranks_used = self._ranks_used, self._ranks_used + size
+        while self._ranks_used > len(self._state.ranks):
+            s = self._state
+            self._state = s._replace(
+                ranks=_longer(s.ranks), window=_longer(s.window), ready=_longer(s.ready), over=_longer(s.over)
+            )
+        return first
+
+    def _store(self, made: Program) -> tuple[int, int, int]:
+        """Where the program begins in the solver's arrays."""
+        if len(self._stored) >= _KEPT and not self._jobs:
+            self._stored.clear()
+            self._state = _without_programs(self._state)
+        if made not in self._stored:
+            state = self._state
+            sends, offsets = made.sends.copy(), made.offsets + len(state.sends)
+            sends["route"] += len(state.routes)
+            self._stored[made] = len(state.offsets), len(state.expect), len(state.until), len(state.sends)
+            hops = int(sends["hops"].max(initial=0))
+            self._state = _more_hops(state, hops)._replace(
+                sends=np.concatenate([state.sends, sends]),
+                routes=np.concatenate([state.routes, made.routes]),
+                offsets=np.concatenate([state.offsets, offsets.ravel()]),
+                expect=np.concatenate([state.expect, made.expect.ravel()]),
+                until=np.concatenate([state.until, made.until]),
+            )
+        return self._stored[made][:3]
+
+
+def _size(num_ranks: int) -> int:
+    return 1 << (num_ranks - 1).bit_length()
+
+
+def _rate(links: np.ndarray, made: Program, sends: np.ndarray, used: np.ndarray, over: np.ndarray) -> np.ndarray:
+    """Bytes/s of each hop's transfer: what its narrowest link can do."""
+    rate = np.full(len(sends), np.inf)
+    np.minimum.at(rate, used, links["capacity"][over])
+    return rate[used]
+
+
+def _idle(network: Network, names: list[str], bandwidth: np.ndarray) -> solver.State:
+    """Links with nothing under way; links of `background` and `changes` that there are not are left out."""
+    index = {name: i for i, name in enumerate(names)}
+    taken = np.zeros(len(names))
+    for name, rate in network.background.items():
+        if name in index:
+            taken[index[name]] = rate
+    links = np.zeros(len(names), solver.LINK)
+    links["capacity"], links["head"] = bandwidth - taken, -1
+    changes = sorted(
+        (time_s, index[name], max(0.0, bandwidth[index[name]] * factor - taken[index[name]]))
+        for name, factors in network.changes.items()
+        if name in index
+        for time_s, factor in factors.items()
+    )
+    change_s, change_link, change_capacity = np.array(changes, float).reshape(-1, 3).T
+    integers = partial(np.zeros, dtype=np.int64)
+    count = integers(8)
+    count[solver.FREE] = _TRANSFERS
+    return solver.State(
+        clock=np.array([0.0, np.inf]),
+        count=count,
+        links=links,
+        transfers=np.zeros(_TRANSFERS, solver.TRANSFER),
+        heap=integers(_TRANSFERS),
+        free=np.arange(_TRANSFERS),
+        nodes=integers((_TRANSFERS, _HOPS, 2)),
+        ranks=np.zeros(_RANKS, solver.RANK),
+        window=integers((_RANKS, _WINDOW)),
+        ready=integers(_RANKS),
+        over=integers(_RANKS),
+        jobs=np.zeros(_JOBS, solver.JOB),
+        sends=np.zeros(0, solver.SEND),
+        routes=integers(0),
+        offsets=integers(0),
+        expect=integers(0),
+        until=integers(0),
+        dirty=integers(len(names)),
+        component=integers(len(names)),
+        members=integers(_TRANSFERS),
+        change_s=change_s.copy(),
+        change_link=change_link.astype(np.int64),
+        change_capacity=change_capacity.copy(),
+    )
+
+
+def _longer(array: np.ndarray) -> np.ndarray:
+    """Twice as long, the new half zero."""
+    return np.concatenate([array, np.zeros_like(array)])
+
+
+def _more_transfers(s: solver.State) -> solver.State:
+    """Twice the transfers."""
+    size, free = len(s.transfers), _longer(s.free)
+    count = s.count[solver.FREE]
+    free[count : count + size] = np.arange(size, 2 * size)
+    s.count[solver.FREE] += size
+    return s._replace(
+        transfers=_longer(s.transfers),
+        heap=_longer(s.heap),
+        free=free,
+        nodes=_longer(s.nodes),
+        members=_longer(s.members),
+    )
+
+
+def _more_hops(s: solver.State, hops: int) -> solver.State:
+    """Nodes for routes of so many hops."""
+    before = s.nodes.shape[1]
+    if hops <= before:
+        return s
+    nodes = np.zeros((len(s.nodes), hops, 2), np.int64)
+    nodes[:, :before] = _renumbered(s.nodes, before, hops)
+    s.links["head"] = _renumbered(s.links["head"], before, hops)
+    return s._replace(nodes=nodes)
+
+
+def _renumbered(nodes: np.ndarray, before: int, hops: int) -> np.ndarray:
+    return np.where(nodes >= 0, nodes // before * hops + nodes % before, nodes)
+
+
+def _wider_window(s: solver.State) -> solver.State:
+    """Twice the steps."""
+    width = s.window.shape[1]
+    window = np.zeros((len(s.window), 2 * width), np.int64)
+    steps = s.ranks["prefix"][:, None] + np.arange(width)
+    rows = np.arange(len(s.window))[:, None]
+    window[rows, steps & (2 * width - 1)] = s.window[rows, steps & (width - 1)]
+    return s._replace(window=window)
+
+
+def _without_programs(s: solver.State) -> solver.State:
+    empty = np.zeros(0, np.int64)
+    return s._replace(sends=s.sends[:0], routes=empty, offsets=empty, expect=empty, until=empty)

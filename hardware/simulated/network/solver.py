@@ -1,0 +1,403 @@
+"""Transfers that share links max-min fairly, in compiled code.
+
+(Bertsekas, Gallager, Data Networks, 1992, section 6.5.2: progressive filling.) A *job* is one plan under way; its ranks
+obey the rule in plans.py. A *transfer* flows over the links of its route until its last byte has left, then travels for
+its latency. When transfers begin or leave, the rates of those that share a link with them, directly or through others,
+are solved again, once per instant; no other transfer is looked at. Everything is kept in flat arrays, named in `State`.
+"""
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+PAUSED, ENDED, FEW_TRANSFERS, NARROW_WINDOW = range(4)  # why `run` returns
+STARTS, FLOWS, TRAVELS = range(3)  # kinds of a transfer; the start of a job is one, too
+HEAP, FREE, READY, OVER, DIRTY, SEQUENCE, MARK, CHANGE = range(8)  # of `State.count`
+
+LINK = np.dtype(
+    [(name, "f8") for name in ("capacity", "left", "since_s", "busy_s", "wire_bytes", "payload_bytes")]
+    + [(name, "i8") for name in ("flows", "open", "head", "mark", "dirty")]
+)
+TRANSFER = np.dtype(
+    [(name, "f8") for name in ("key", "latency_s", "left_bytes", "rate", "new_rate", "since_s")]
+    + [
+        (name, "i8")
+        for name in ("kind", "sequence", "position", "mark", "source", "destination", "step", "route", "hops")
+    ]
+)
+SEND = np.dtype(
+    [(name, "f8") for name in ("wire_bytes", "payload_bytes", "latency_s")]
+    + [(name, "i8") for name in ("destination", "route", "hops")]
+)
+RANK = np.dtype(
+    [(name, "i8") for name in ("job", "step", "round", "sending", "prefix", "prefix_round", "queued", "over")]
+)
+JOB = np.dtype([(name, "i8") for name in ("ranks", "first", "depth", "steps", "offsets", "expect", "until", "busy")])
+
+
+class State(NamedTuple):
+    """All of a network's state.
+
+    Transfers are chained per link: node `transfer * hops + hop` of `nodes` has the next and previous node.
+    """
+
+    clock: np.ndarray  # (2,) virtual time in s: now, and of the next event
+    count: np.ndarray  # (8,) lengths of the lists below, and counters
+    links: np.ndarray  # (links,) LINK
+    transfers: np.ndarray  # (transfers,) TRANSFER
+    heap: np.ndarray  # (transfers,) by key, then sequence
+    free: np.ndarray  # (transfers,) a stack
+    nodes: np.ndarray  # (transfers, hops, 2)
+    ranks: np.ndarray  # (ranks,) RANK
+    window: np.ndarray  # (ranks, steps) arrivals of the steps from a rank's prefix on; a power of two of them
+    ready: np.ndarray  # (ranks,) a stack of those that may be able to go on
+    over: np.ndarray  # (ranks,) those that have ended
+    jobs: np.ndarray  # (jobs,) JOB
+    sends: np.ndarray  # SEND, of all programs
+    routes: np.ndarray  # links, of all sends
+    offsets: np.ndarray  # per round and rank, the first of its sends
+    expect: np.ndarray  # per round and rank, how many transfers it takes part in
+    until: np.ndarray  # per round, the step after its last
+    dirty: np.ndarray  # (links,) those whose transfers have changed
+    component: np.ndarray  # (links,)
+    members: np.ndarray  # (transfers,)
+    change_s: np.ndarray  # (changes,) virtual times, ascending
+    change_link: np.ndarray  # (changes,)
+    change_capacity: np.ndarray  # (changes,) bytes/s from then on
+
+
+@njit(cache=True, nogil=True)
+def run(s, until_s):
+    """Go on until ranks have ended, the next event is later than `until_s`, or an array is too small."""
+    while True:
+        while True:
+            while s.count[HEAP] and s.transfers[s.heap[0]].key <= s.clock[0]:
+                _happen(s, _pop(s))
+            if s.count[READY] == 0:
+                break
+            status = _issue(s, s.ready[s.count[READY] - 1])
+            if status != PAUSED:
+                return status
+        while s.count[CHANGE] < len(s.change_s) and s.change_s[s.count[CHANGE]] <= s.clock[0]:
+            link = s.change_link[s.count[CHANGE]]
+            s.links[link].capacity = s.change_capacity[s.count[CHANGE]]
+            _soil(s, link)
+            s.count[CHANGE] += 1
+        if s.count[DIRTY]:
+            _solve(s)
+            continue
+        next_s = s.transfers[s.heap[0]].key if s.count[HEAP] else np.inf
+        if s.count[HEAP] and s.count[CHANGE] < len(s.change_s):
+            next_s = min(next_s, s.change_s[s.count[CHANGE]])
+        s.clock[1] = next_s
+        if s.count[OVER]:
+            return ENDED
+        if next_s > until_s or next_s == np.inf:
+            return PAUSED
+        s.clock[0] = next_s
+
+
+@njit(cache=True, nogil=True)
+def start(s, job, at_s):
+    """Let a job begin at a time; one transfer must be free."""
+    t = _take(s)
+    transfer = s.transfers[t]
+    transfer.kind, transfer.source = STARTS, job
+    transfer.key = at_s
+    _push(s, t)
+
+
+@njit(cache=True, nogil=True)
+def _take(s):
+    s.count[FREE] -= 1
+    t = s.free[s.count[FREE]]
+    s.transfers[t].sequence = s.count[SEQUENCE]
+    s.count[SEQUENCE] += 1
+    return t
+
+
+@njit(cache=True, nogil=True)
+def _give_back(s, t):
+    s.free[s.count[FREE]] = t
+    s.count[FREE] += 1
+
+
+@njit(cache=True, nogil=True)
+def _happen(s, t):
+    """The start of a job, the last byte of a transfer leaving, or its arrival."""
+    transfer = s.transfers[t]
+    if transfer.kind == STARTS:
+        job = s.jobs[transfer.source]
+        for slot in range(job.first + job.ranks - 1, job.first - 1, -1):
+            _pass_arrived(s, slot)
+            _queue(s, slot)
+        _give_back(s, t)
+    elif transfer.kind == FLOWS:
+        _detach(s, t)
+        transfer.kind = TRAVELS
+        transfer.key = s.clock[0] + transfer.latency_s
+        _push(s, t)
+        rank = s.ranks[transfer.source]
+        rank.sending -= 1
+        _queue(s, transfer.source)
+    else:
+        for slot in (transfer.source, transfer.destination):
+            s.window[slot, transfer.step & (s.window.shape[1] - 1)] += 1
+            _pass_arrived(s, slot)
+            _queue(s, slot)
+        _give_back(s, t)
+
+
+@njit(cache=True, nogil=True)
+def _queue(s, slot):
+    if not s.ranks[slot].queued:
+        s.ranks[slot].queued = 1
+        s.ready[s.count[READY]] = slot
+        s.count[READY] += 1
+
+
+@njit(cache=True, nogil=True)
+def _pass_arrived(s, slot):
+    """Move a rank's prefix over the steps of which all has arrived."""
+    rank = s.ranks[slot]
+    job = s.jobs[rank.job]
+    while rank.prefix < job.steps:
+        while rank.prefix >= s.until[job.until + rank.prefix_round]:
+            rank.prefix_round += 1
+        column = rank.prefix & (s.window.shape[1] - 1)
+        expected = s.expect[job.expect + rank.prefix_round * job.ranks + slot - job.first]
+        if s.window[slot, column] < expected:
+            return
+        s.window[slot, column] = 0
+        rank.prefix += 1
+
+
+@njit(cache=True, nogil=True)
+def _issue(s, slot):
+    """Begin all sends that the top of the stack, rank `slot`, may begin by the rule; then take it off."""
+    rank = s.ranks[slot]
+    job = s.jobs[rank.job]
+    while rank.step < job.steps and rank.sending == 0 and rank.prefix > rank.step - job.depth:
+        while rank.step >= s.until[job.until + rank.round]:
+            rank.round += 1
+        row = job.offsets + rank.round * (job.ranks + 1) + slot - job.first
+        first, last = s.offsets[row], s.offsets[row + 1]
+        if last - first > s.count[FREE]:
+            return FEW_TRANSFERS
+        behind = rank.prefix
+        for send in range(first, last):
+            behind = min(behind, s.ranks[job.first + s.sends[send].destination].prefix)
+        if rank.step - behind >= s.window.shape[1]:
+            return NARROW_WINDOW
+        for send in range(first, last):
+            _begin(s, slot, send)
+        rank.step += 1
+    if rank.prefix == job.steps and rank.step == job.steps and not rank.over:
+        rank.over = 1
+        s.over[s.count[OVER]] = slot
+        s.count[OVER] += 1
+    rank.queued = 0
+    s.count[READY] -= 1
+    return PAUSED
+
+
+@njit(cache=True, nogil=True)
+def _begin(s, slot, index):
+    send, t, rank = s.sends[index], _take(s), s.ranks[slot]
+    transfer = s.transfers[t]
+    transfer.source, transfer.step = slot, rank.step
+    transfer.destination = s.jobs[rank.job].first + send.destination
+    transfer.latency_s, transfer.route, transfer.hops = send.latency_s, send.route, send.hops
+    if send.wire_bytes > 0 and send.hops > 0:
+        transfer.kind, transfer.key = FLOWS, np.inf
+        transfer.left_bytes, transfer.rate, transfer.since_s = send.wire_bytes, 0.0, s.clock[0]
+        rank.sending += 1
+        _attach(s, t, send)
+    else:
+        transfer.kind, transfer.key = TRAVELS, s.clock[0] + send.latency_s
+    _push(s, t)
+
+
+@njit(cache=True, nogil=True)
+def _attach(s, t, send):
+    hops = s.nodes.shape[1]
+    for hop in range(send.hops):
+        index = s.routes[send.route + hop]
+        link = s.links[index]
+        s.nodes[t, hop, 0], s.nodes[t, hop, 1] = link.head, -1
+        if link.head >= 0:
+            s.nodes[link.head // hops, link.head % hops, 1] = t * hops + hop
+        link.head = t * hops + hop
+        if link.flows == 0:
+            link.since_s = s.clock[0]
+        link.flows += 1
+        link.wire_bytes += send.wire_bytes
+        link.payload_bytes += send.payload_bytes
+        _soil(s, index)
+
+
+@njit(cache=True, nogil=True)
+def _detach(s, t):
+    hops, transfer = s.nodes.shape[1], s.transfers[t]
+    for hop in range(transfer.hops):
+        index = s.routes[transfer.route + hop]
+        link = s.links[index]
+        after, before = s.nodes[t, hop, 0], s.nodes[t, hop, 1]
+        if before >= 0:
+            s.nodes[before // hops, before % hops, 0] = after
+        else:
+            link.head = after
+        if after >= 0:
+            s.nodes[after // hops, after % hops, 1] = before
+        link.flows -= 1
+        if link.flows == 0:
+            link.busy_s += s.clock[0] - link.since_s
+        _soil(s, index)
+
+
+@njit(cache=True, nogil=True)
+def _soil(s, link):
+    if not s.links[link].dirty:
+        s.links[link].dirty = 1
+        s.dirty[s.count[DIRTY]] = link
+        s.count[DIRTY] += 1
+
+
+@njit(cache=True, nogil=True)
+def _solve(s):
+    """New rates for all that shares links, directly or not, with what has begun or left."""
+    s.count[MARK] += 1
+    for i in range(s.count[DIRTY]):
+        link = s.dirty[i]
+        s.links[link].dirty = 0
+        if s.links[link].mark != s.count[MARK] and s.links[link].flows:
+            num_links, num_members = _reach(s, link)
+            _fill(s, num_links, num_members)
+            _set_rates(s, num_members)
+    s.count[DIRTY] = 0
+
+
+@njit(cache=True, nogil=True)
+def _reach(s, link):
+    """The links and transfers that `link` is connected with, into `component` and `members`."""
+    mark, hops = s.count[MARK], s.nodes.shape[1]
+    s.component[0] = link
+    s.links[link].mark = mark
+    num_links, num_members, at = 1, 0, 0
+    while at < num_links:
+        node = s.links[s.component[at]].head
+        at += 1
+        while node >= 0:
+            t, hop = node // hops, node % hops
+            transfer = s.transfers[t]
+            if transfer.mark != mark:
+                transfer.mark = mark
+                s.members[num_members] = t
+                num_members += 1
+                for other in range(transfer.hops):
+                    near = s.routes[transfer.route + other]
+                    if s.links[near].mark != mark:
+                        s.links[near].mark = mark
+                        s.component[num_links] = near
+                        num_links += 1
+            node = s.nodes[t, hop, 0]
+    return num_links, num_members
+
+
+@njit(cache=True, nogil=True)
+def _fill(s, num_links, num_members):
+    """Progressive filling: again and again the link with the least to give settles its transfers."""
+    hops = s.nodes.shape[1]
+    for i in range(num_links):
+        link = s.links[s.component[i]]
+        link.left, link.open = link.capacity, link.flows
+    for i in range(num_members):
+        s.transfers[s.members[i]].new_rate = -1.0
+    unsettled = num_members
+    while unsettled:
+        least, share = -1, np.inf
+        for i in range(num_links):
+            link = s.links[s.component[i]]
+            if link.open and (least < 0 or link.left / link.open < share):
+                least, share = s.component[i], link.left / link.open
+        node = s.links[least].head
+        while node >= 0:
+            t, hop = node // hops, node % hops
+            transfer = s.transfers[t]
+            if transfer.new_rate < 0:
+                transfer.new_rate = share
+                unsettled -= 1
+                for other in range(transfer.hops):
+                    link = s.links[s.routes[transfer.route + other]]
+                    link.left = max(0.0, link.left - share)
+                    link.open -= 1
+            node = s.nodes[t, hop, 0]
+
+
+@njit(cache=True, nogil=True)
+def _set_rates(s, num_members):
+    for i in range(num_members):
+        transfer = s.transfers[s.members[i]]
+        if transfer.new_rate != transfer.rate:
+            passed_s = s.clock[0] - transfer.since_s
+            transfer.left_bytes = max(0.0, transfer.left_bytes - transfer.rate * passed_s)
+            transfer.since_s, transfer.rate = s.clock[0], transfer.new_rate
+            transfer.key = s.clock[0] + transfer.left_bytes / transfer.rate if transfer.rate > 0 else np.inf
+            _down(s, _up(s, transfer.position))
+
+
+@njit(cache=True, nogil=True)
+def _before(s, a, b):
+    one, other = s.transfers[a], s.transfers[b]
+    return one.key < other.key or (one.key == other.key and one.sequence < other.sequence)
+
+
+@njit(cache=True, nogil=True)
+def _place(s, position, t):
+    s.heap[position] = t
+    s.transfers[t].position = position
+
+
+@njit(cache=True, nogil=True)
+def _push(s, t):
+    _place(s, s.count[HEAP], t)
+    s.count[HEAP] += 1
+    _up(s, s.count[HEAP] - 1)
+
+
+@njit(cache=True, nogil=True)
+def _pop(s):
+    top = s.heap[0]
+    s.count[HEAP] -= 1
+    if s.count[HEAP]:
+        _place(s, 0, s.heap[s.count[HEAP]])
+        _down(s, 0)
+    return top
+
+
+@njit(cache=True, nogil=True)
+def _up(s, position):
+    t = s.heap[position]
+    while position > 0 and _before(s, t, s.heap[(position - 1) // 2]):
+        _place(s, position, s.heap[(position - 1) // 2])
+        position = (position - 1) // 2
+    _place(s, position, t)
+    return position
+
+
+@njit(cache=True, nogil=True)
+def _down(s, position):
+    t = s.heap[position]
+    while True:
+        child = 2 * position + 1
+        if child >= s.count[HEAP]:
+            break
+        if child + 1 < s.count[HEAP] and _before(s, s.heap[child + 1], s.heap[child]):
+            child += 1
+        if not _before(s, s.heap[child], t):
+            break
+        _place(s, position, s.heap[child])
+        position = child
+    _place(s, position, t)

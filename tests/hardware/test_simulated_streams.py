@@ -1,0 +1,243 @@
+"""Streams: what the host issues ahead runs when its stream comes to it, for unmodified programs of torch."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from simulated_ranks import compute_for, execute, results
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from hardware.simulated.compute import Fixed, Roofline
+from hardware.simulated.network.topologies import Switch
+
+STREAMS = Fixed("none", streams=True, seconds_per_sample=1.0)
+HOST = Fixed("none", streams=False, seconds_per_sample=1.0)
+FORWARD_S, BACKWARD_S, LAYERS = 2.0, 5.0, 4
+PARAMETERS = 2**17  # 1 MiB of float64: a bucket of DistributedDataParallel
+
+
+def on_streams(body, num_workers=1, **options):
+    return results(body, num_workers, compute=STREAMS, **options)
+
+
+def test_the_host_issues_ahead_and_waits_only_when_it_synchronizes():
+    def body(worker):
+        compute_for(worker, 3.0)
+        issued_s = worker.clock.now()
+        torch.cpu.synchronize()
+        return issued_s, worker.clock.now()
+
+    assert on_streams(body) == [(0.0, 3.0)]
+
+
+def test_two_streams_run_side_by_side_and_meet_at_an_event():
+    def body(worker):
+        side = torch.cpu.Stream()
+        with torch.cpu.stream(side):
+            compute_for(worker, 3.0)
+            event = side.record_event()
+            compute_for(worker, 100.0)
+        compute_for(worker, 1.0)
+        torch.cpu.current_stream().wait_event(event)
+        compute_for(worker, 1.0)
+        torch.cpu.current_stream().synchronize()
+        return worker.clock.now()
+
+    assert on_streams(body) == [4.0]
+
+
+def test_a_stream_waits_for_another():
+    def body(worker):
+        side = torch.cpu.Stream()
+        compute_for(worker, 3.0)
+        side.wait_stream(torch.cpu.current_stream())
+        with torch.cpu.stream(side):
+            compute_for(worker, 2.0)
+        assert not side.query()
+        side.synchronize()
+        assert side.query()
+        return worker.clock.now()
+
+    assert on_streams(body) == [5.0]
+
+
+def test_events_measure_milliseconds():
+    def body(worker):
+        begin, end, never = torch.cpu.Event(), torch.cpu.Event(), torch.cpu.Event()
+        begin.record()
+        compute_for(worker, 3.0)
+        end.record()
+        assert begin.query() and not end.query() and never.query()
+        never.wait()
+        return begin.elapsed_time(end)
+
+    assert on_streams(body) == [3000.0]
+
+
+def test_reading_a_value_waits_for_the_stream_that_makes_it():
+    compute = Roofline("none", True, {"float64": 1.0}, 1e30, 0.25, None)  # a second an element
+
+    def body(worker):
+        x = torch.zeros(4, dtype=torch.float64)  # 0.25 s to launch, 4 s to run
+        issued_s = worker.clock.now()
+        assert x[0].item() == 0.0
+        return issued_s, worker.clock.now()
+
+    assert results(body, 1, compute=compute) == [(0.25, 4.25)]
+
+
+def test_a_collective_waits_for_its_stream_and_the_stream_for_it():
+    def body(worker):
+        x = torch.ones(2, dtype=torch.float64)
+        compute_for(worker, 3.0 + worker.rank)
+        dist.all_reduce(x)  # 2 x (0.5 s latency + 1 s)
+        issued_s = worker.clock.now()
+        compute_for(worker, 1.0)
+        torch.cpu.synchronize()
+        return x.tolist(), issued_s, worker.clock.now()
+
+    assert on_streams(body, 2) == [([2.0, 2.0], 0.0, 8.0)] * 2
+
+
+def test_what_is_sent_may_be_overwritten_once_the_sender_has_waited():
+    def body(worker):
+        x = torch.full((2,), 7.0, dtype=torch.float64)
+        if worker.rank == 0:
+            dist.send(x, 1)
+            x.zero_()
+        else:
+            compute_for(worker, 1.0)
+            torch.cpu.synchronize()
+            x.zero_()
+            dist.recv(x, 0)
+        torch.cpu.synchronize()
+        return x.tolist(), worker.clock.now()
+
+    assert on_streams(body, 2) == [([0.0, 0.0], 3.5), ([7.0, 7.0], 3.5)]
+
+
+def test_messages_to_and_from_a_peer_do_not_wait_for_each_other():
+    def body(worker):
+        mine, theirs = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        peer = 1 - worker.rank
+        for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, mine, peer), dist.P2POp(dist.irecv, theirs, peer)]):
+            work.wait()
+        torch.cpu.synchronize()
+        return theirs.tolist(), worker.clock.now()
+
+    assert on_streams(body, 2) == [([1.0, 1.0], 2.5)] * 2
+
+
+def test_outside_the_simulation_and_on_a_host_the_calls_do_nothing():
+    before = torch.cpu.Stream, torch.cpu.current_stream, torch.cpu.synchronize
+
+    def body(worker):
+        with torch.cpu.stream(torch.cpu.Stream()):
+            compute_for(worker, 3.0)
+        torch.cpu.synchronize()
+        return worker.clock.now()
+
+    assert results(body, 1) == [3.0]
+    assert on_streams(lambda worker: 1 / 1) == [1.0]
+    assert (torch.cpu.Stream, torch.cpu.current_stream, torch.cpu.synchronize) == before
+
+
+class Spend(torch.autograd.Function):
+    """The identity on `x`, which takes time in both directions."""
+
+    @staticmethod
+    def forward(ctx, x, weight, worker):
+        ctx.worker, ctx.weight_shape = worker, weight.shape
+        compute_for(worker, FORWARD_S)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        compute_for(ctx.worker, BACKWARD_S)
+        return gradient, torch.ones(ctx.weight_shape, dtype=gradient.dtype), None
+
+
+class Layer(nn.Module):
+    def __init__(self, worker):
+        super().__init__()
+        self.worker = worker
+        self.weight = nn.Parameter(torch.zeros(PARAMETERS, dtype=torch.float64))
+
+    def forward(self, x):
+        return Spend.apply(x, self.weight, self.worker)
+
+
+def layers(worker):
+    return nn.Sequential(*(Layer(worker) for _ in range(LAYERS)))
+
+
+def third_step_s(worker, model):
+    """The time of the third step: DistributedDataParallel has its buckets in order then."""
+    x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    for _ in range(3):
+        torch.cpu.synchronize()
+        begin_s = worker.clock.now()
+        model(x).sum().backward()
+        torch.cpu.synchronize()
+    return worker.clock.now() - begin_s
+
+
+def all_reduce_taking(seconds):
+    """A network on which the all-reduce of a layer by two ranks takes so long."""
+    return Switch({}, {}, 0.0, PARAMETERS * 8 / seconds)
+
+
+@pytest.mark.parametrize("communication_s", [0.5, 4.0, 5.0, 8.0, 20.0])
+def test_buckets_of_data_parallelism_overlap_with_the_backward_pass(communication_s):
+    def body(worker):
+        return third_step_s(worker, DistributedDataParallel(layers(worker), bucket_cap_mb=1))
+
+    end_s = 0.0
+    for bucket in range(1, LAYERS + 1):
+        end_s = max(end_s, bucket * BACKWARD_S) + communication_s
+    expected = [LAYERS * FORWARD_S + end_s] * 2
+    assert on_streams(body, 2, network=all_reduce_taking(communication_s)) == pytest.approx(expected, rel=1e-9)
+
+
+def sharded(worker):
+    model = layers(worker)
+    for layer in model:
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+@pytest.mark.parametrize("gather_s", [0.5, 1.0, 2.0])
+def test_fully_sharded_layers_prefetch(gather_s):
+    """All hides but the first all-gather and the last reduce-scatter.
+
+    The host is ahead: the first all-gather of the backward pass runs under the last layer's forward pass. Behind a
+    layer's backward pass are the all-gather of the one before and the reduce-scatter of the one after.
+    """
+
+    def body(worker):
+        return third_step_s(worker, sharded(worker))
+
+    expected = [gather_s + LAYERS * (FORWARD_S + BACKWARD_S) + gather_s] * 2
+    assert on_streams(body, 2, network=all_reduce_taking(2 * gather_s)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("gather_s", [0.5, 3.0])
+def test_without_streams_all_is_in_a_row(gather_s):
+    def body(worker):
+        return third_step_s(worker, sharded(worker))
+
+    expected = LAYERS * (2 * gather_s + FORWARD_S + BACKWARD_S + gather_s)
+    times = results(body, 2, compute=HOST, network=all_reduce_taking(2 * gather_s))
+    assert times == pytest.approx([expected] * 2, rel=1e-9)
+
+
+def test_hidden_communication_is_accounted_as_computing():
+    def body(worker):
+        work = dist.all_reduce(torch.ones(2, dtype=torch.float64), async_op=True)  # 3 s
+        compute_for(worker, 2.0)
+        work.wait()
+        compute_for(worker, 1.0)
+
+    for report in execute(body, 2, compute=STREAMS).workers:
+        assert (report.compute_s, report.comm_s, report.idle_s, report.finish_s) == (3.0, 1.0, 0.0, 4.0)
