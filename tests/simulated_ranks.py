@@ -15,7 +15,8 @@ from harness.program import Program
 
 SECOND = Fixed("none", streams=False, seconds_per_sample=1.0)
 SWITCH = Switch({}, {}, latency_s=0.5, bandwidth_bytes_per_s=8.0)  # one float64 a second
-GLOO = Gloo()
+RING = {"all_reduce": "ring", "reduce_scatter": "ring", "reduce": "tree"}
+GLOO = Gloo(RING, segment_bytes=2**20, segments=1, in_flight=1, setup_s=0.0, overhead_s=0.0, efficiency=1.0)
 ONE_SAMPLE = SimpleNamespace(num_samples=1)  # a problem that bodies do not look at
 
 

@@ -17,10 +17,12 @@ import torch
 from hardware.simulated.engine import Engine, Signal
 from hardware.simulated.network.base import Network
 from hardware.simulated.network.links import Links
+from hardware.simulated.network.plans import Plan
 from hardware.simulated.network.protocol import Protocol
 from hardware.simulated.values import Call
 from harness.errors import WorkerFailed
 
+_PLANS_KEPT = 4096  # a program repeats itself
 GroupKey = tuple[str, tuple[int, ...]]  # torch's name of a group, its global ranks
 
 
@@ -143,6 +145,7 @@ class Fabric:
         self.links = Links(network, engine, num_ranks)
         self.hosts = network.hosts(num_ranks)
         self._channels: dict[GroupKey, Channel] = {}
+        self._plans: dict[Hashable, Plan] = {}
 
     def channel(self, key: GroupKey) -> "Channel":
         """The one meeting place of a group."""
@@ -156,7 +159,7 @@ class Fabric:
             def ended(indices: np.ndarray) -> None:
                 exchange.ended(indices, env.now)
 
-            plan = self.protocol.plan(kind, self.hosts[devices], payload_bytes, root, parts)
+            plan = self._plan(kind, payload_bytes, root, parts, devices)
             if exchange.began_s < env.now:
                 self.late += 1
             if exchange.began_s <= env.now:
@@ -166,6 +169,15 @@ class Fabric:
                 begin.callbacks.append(lambda _: self.links.carry(plan, devices, ended))
 
         return carry
+
+    def _plan(self, kind: str, payload_bytes: float, root: int, parts: np.ndarray | None, devices: np.ndarray) -> Plan:
+        key = kind, payload_bytes, root, None if parts is None else parts.tobytes(), devices.tobytes()
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= _PLANS_KEPT:
+                self._plans.clear()
+            plan = self._plans[key] = self.protocol.plan(kind, self.hosts[devices], payload_bytes, root, parts)
+        return plan
 
 
 @dataclass

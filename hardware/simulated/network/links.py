@@ -118,14 +118,14 @@ class Links:
     def _apply_past_changes(self) -> int:
         """How many have passed, on links that carry nothing."""
         state = self._state
-        before, passed = int(state.count[solver.CHANGE]), int(np.searchsorted(state.change_s, self._env.now, "right"))
+        before, passed = int(state.counts[solver.CHANGE]), int(np.searchsorted(state.change_s, self._env.now, "right"))
         for change in range(before, passed):
             state.links["capacity"][state.change_link[change]] = state.change_capacity[change]
-        state.count[solver.CHANGE] = passed
+        state.counts[solver.CHANGE] = passed
         return passed
 
     def _next_change_s(self) -> float:
-        left = self._state.change_s[self._state.count[solver.CHANGE] :]
+        left = self._state.change_s[self._state.counts[solver.CHANGE] :]
         return float(left[0]) if len(left) else float("inf")
 
     def _share(self) -> None:
@@ -184,14 +184,12 @@ class Links:
                 return
             if status == solver.ENDED:
                 self._collect()
-            elif status == solver.FEW_TRANSFERS:
-                self._state = _more_transfers(self._state)
             else:
-                self._state = _wider_window(self._state)
+                self._state = _more_transfers(self._state)
 
     def _collect(self) -> None:
         """What has ended, by job and rank."""
-        state, count = self._state, self._state.count
+        state, count = self._state, self._state.counts
         slots = state.over[: count[solver.OVER]]
         count[solver.OVER] = 0
         owners = state.ranks["job"][slots]
@@ -212,13 +210,15 @@ class Links:
         number = next((i for i in range(len(self._state.jobs)) if i not in self._jobs), len(self._state.jobs))
         if number == len(self._state.jobs):
             self._state = self._state._replace(jobs=_longer(self._state.jobs))
+        while self._state.window.shape[1] < made.plan.depth:
+            self._state = _wider_window(self._state)
         state = self._state
         state.jobs[number] = (num_ranks, first, made.plan.depth, made.num_steps, offsets, expect, until, num_ranks)
         state.ranks[first : first + num_ranks] = 0
         state.ranks["job"][first : first + num_ranks] = number
         state.window[first : first + num_ranks] = 0
         self._jobs[number] = made, ended
-        if state.count[solver.FREE] == 0:
+        if state.counts[solver.FREE] == 0:
             self._state = _more_transfers(state)
         solver.start(self._state, number, begin_s)
 
@@ -288,7 +288,7 @@ def _idle(network: Network, names: list[str], bandwidth: np.ndarray) -> solver.S
     count[solver.FREE] = _TRANSFERS
     return solver.State(
         clock=np.array([0.0, np.inf]),
-        count=count,
+        counts=count,
         links=links,
         transfers=np.zeros(_TRANSFERS, solver.TRANSFER),
         heap=integers(_TRANSFERS),
@@ -321,9 +321,9 @@ def _longer(array: np.ndarray) -> np.ndarray:
 def _more_transfers(s: solver.State) -> solver.State:
     """Twice the transfers."""
     size, free = len(s.transfers), _longer(s.free)
-    count = s.count[solver.FREE]
+    count = s.counts[solver.FREE]
     free[count : count + size] = np.arange(size, 2 * size)
-    s.count[solver.FREE] += size
+    s.counts[solver.FREE] += size
     return s._replace(
         transfers=_longer(s.transfers),
         heap=_longer(s.heap),

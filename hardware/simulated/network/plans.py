@@ -1,23 +1,34 @@
-"""Collectives as plans: who sends how many bytes to whom at each step. Pure; executed elsewhere.
+"""Plans: which rank sends how many bytes to which, in which order.
 
-    p ranks, n bytes, alpha latency_s, beta = 1 / bandwidth         time on an idle switch
+Closed forms on a quiet network (p ranks, n bytes, alpha s latency, beta s/byte, lg the logarithm to base 2):
+
     ring all-reduce                                                 2(p-1) alpha + 2n(p-1)/p beta
     ring all-gather, ring reduce-scatter, pairwise all-to-all       (p-1) alpha + n(p-1)/p beta
-    binomial broadcast and reduce                                   ceil(lg p) (alpha + n beta)
-    direct gather and scatter                                       alpha + n(p-1)/p beta
+    pipelined rings: N steps of tau = n/(pk) beta, d in flight      N tau + alpha if d tau >= tau + alpha, else
+                                                                    step q d + r begins at q (tau + alpha) + r tau
+    recursive doubling (doubling.py), m = 2^floor(lg p)             lg m (alpha + n beta), + 2(alpha + n beta) if m < p
+    halving and doubling (doubling.py)                              2 lg m alpha + 2n(m-1)/m beta, + the same
+    binomial broadcast and reduce (trees.py)                        ceil(lg p) (alpha + n beta)
+    binomial scatter and gather (trees.py), p = 2^k                 lg p alpha + n(p-1)/p beta
+    scatter, then ring all-gather (trees.py), p = 2^k               (lg p + p - 1) alpha + 2n(p-1)/p beta
+    double binary tree (trees.py), p = 3, c chunks                  2c (alpha + n/c beta)
+    hierarchical (hierarchy.py), h hosts of g                       2(g-1)(alpha' + n/g beta')
+                                                                    + 2(h-1)(alpha + n/(gh) beta)
+    direct gather, scatter and all-to-all                           alpha + n(p-1)/p beta
     dissemination barrier                                           ceil(lg p) alpha
 
-(Thakur, Rabenseifner, Gropp, IJHPCA 2005, sections 4 and 5; barrier: Hensgen, Finkel, Manber, IJPP 1988.)
-Chunks are of n/p bytes, fractions of a byte included, so that the closed forms hold for every p. One rank sends
-nothing.
+(Thakur, Rabenseifner, Gropp, IJHPCA 2005, sections 4 and 5; barrier: Hensgen, Finkel, Manber, IJPP 1988; double tree:
+Sanders, Speck, Traeff, Parallel Computing 2009.) Chunks are of n/p bytes, fractions of a byte included, so that the
+closed forms hold for every p. One rank sends nothing.
 
 The rule by which a plan is carried out: a rank takes its steps in order. What it sends at step t begins when what it
-sent at step t - 1 has left (its last byte is on the wire), and all that it sent or received at steps <= t - depth has
-arrived. With depth 1 that is a step-synchronous program; a greater depth pipelines.
+sent at step t - 1 has left (its last byte is on the wire), and when all that it and those it sends to have sent or
+received at steps <= t - depth has arrived: a receiver has room for `depth` steps. With depth 1 that is a
+step-synchronous program of matching sends and receives; a greater depth pipelines.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -74,6 +85,21 @@ def ring_all_gather(num_ranks: int, payload_bytes: float) -> Plan:
     return _around_the_ring(num_ranks, payload_bytes, num_ranks - 1)
 
 
+def pipelined(ring: Plan, segments: int, in_flight: int) -> Plan:
+    """Every step of a ring in so many segments, one after the other, so many of them under way together.
+
+    Raises:
+        ValueError: if more are under way than a step has, so that a rank would pass on what it has not got.
+    """
+    if not 1 <= in_flight <= segments:
+        raise ValueError(f"in_flight must be in [1, {segments}], got {in_flight}")
+    rounds = tuple(
+        (Step(one.sources, one.destinations, one.payload_bytes / segments), times * segments)
+        for one, times in ring.rounds
+    )
+    return replace(ring, rounds=rounds, depth=in_flight)
+
+
 def pairwise_all_to_all(num_ranks: int, payload_bytes: float) -> Plan:
     """At step k rank i sends its part for rank i + k; `payload_bytes` is what one rank holds."""
     part = payload_bytes / num_ranks
@@ -81,15 +107,26 @@ def pairwise_all_to_all(num_ranks: int, payload_bytes: float) -> Plan:
     return Plan(num_ranks, tuple((one, 1) for one in steps))
 
 
-def binomial_broadcast(num_ranks: int, payload_bytes: float, root: int = 0) -> Plan:
-    """Every rank that has the payload passes it on: 1, 2, 4, ... ranks have it."""
-    return Plan(num_ranks, tuple((one, 1) for one in _binomial(num_ranks, payload_bytes, root)))
+def unequal_all_to_all(parts: np.ndarray) -> Plan:
+    """The same with `parts[i, j]` bytes from rank i to rank j."""
+    ranks = np.arange(len(parts))
+    steps = []
+    for k in range(1, len(parts)):
+        targets = (ranks + k) % len(parts)
+        steps.append(Step(ranks, targets, parts[ranks, targets].astype(np.float64)))
+    return Plan(len(parts), tuple((one, 1) for one in steps))
 
 
-def binomial_reduce(num_ranks: int, payload_bytes: float, root: int = 0) -> Plan:
-    """The broadcast backwards."""
-    steps = [backwards(one) for one in reversed(list(_binomial(num_ranks, payload_bytes, root)))]
-    return Plan(num_ranks, tuple((one, 1) for one in steps))
+def direct_all_to_all(num_ranks: int, payload_bytes: float) -> Plan:
+    """Every rank sends all parts at once."""
+    part = payload_bytes / num_ranks
+    pairs = ((i, j, part) for i in range(num_ranks) for j in range(num_ranks) if i != j)
+    return Plan(num_ranks, ((step(pairs), 1),) if num_ranks > 1 else ())
+
+
+def direct_all_gather(num_ranks: int, payload_bytes: float) -> Plan:
+    """Every rank sends its part of `payload_bytes` to all others at once."""
+    return direct_all_to_all(num_ranks, payload_bytes)
 
 
 def dissemination_barrier(num_ranks: int) -> Plan:
@@ -102,13 +139,13 @@ def dissemination_barrier(num_ranks: int) -> Plan:
 def direct_gather(num_ranks: int, payload_bytes: float, root: int = 0) -> Plan:
     """All send their part of `payload_bytes` to the root at once."""
     part = payload_bytes / num_ranks
-    return Plan(num_ranks, ((step((i, root, part) for i in range(num_ranks) if i != root), 1),))
+    once = step((i, root, part) for i in range(num_ranks) if i != root)
+    return Plan(num_ranks, ((once, 1),) if num_ranks > 1 else ())
 
 
 def direct_scatter(num_ranks: int, payload_bytes: float, root: int = 0) -> Plan:
     """The root sends every rank its part of `payload_bytes` at once."""
-    ((one, _),) = direct_gather(num_ranks, payload_bytes, root).rounds
-    return Plan(num_ranks, ((backwards(one), 1),))
+    return reverse(direct_gather(num_ranks, payload_bytes, root))
 
 
 @lru_cache(maxsize=1024)
@@ -129,15 +166,17 @@ def backwards(one: Step) -> Step:
     return Step(one.destinations, one.sources, one.payload_bytes)
 
 
+def reverse(plan: Plan) -> Plan:
+    """All transfers the other way, the last first."""
+    return replace(plan, rounds=tuple((backwards(one), times) for one, times in reversed(plan.rounds)))
+
+
+def one_by_one(num_ranks: int, *parts: Plan) -> Plan:
+    """Plans of the same ranks, one after the other."""
+    return Plan(num_ranks, tuple(row for plan in parts for row in plan.rounds))
+
+
 def _around_the_ring(num_ranks: int, payload_bytes: float, num_steps: int) -> Plan:
     ranks = np.arange(num_ranks)
     once = Step(ranks, (ranks + 1) % num_ranks, np.full(num_ranks, payload_bytes / num_ranks))
     return Plan(num_ranks, ((once, num_steps),) if num_steps else ())
-
-
-def _binomial(num_ranks: int, payload_bytes: float, root: int) -> Iterator[Step]:
-    reach = 1
-    while reach < num_ranks:
-        pairs = [(i, i + reach) for i in range(min(reach, num_ranks - reach))]
-        yield step(((a + root) % num_ranks, (b + root) % num_ranks, payload_bytes) for a, b in pairs)
-        reach *= 2

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-PAUSED, ENDED, FEW_TRANSFERS, NARROW_WINDOW = range(4)  # why `run` returns
+PAUSED, ENDED, FEW_TRANSFERS = range(3)  # why `run` returns
 STARTS, FLOWS, TRAVELS = range(3)  # kinds of a transfer; the start of a job is one, too
-HEAP, FREE, READY, OVER, DIRTY, SEQUENCE, MARK, CHANGE = range(8)  # of `State.count`
+HEAP, FREE, READY, OVER, DIRTY, SEQUENCE, MARK, CHANGE = range(8)  # of `State.counts`
 
 LINK = np.dtype(
     [(name, "f8") for name in ("capacity", "left", "since_s", "busy_s", "wire_bytes", "payload_bytes")]
@@ -33,6 +33,7 @@ SEND = np.dtype(
 )
 RANK = np.dtype(
     [(name, "i8") for name in ("job", "step", "round", "sending", "prefix", "prefix_round", "queued", "over")]
+    + [(name, "i8") for name in ("waits", "first_waiter", "next_waiter")]
 )
 JOB = np.dtype([(name, "i8") for name in ("ranks", "first", "depth", "steps", "offsets", "expect", "until", "busy")])
 
@@ -44,14 +45,14 @@ class State(NamedTuple):
     """
 
     clock: np.ndarray  # (2,) virtual time in s: now, and of the next event
-    count: np.ndarray  # (8,) lengths of the lists below, and counters
+    counts: np.ndarray  # (8,) lengths of the lists below, and counters
     links: np.ndarray  # (links,) LINK
     transfers: np.ndarray  # (transfers,) TRANSFER
     heap: np.ndarray  # (transfers,) by key, then sequence
     free: np.ndarray  # (transfers,) a stack
     nodes: np.ndarray  # (transfers, hops, 2)
     ranks: np.ndarray  # (ranks,) RANK
-    window: np.ndarray  # (ranks, steps) arrivals of the steps from a rank's prefix on; a power of two of them
+    window: np.ndarray  # (ranks, steps) arrivals of the steps from a rank's prefix on; a power of two >= any depth
     ready: np.ndarray  # (ranks,) a stack of those that may be able to go on
     over: np.ndarray  # (ranks,) those that have ended
     jobs: np.ndarray  # (jobs,) JOB
@@ -73,26 +74,26 @@ def run(s, until_s):
     """Go on until ranks have ended, the next event is later than `until_s`, or an array is too small."""
     while True:
         while True:
-            while s.count[HEAP] and s.transfers[s.heap[0]].key <= s.clock[0]:
+            while s.counts[HEAP] and s.transfers[s.heap[0]].key <= s.clock[0]:
                 _happen(s, _pop(s))
-            if s.count[READY] == 0:
+            if s.counts[READY] == 0:
                 break
-            status = _issue(s, s.ready[s.count[READY] - 1])
+            status = _issue(s, s.ready[s.counts[READY] - 1])
             if status != PAUSED:
                 return status
-        while s.count[CHANGE] < len(s.change_s) and s.change_s[s.count[CHANGE]] <= s.clock[0]:
-            link = s.change_link[s.count[CHANGE]]
-            s.links[link].capacity = s.change_capacity[s.count[CHANGE]]
+        while s.counts[CHANGE] < len(s.change_s) and s.change_s[s.counts[CHANGE]] <= s.clock[0]:
+            link = s.change_link[s.counts[CHANGE]]
+            s.links[link].capacity = s.change_capacity[s.counts[CHANGE]]
             _soil(s, link)
-            s.count[CHANGE] += 1
-        if s.count[DIRTY]:
+            s.counts[CHANGE] += 1
+        if s.counts[DIRTY]:
             _solve(s)
             continue
-        next_s = s.transfers[s.heap[0]].key if s.count[HEAP] else np.inf
-        if s.count[HEAP] and s.count[CHANGE] < len(s.change_s):
-            next_s = min(next_s, s.change_s[s.count[CHANGE]])
+        next_s = s.transfers[s.heap[0]].key if s.counts[HEAP] else np.inf
+        if s.counts[HEAP] and s.counts[CHANGE] < len(s.change_s):
+            next_s = min(next_s, s.change_s[s.counts[CHANGE]])
         s.clock[1] = next_s
-        if s.count[OVER]:
+        if s.counts[OVER]:
             return ENDED
         if next_s > until_s or next_s == np.inf:
             return PAUSED
@@ -111,17 +112,17 @@ def start(s, job, at_s):
 
 @njit(cache=True, nogil=True)
 def _take(s):
-    s.count[FREE] -= 1
-    t = s.free[s.count[FREE]]
-    s.transfers[t].sequence = s.count[SEQUENCE]
-    s.count[SEQUENCE] += 1
+    s.counts[FREE] -= 1
+    t = s.free[s.counts[FREE]]
+    s.transfers[t].sequence = s.counts[SEQUENCE]
+    s.counts[SEQUENCE] += 1
     return t
 
 
 @njit(cache=True, nogil=True)
 def _give_back(s, t):
-    s.free[s.count[FREE]] = t
-    s.count[FREE] += 1
+    s.free[s.counts[FREE]] = t
+    s.counts[FREE] += 1
 
 
 @njit(cache=True, nogil=True)
@@ -154,13 +155,26 @@ def _happen(s, t):
 def _queue(s, slot):
     if not s.ranks[slot].queued:
         s.ranks[slot].queued = 1
-        s.ready[s.count[READY]] = slot
-        s.count[READY] += 1
+        s.ready[s.counts[READY]] = slot
+        s.counts[READY] += 1
 
 
 @njit(cache=True, nogil=True)
 def _pass_arrived(s, slot):
-    """Move a rank's prefix over the steps of which all has arrived."""
+    """Move a rank's prefix over the steps of which all has arrived; those who wait for it may go on."""
+    rank = s.ranks[slot]
+    before = rank.prefix
+    _move_prefix(s, slot)
+    if rank.prefix > before:
+        while rank.first_waiter:
+            waiter = rank.first_waiter - 1
+            rank.first_waiter = s.ranks[waiter].next_waiter
+            s.ranks[waiter].waits = 0
+            _queue(s, waiter)
+
+
+@njit(cache=True, nogil=True)
+def _move_prefix(s, slot):
     rank = s.ranks[slot]
     job = s.jobs[rank.job]
     while rank.prefix < job.steps:
@@ -184,23 +198,34 @@ def _issue(s, slot):
             rank.round += 1
         row = job.offsets + rank.round * (job.ranks + 1) + slot - job.first
         first, last = s.offsets[row], s.offsets[row + 1]
-        if last - first > s.count[FREE]:
+        if last - first > s.counts[FREE]:
             return FEW_TRANSFERS
-        behind = rank.prefix
         for send in range(first, last):
-            behind = min(behind, s.ranks[job.first + s.sends[send].destination].prefix)
-        if rank.step - behind >= s.window.shape[1]:
-            return NARROW_WINDOW
+            other = job.first + s.sends[send].destination
+            if s.ranks[other].prefix <= rank.step - job.depth:
+                _wait_for(s, slot, other)
+                return PAUSED
         for send in range(first, last):
             _begin(s, slot, send)
         rank.step += 1
     if rank.prefix == job.steps and rank.step == job.steps and not rank.over:
         rank.over = 1
-        s.over[s.count[OVER]] = slot
-        s.count[OVER] += 1
+        s.over[s.counts[OVER]] = slot
+        s.counts[OVER] += 1
     rank.queued = 0
-    s.count[READY] -= 1
+    s.counts[READY] -= 1
     return PAUSED
+
+
+@njit(cache=True, nogil=True)
+def _wait_for(s, slot, other):
+    """Take rank `slot` off the stack until the prefix of rank `other` has moved."""
+    rank = s.ranks[slot]
+    if not rank.waits:
+        rank.waits, rank.next_waiter = 1, s.ranks[other].first_waiter
+        s.ranks[other].first_waiter = slot + 1  # 0 is none
+    rank.queued = 0
+    s.counts[READY] -= 1
 
 
 @njit(cache=True, nogil=True)
@@ -261,28 +286,28 @@ def _detach(s, t):
 def _soil(s, link):
     if not s.links[link].dirty:
         s.links[link].dirty = 1
-        s.dirty[s.count[DIRTY]] = link
-        s.count[DIRTY] += 1
+        s.dirty[s.counts[DIRTY]] = link
+        s.counts[DIRTY] += 1
 
 
 @njit(cache=True, nogil=True)
 def _solve(s):
     """New rates for all that shares links, directly or not, with what has begun or left."""
-    s.count[MARK] += 1
-    for i in range(s.count[DIRTY]):
+    s.counts[MARK] += 1
+    for i in range(s.counts[DIRTY]):
         link = s.dirty[i]
         s.links[link].dirty = 0
-        if s.links[link].mark != s.count[MARK] and s.links[link].flows:
+        if s.links[link].mark != s.counts[MARK] and s.links[link].flows:
             num_links, num_members = _reach(s, link)
             _fill(s, num_links, num_members)
             _set_rates(s, num_members)
-    s.count[DIRTY] = 0
+    s.counts[DIRTY] = 0
 
 
 @njit(cache=True, nogil=True)
 def _reach(s, link):
     """The links and transfers that `link` is connected with, into `component` and `members`."""
-    mark, hops = s.count[MARK], s.nodes.shape[1]
+    mark, hops = s.counts[MARK], s.nodes.shape[1]
     s.component[0] = link
     s.links[link].mark = mark
     num_links, num_members, at = 1, 0, 0
@@ -362,17 +387,17 @@ def _place(s, position, t):
 
 @njit(cache=True, nogil=True)
 def _push(s, t):
-    _place(s, s.count[HEAP], t)
-    s.count[HEAP] += 1
-    _up(s, s.count[HEAP] - 1)
+    _place(s, s.counts[HEAP], t)
+    s.counts[HEAP] += 1
+    _up(s, s.counts[HEAP] - 1)
 
 
 @njit(cache=True, nogil=True)
 def _pop(s):
     top = s.heap[0]
-    s.count[HEAP] -= 1
-    if s.count[HEAP]:
-        _place(s, 0, s.heap[s.count[HEAP]])
+    s.counts[HEAP] -= 1
+    if s.counts[HEAP]:
+        _place(s, 0, s.heap[s.counts[HEAP]])
         _down(s, 0)
     return top
 
@@ -392,9 +417,9 @@ def _down(s, position):
     t = s.heap[position]
     while True:
         child = 2 * position + 1
-        if child >= s.count[HEAP]:
+        if child >= s.counts[HEAP]:
             break
-        if child + 1 < s.count[HEAP] and _before(s, s.heap[child + 1], s.heap[child]):
+        if child + 1 < s.counts[HEAP] and _before(s, s.heap[child + 1], s.heap[child]):
             child += 1
         if not _before(s, s.heap[child], t):
             break
