@@ -38,7 +38,8 @@ def command_line(main: Callable[[], None]) -> None:
 
     With HYDRA_FULL_ERROR=1 in the environment every error is raised with its traceback.
     """
-    arguments = sys.argv[1:]  # flags first, since Hydra's parser wants all overrides in one place
+    arguments = [quoted(argument) for argument in sys.argv[1:]]
+    # flags first, since Hydra's parser wants all overrides in one place
     sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand us the exception instead of printing it
@@ -68,6 +69,26 @@ def command_line(main: Callable[[], None]) -> None:
             raise
         print(f"error: cannot understand the command line ({error}): write key=value", file=sys.stderr)
         sys.exit(1)
+
+
+def quoted(override: str) -> str:
+    """An override as Hydra wants it: new keys of a mapping are added, values of the form name(...) are quoted.
+
+    A name that means something to Hydra does so here. Keys that a component does not know are refused as it is built.
+
+    >>> quoted("hardware.stragglers={3: 4.0}")
+    '++hardware.stragglers={3: 4.0}'
+    >>> quoted("hardware.compute.jitter=none,lognormal(0.2)"), quoted("seed=range(3)")
+    ("hardware.compute.jitter=none,'lognormal(0.2)'", 'seed=range(3)')
+    """
+    if re.match(r"[a-z_]+\.[\w.]+=\{", override):
+        return f"++{override}"
+    if re.search(rf"[=,]\s*({HYDRA_FUNCTIONS})\(", override):
+        return override
+    return re.sub(r"(?<=[=,])([a-z_]+\([^()'\"]*\))", r"'\1'", override)
+
+
+HYDRA_FUNCTIONS = "choice|range|interval|glob|shuffle|sort|tag|int|float|str|bool|json_str|extend_list"
 
 
 class ReportFailures(Callback):
@@ -131,7 +152,17 @@ def help_page(root: Any) -> str:
     return HELP.format(groups="\n".join(_group_help(group, root) for group in GROUPS)).replace("$", "$$")
 
 
-GROUPS = ("algorithm", "hardware", "problem", "data", "tracking", "experiment", "sweep")
+GROUPS = (
+    "algorithm",
+    "hardware",
+    "hardware/compute",
+    "hardware/protocol",
+    "problem",
+    "data",
+    "tracking",
+    "experiment",
+    "sweep",
+)
 
 
 def _group_help(group: str, root: Any) -> str:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
@@ -201,9 +202,19 @@ def _names(group: str, works: Any) -> str:
     return "|".join(sorted(_working_options(group, works)))
 
 
+def _with_parts(path: Path, group: str) -> DictConfig:
+    """The YAML of an option with those that its defaults list names: "- compute: h100" is compute/h100.yaml."""
+    node = cast(DictConfig, OmegaConf.load(path))
+    for part in node.pop("defaults", []):
+        for name, option in part.items() if isinstance(part, DictConfig) else ():
+            files = option_files(HydraConfig.get().runtime.config_sources, f"{group}/{name!s}")
+            node[name] = next((OmegaConf.load(file) for file in files if file.stem == option), None)
+    return node
+
+
 def _working_options(group: str, works: Any) -> Iterator[str]:
     for path in option_files(HydraConfig.get().runtime.config_sources, group):
-        node = OmegaConf.create({group: OmegaConf.load(path), "problem": PROBLEM_HINTS})
+        node = OmegaConf.create({group: _with_parts(path, group), "problem": PROBLEM_HINTS})
         try:
             if works(build(node[group], group)):
                 yield path.stem

@@ -1,9 +1,12 @@
 """Composes setups in the test process, without the command line."""
 
+import copy
+import functools
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from harness import setup as harness_setup
 
@@ -16,6 +19,18 @@ def setup(*overrides):
         config = compose("config", list(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     return harness_setup.check(harness_setup.compose(config))[0]
+
+
+def node(component):
+    """The composed YAML of an option, such as "hardware/cpu"."""
+    return copy.deepcopy(_node(component))
+
+
+@functools.cache
+def _node(component):
+    group, _, option = component.rpartition("/")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.select(compose("config", [f"{group}={option}"]), group.replace("/", "."))
 
 
 def options(group):

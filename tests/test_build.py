@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import composed
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,13 +13,14 @@ from harness.setup import PROBLEM_HINTS
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("algorithm", "hardware", "problem", "data", "tracking")
+SUBGROUPS = ("hardware/compute", "hardware/protocol")  # of a simulated hardware
 COMPONENTS = [f"{group}/{path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
 def load(component):
     group = component.split("/")[0]
     context = {"problem": PROBLEM_HINTS, "runs_dir": "runs"}
-    return OmegaConf.merge(context, {group: OmegaConf.load(CONF / f"{component}.yaml")})[group]
+    return OmegaConf.merge(context, {group: composed.node(component)})[group]
 
 
 def nodes(node, name):
@@ -34,6 +36,14 @@ def test_yaml_builds_and_names_every_field(component):
     build(node, component.split("/")[0])
     for name, part in nodes(node, component):
         assert set(part) - {"_target_"} == {f.name for f in fields(target_class(part, name))}, name
+
+
+@pytest.mark.parametrize("subgroup", SUBGROUPS)
+def test_yaml_of_a_part_builds_and_names_every_field(subgroup):
+    for option in composed.options(subgroup):
+        part = OmegaConf.load(CONF / subgroup / f"{option}.yaml")
+        build(part, subgroup.replace("/", "."))
+        assert set(part) - {"_target_"} == {f.name for f in fields(target_class(part, subgroup))}, option
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.relative_to(CONF).as_posix())

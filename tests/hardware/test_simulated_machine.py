@@ -1,8 +1,10 @@
+import functools
 import random
 import threading
 import time
 from pathlib import Path
 
+import composed
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,7 +24,7 @@ FILES = sorted(CONF.glob("sim_*.yaml"))
 
 def machine(path, **changes):
     """The hardware of a YAML file; `changes` maps dotted keys to values."""
-    node = OmegaConf.load(path)
+    node = composed.node(f"hardware/{path.stem}")
     for key, value in changes.items():
         OmegaConf.update(node, key, value)
     return build(node, "hardware")
@@ -38,19 +40,35 @@ def numbers(path):
             elif isinstance(value, (int, float)) and not isinstance(value, bool):
                 yield f"{prefix}{key}"
 
-    return list(walk(OmegaConf.to_container(OmegaConf.load(path)), ""))
+    return list(walk(OmegaConf.to_container(composed.node(f"hardware/{path.stem}")), ""))
 
 
 def everything(worker):
-    """Computes in two dtypes, communicates, and updates a shared model where there is one."""
-    for dtype in (torch.float32, torch.float64):
-        x = torch.ones(400, 400, dtype=dtype)
-        (x @ x).add_(1.0)
-    dist.all_reduce(torch.ones(1000))
-    dist.all_reduce(torch.ones(100_000))
+    """Computes in all dtypes, communicates in all sizes, and updates a shared model where there is one."""
+    machine, last = worker._place._machine, worker.num_workers - 1
+    if worker.rank == 0:
+        for dtype in machine.compute.flops_per_s:
+            size = 1000 if machine.compute.streams else 400
+            x = torch.ones(size, size, dtype=getattr(torch, dtype))
+            (x @ x).add_(1.0)
+    for elements in (10, 1000, 5000, 100_000, 375_000):
+        dist.all_reduce(torch.ones(elements))
+        for peer in {1, min(3, last), last}:
+            if worker.rank == 0:
+                dist.send(torch.ones(elements), peer)
+            elif worker.rank == peer:
+                dist.recv(torch.ones(elements), 0)
+    dist.all_gather([torch.ones(300_000) for _ in range(worker.num_workers)], torch.ones(300_000))
+    worker._place.add("updates", 1)
+    if machine.compute.kernel is not None:
+        update(worker)
+    worker._place.settle()
+
+
+def update(worker):
+    """Runs a native kernel."""
     indices = torch.arange(0, 1024, 4, dtype=torch.int32).repeat(8)
     rows = SparseRows(torch.arange(0, 2049, 256), indices, torch.ones(2048), 1024)
-    worker._place.add("updates", 1)
     sparse = kernels.setdefault("kernel", SparseLinearKernel(rows, torch.ones(8), LOGISTIC))
     shares = worker._place._machine.models is not None
     model = worker.shared("model", torch.zeros(1024)) if shares else torch.zeros(1024)
@@ -64,6 +82,13 @@ OTHERS = {  # where twice as much is impossible, or of no effect: a ring that is
     "protocol.segment_bytes": 1000.0,
     "protocol.in_flight": 1,
     "protocol.efficiency": 0.5,
+    "compute.flops_per_s.float16": 1e12,  # twice as much is hidden behind the host's launches
+    "compute.flops_per_s.bfloat16": 1e12,
+    "protocol.efficiency.LL": 0.25,
+    "protocol.efficiency.LL128": 0.5,
+    "protocol.efficiency.Simple": 0.5,
+    "num_workers": 3,
+    "network.hosts_per_leaf": 1,
 }
 
 WITHOUT_EFFECT = {
@@ -74,17 +99,20 @@ WITHOUT_EFFECT = {
 }
 
 
+@functools.cache
+def everything_s(path, **changes):
+    """Virtual seconds of everything on the hardware of a YAML file, changed."""
+    kernels.clear()
+    done = machine(path, **changes).execute(program(everything), lambda samples: None)
+    assert done.failure is None
+    return done.run_s
+
+
 @pytest.mark.parametrize(("path", "key"), [(path, key) for path in FILES for key in numbers(path)], ids=str)
 def test_every_number_of_the_yaml_moves_the_answer(path, key):
-    def run_s(hardware):
-        kernels.clear()
-        done = hardware.execute(program(everything), lambda samples: None)
-        assert done.failure is None
-        return done.run_s
-
-    before = OmegaConf.select(OmegaConf.load(path), key)
+    before = OmegaConf.select(composed.node(f"hardware/{path.stem}"), key)
     after = OTHERS.get(key, before * 2 or 1e-3)
-    moves = run_s(machine(path)) != run_s(machine(path, **{key: after}))
+    moves = everything_s(path, **{key: after}) != everything_s(path)
     assert moves == (f"{path.stem} {key}" not in WITHOUT_EFFECT)
 
 
