@@ -2,10 +2,13 @@
 
 from array import array
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from hardware.simulated.fabric import Part
+
+_EXCHANGES_KEPT = 10_000
 
 
 @dataclass(frozen=True)
@@ -25,27 +28,41 @@ class Split:
     hidden_s: float
 
 
+class Exchanged(NamedTuple):
+    """A rank's part in an exchange: what, which one of the run, and when, in virtual seconds."""
+
+    description: str
+    number: int
+    begin_s: float
+    end_s: float
+
+
 class Account:
     """The intervals of virtual time, in seconds, in which a rank computes and in which it communicates.
 
     Attributes:
         computing: of its host or default stream.
         communicating: from when all have arrived to when its part has ended.
+        streams: computing of each.
+        exchanges: the first ones, for a timeline.
     """
 
     def __init__(self) -> None:
         self.communicating = Intervals()
         self.computing = Intervals()
-        self._streams = [self.computing]
+        self.streams = [self.computing]
+        self.exchanges: list[Exchanged] = []
 
     def stream(self) -> "Intervals":
         """Another stream's computing."""
-        self._streams.append(Intervals())
-        return self._streams[-1]
+        self.streams.append(Intervals())
+        return self.streams[-1]
 
     def exchanged(self, part: Part) -> None:
         """A part in an exchange has ended."""
         self.communicating.add(part.began_s, part.ended.at_s)
+        if len(self.exchanges) < _EXCHANGES_KEPT:
+            self.exchanges.append(Exchanged(part.description, part.number, part.began_s, part.ended.at_s))
 
     def split(self, finish_s: float) -> Split:
         """Where the time up to `finish_s` went.
@@ -56,7 +73,7 @@ class Account:
         >>> account.split(10.0)
         Split(compute_s=4.0, exposed_s=2.0, idle_s=4.0, hidden_s=1.0)
         """
-        computing = np.concatenate([stream.until(finish_s) for stream in self._streams])
+        computing = np.concatenate([stream.until(finish_s) for stream in self.streams])
         communicating = self.communicating.until(finish_s)
         compute_s, communicate_s = _covered_s(computing), _covered_s(communicating)
         busy_s = _covered_s(np.concatenate([computing, communicating]))

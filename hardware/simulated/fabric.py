@@ -10,6 +10,7 @@ when all that this rank sends and receives has arrived.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 
 import numpy as np
 import torch
@@ -35,12 +36,13 @@ class Exchange:
     Attributes:
         valued: happens when all have called and values have moved.
         began_s: virtual time at which the last arrived; infinite until known.
+        number: the how-manieth of the run it is to begin.
         parts: by index, those who have called.
     """
 
     def __init__(self, num_ranks: int, carry: "Carry") -> None:
         self._carry = carry
-        self.valued, self.began_s = Signal(), float("inf")
+        self.valued, self.began_s, self.number = Signal(), float("inf"), -1
         self.parts: list[Part | None] = [None] * num_ranks
         self._missing, self._last_s = num_ranks, 0.0
 
@@ -96,6 +98,11 @@ class Part:
         """Virtual time at which the last participant arrived; infinite until known."""
         return float("inf") if self.exchange is None else self.exchange.began_s
 
+    @property
+    def number(self) -> int:
+        """Of its exchange; -1 until that has begun."""
+        return -1 if self.exchange is None else self.exchange.number
+
     def arrive(self, at_s: float) -> None:
         """Its device has come to it, at `at_s`."""
         self.arrived_s = at_s
@@ -146,6 +153,7 @@ class Fabric:
         self.hosts = network.hosts(num_ranks)
         self._channels: dict[GroupKey, Channel] = {}
         self._plans: dict[Hashable, Plan] = {}
+        self._numbers = count()
 
     def channel(self, key: GroupKey) -> "Channel":
         """The one meeting place of a group."""
@@ -156,6 +164,8 @@ class Fabric:
         env = self.engine.env
 
         def carry(exchange: Exchange) -> None:
+            exchange.number = next(self._numbers)
+
             def ended(indices: np.ndarray) -> None:
                 exchange.ended(indices, env.now)
 

@@ -142,15 +142,16 @@ class Simulation:
         self.failure: BaseException | None = None
         self._seed = seed
 
-    def run(self, body: Callable[[SimulatedPlace], None], look: Callable[[], None]) -> None:
+    def run(self, body: Callable[[SimulatedPlace], None], look: Callable[[], None], default_group: bool = True) -> None:
         """Run `body` on every rank, from virtual time 0 to the end.
 
         Args:
             look: called now and then in the calling thread.
+            default_group: whether ranks find a default process group, or make it themselves.
         """
         engine = self.machine.engine
         for place in self.places:
-            life = partial(place.live, partial(body, place))
+            life = partial(place.live, partial(body, place), default_group)
             engine.spawn(place.rank, f"rank {place.rank}", life, start_s=0.0)
         try:
             with torch_world.isolated(self._seed):

@@ -1,7 +1,7 @@
 """A simulated rank, as its worker sees it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -51,10 +51,16 @@ class SimulatedPlace(Place):
         self.timelines = device
         self._helpers: list[Signal] = []
 
-    def live(self, body: Callable[[], None]) -> None:
-        """Run `body` as this rank's main activity, in a default process group that lasts as long as its helpers."""
+    def live(self, body: Callable[[], None], default_group: bool = True) -> None:
+        """Run `body` as this rank's main activity.
+
+        Args:
+            default_group: whether there is a default process group, which lasts as long as the rank's helpers.
+        """
         engine, store = self._machine.engine, self._machine.store
-        group = torch_world.default_group(BACKEND, self.rank, self.num_workers, store)
+        group: AbstractContextManager[None] = nullcontext()
+        if default_group:
+            group = torch_world.default_group(BACKEND, self.rank, self.num_workers, store)
         with torch_world.entered(self._world), group:
             with self._computing():
                 body()

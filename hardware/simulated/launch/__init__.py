@@ -1,0 +1,1 @@
+"""Somebody's own training script on a simulated machine, the way torchrun would start it."""

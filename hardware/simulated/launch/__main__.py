@@ -1,0 +1,87 @@
+"""python -m hardware.simulated.launch --hardware sim_ethernet --num-workers 8 train.py --epochs 1."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from hardware.simulated.launch.options import Options
+from harness.build import build
+from harness.cli import quoted, sentence
+from harness.errors import TwinclockError, UserError
+
+CONF = Path(__file__).parents[3] / "conf"
+DESCRIPTION = """\
+Run a script that uses torch.distributed, unmodified, as all ranks of a simulated machine, in virtual time.
+
+The script finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and so on in its environment; init_process_group lands on the
+simulator whatever backend it names; the time module reads and spends virtual time."""
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Read the command line; what stands before the script and has an `=` is an override of the hardware."""
+    parser = argparse.ArgumentParser(
+        "python -m hardware.simulated.launch",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [options] [hardware.key=value ...] script.py [arguments of the script ...]",
+    )
+    parser.add_argument("--hardware", default="sim_ethernet", help="a file of conf/hardware (default: %(default)s)")
+    parser.add_argument("--num-workers", type=int, help="ranks (default: what the file says)")
+    parser.add_argument("--log-rank", default="0", help="whose output is shown: a rank, or all (default: %(default)s)")
+    parser.add_argument(
+        "--timeline",
+        default="timeline.pt.trace.json.gz",
+        help="file for ui.perfetto.dev, '' for none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the jitter, and of what the script does not seed (default: %(default)s)"
+    )
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    known = parser.parse_args(arguments)
+    first = next((i for i, argument in enumerate(known.rest) if "=" not in argument), len(known.rest))
+    if first == len(known.rest):
+        parser.error("name a script")
+    script = Path(known.rest[first])
+    if not script.is_file():
+        raise UserError(f"script {script} does not exist: name a Python file")
+    if known.log_rank != "all" and not known.log_rank.isdecimal():
+        raise UserError(f"--log-rank must be a rank or all, got {known.log_rank}")
+    return Options(
+        hardware=known.hardware,
+        overrides=[quoted(override) for override in known.rest[:first]],
+        num_workers=known.num_workers,
+        log_rank=known.log_rank,
+        timeline=known.timeline,
+        seed=known.seed,
+        script=script,
+        arguments=known.rest[first + 1 :],
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command; returns the exit status."""
+    try:
+        options = parse(arguments)
+        overrides = [f"hardware={options.hardware}", *options.overrides]
+        if options.num_workers is not None:
+            overrides.append(f"hardware.num_workers={options.num_workers}")
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            node = compose("config", overrides).hardware
+        from hardware.simulated.launch.run import run  # noqa: PLC0415 - imports torch, which --help must not wait for
+
+        return run(build(node, "hardware"), options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (TwinclockError, HydraException, OmegaConfBaseException) as error:
+        print(getattr(error, "details", ""), f"error: {sentence(error)}", sep="", file=sys.stderr)
+        return int(getattr(error, "status", 1))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,149 @@
+"""Calls that mean something else in a rank's thread: the time, how ranks meet, and what they print."""
+# mypy: disable-error-code="attr-defined"
+
+import io
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from torch import distributed as dist
+from torch.distributed import distributed_c10d as c10d
+
+from hardware.simulated.engine import Engine
+from hardware.simulated.process_group import BACKEND
+
+_here = threading.local()  # .rank, in a rank's thread
+
+
+@contextmanager
+def as_rank(rank: int) -> Iterator[None]:
+    """A block in which the calling thread is a rank's."""
+    _here.rank = rank
+    try:
+        yield
+    finally:
+        del _here.rank
+
+
+@contextmanager
+def patched(engine: Engine, store: dist.Store, num_ranks: int, shown: str, began_s: float) -> Iterator[None]:
+    """A block in which the calls of ranks' threads have their simulated meaning; those of other threads their own.
+
+    Args:
+        shown: the rank whose output is shown, or "all".
+        began_s: what `time.time` says at virtual time 0.
+    """
+    with _virtual_time(engine, began_s), _simulated_groups(store, num_ranks), _output(shown):
+        yield
+
+
+@contextmanager
+def _virtual_time(engine: Engine, began_s: float) -> Iterator[None]:
+    def now_s() -> float:
+        return engine.current.now()
+
+    def sleep(seconds: float) -> None:
+        if seconds < 0:
+            raise ValueError("sleep length must be non-negative")
+        engine.current.now()
+        engine.current.charge(seconds)
+
+    meanings: dict[str, Callable] = {
+        "time": lambda: began_s + now_s(),
+        "time_ns": lambda: int((began_s + now_s()) * 1e9),
+        "perf_counter": now_s,
+        "perf_counter_ns": lambda: int(now_s() * 1e9),
+        "monotonic": now_s,
+        "monotonic_ns": lambda: int(now_s() * 1e9),
+        "sleep": sleep,
+    }
+    with _replaced(time, meanings):
+        yield
+
+
+@contextmanager
+def _simulated_groups(store: dist.Store, num_ranks: int) -> Iterator[None]:
+    new_group = c10d._new_process_group_helper
+
+    def rendezvous(*arguments: Any, **options: Any) -> Iterator[tuple[dist.Store, int, int]]:
+        yield store, _here.rank, num_ranks
+
+    def simulated(size: int, rank: int, ranks: Any, backend: Any, *arguments: Any, **options: Any) -> Any:
+        options.pop("backend_options", None)
+        options.pop("device_id", None)
+        return new_group(size, rank, ranks, dist.Backend(BACKEND), *arguments, **options)
+
+    with _replaced(c10d, {"rendezvous": rendezvous, "_new_process_group_helper": simulated}):
+        yield
+
+
+@contextmanager
+def _output(shown: str) -> Iterator[None]:
+    kept = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Prefixed(sys.stdout, shown), _Prefixed(sys.stderr, shown)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.finish()
+        sys.stdout, sys.stderr = kept
+
+
+@contextmanager
+def _replaced(module: Any, meanings: dict[str, Callable]) -> Iterator[None]:
+    """A block in which functions of `module` have another meaning in the threads of ranks."""
+    kept = {name: getattr(module, name) for name in meanings}
+
+    def chosen(name: str) -> Callable:
+        outside, inside = kept[name], meanings[name]
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            return (inside if hasattr(_here, "rank") else outside)(*arguments, **options)
+
+        return call
+
+    try:
+        for name in meanings:
+            setattr(module, name, chosen(name))
+        yield
+    finally:
+        for name, before in kept.items():
+            setattr(module, name, before)
+
+
+class _Prefixed(io.TextIOBase):
+    """Writes the lines of ranks with their number in front; what other threads write, as it is."""
+
+    def __init__(self, target: TextIO, shown: str) -> None:
+        self._target, self._shown = target, shown
+        self._begun: dict[int, str] = {}  # lines without an end, by rank
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Write whole lines; keep the rest."""
+        rank = getattr(_here, "rank", None)
+        if rank is None:
+            return self._target.write(text)
+        if self._shown in ("all", str(rank)):
+            *lines, rest = (self._begun.get(rank, "") + text).split("\n")
+            self._begun[rank] = rest
+            for line in lines:
+                self._target.write(f"[rank{rank}] {line}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what is written."""
+        self._target.flush()
+
+    def finish(self) -> None:
+        """Write lines that have no end."""
+        for rank, rest in sorted(self._begun.items()):
+            if rest:
+                self._target.write(f"[rank{rank}] {rest}\n")
+        self.flush()

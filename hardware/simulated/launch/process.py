@@ -1,0 +1,124 @@
+"""What each rank of a script has of its own, as if it were a process: changed over whenever the baton changes hands.
+
+That is its environment, its arguments, the modules of the script's folder and the generators of random numbers of
+torch, numpy and Python. Where a script seeds nothing a fresh process would draw from the system; a rank draws numbers
+of its own that repeat.
+"""
+# mypy: disable-error-code="attr-defined"
+
+import os
+import random
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from harness.errors import WorkerFailed
+
+
+class Exited(WorkerFailed):
+    """A rank has left by `sys.exit`.
+
+    Attributes:
+        status: its exit status, not 0.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RankProcess:
+    """One rank's share of what a process has once.
+
+    Args:
+        rank: of the world.
+        seed: of the random numbers, with the rank.
+        environment: whole.
+        script: which it runs.
+        arguments: of the script.
+    """
+
+    def __init__(
+        self, rank: int, seed: int, environment: Mapping[str, str], script: Path, arguments: Sequence[str]
+    ) -> None:
+        self._rank, self._script, self._folder = rank, script, str(script.resolve().parent)
+        self._environment = {os.fsencode(key): os.fsencode(value) for key, value in environment.items()}
+        self._arguments = [str(script), *arguments]
+        self._main = ModuleType("__main__")
+        vars(self._main).update(__file__=str(script), __builtins__=__builtins__)
+        self._modules: dict[str, ModuleType] = {"__main__": self._main}
+        self._known = 0
+        number = int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
+        self._random = random.Random(number).getstate()
+        self._numpy = np.random.RandomState(number).get_state()
+        self._torch = torch.Generator().manual_seed(number).get_state()
+
+    def enter(self) -> None:
+        """Put its own in place of what is there."""
+        os.environ._data = self._environment
+        sys.argv = self._arguments
+        sys.modules.update(self._modules)
+        self._known = len(sys.modules)
+        random.setstate(self._random)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+
+    def leave(self) -> None:
+        """Keep what there is now."""
+        self._random, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._keep_new_modules()
+        for name in self._modules:
+            sys.modules.pop(name, None)
+
+    def run(self) -> None:
+        """Run the script, as the module `__main__`.
+
+        Raises:
+            Exited: if it leaves with another status than 0.
+            WorkerFailed: if it raises; the details are the script's part of the traceback.
+        """
+        try:
+            code = compile(self._script.read_bytes(), str(self._script), "exec")
+            exec(code, vars(self._main))
+        except SystemExit as request:
+            if request.code not in (None, 0):
+                status = request.code if isinstance(request.code, int) else 1
+                words = "" if isinstance(request.code, int) else f": {request.code}"
+                raise Exited(f"rank {self._rank} exited with status {status}{words}", status) from None
+        except Exception as error:
+            raise WorkerFailed(f"rank {self._rank} failed: {type(error).__name__}: {error}", _details(error)) from error
+
+    def _keep_new_modules(self) -> None:
+        added = len(sys.modules) - self._known
+        for name in list(islice(reversed(sys.modules), max(0, added))):
+            file = getattr(sys.modules[name], "__file__", None)
+            if file is not None and str(Path(file).resolve()).startswith(self._folder + os.sep):
+                self._modules[name] = sys.modules[name]
+
+
+@contextmanager
+def processes(folder: Path) -> Iterator[None]:
+    """A block in which ranks may change over; everything is as before afterwards."""
+    kept = os.environ._data, sys.argv, sys.modules["__main__"]
+    random_state, numpy_state = random.getstate(), np.random.get_state()
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        os.environ._data, sys.argv, sys.modules["__main__"] = kept
+        sys.path.remove(str(folder.resolve()))
+        random.setstate(random_state)
+        np.random.set_state(numpy_state)
+
+
+def _details(error: Exception) -> str:
+    """The traceback below the line that runs the script."""
+    trace = error.__traceback__
+    return "".join(traceback.format_exception(type(error), error, trace and trace.tb_next))

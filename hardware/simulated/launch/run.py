@@ -1,0 +1,105 @@
+"""Runs a script as all ranks of a simulated machine, and says what became of it."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from hardware.base import Hardware
+from hardware.simulated import timeline
+from hardware.simulated.launch.options import Options
+from hardware.simulated.launch.patches import as_rank, patched
+from hardware.simulated.launch.process import RankProcess, processes
+from hardware.simulated.machine import Simulated, Simulation
+from hardware.simulated.place import SimulatedPlace
+from harness.errors import UserError
+
+
+def run(hardware: Hardware, options: Options) -> int:
+    """Run a script in virtual time; returns the exit status.
+
+    Raises:
+        UserError: if the hardware is not simulated.
+        WorkerFailed: if a rank failed.
+    """
+    if not isinstance(hardware, Simulated):
+        raise UserError("--hardware must be simulated, such as sim_ethernet: for real machines there is torchrun")
+    hardware.check()
+    simulation = hardware.simulation(options.seed)
+    engine, machine = simulation.machine.engine, simulation.machine
+    environments = _environments(machine.fabric.hosts)
+
+    def body(place: SimulatedPlace) -> None:
+        process = RankProcess(place.rank, options.seed, environments[place.rank], options.script, options.arguments)
+        activity = engine.current
+        activity.enter, activity.leave = process.enter, process.leave
+        with as_rank(place.rank):
+            process.enter()
+            process.run()
+
+    began_s = time.perf_counter()
+    patches = patched(engine, machine.store, machine.num_ranks, options.log_rank, time.time())
+    with processes(options.script.parent), patches:
+        simulation.run(body, lambda: None, default_group=False)
+    host_s = time.perf_counter() - began_s
+    _show(simulation, host_s)
+    if options.timeline:
+        events = timeline.write(Path(options.timeline), [place.timelines.account for place in simulation.places])
+        words = f"  timeline    {options.timeline}: {events} events, for ui.perfetto.dev"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(words)
+    if simulation.failure is not None:
+        raise simulation.failure
+    return 0
+
+
+def _environments(hosts: np.ndarray) -> list[dict[str, str]]:
+    """What torchrun would put into the environment, by rank."""
+    names = {host: index for index, host in enumerate(dict.fromkeys(hosts.tolist()))}
+    environments, seen = [], dict.fromkeys(names, 0)
+    for rank, host in enumerate(hosts.tolist()):
+        local_world = int((hosts == host).sum())
+        values = {
+            "RANK": rank,
+            "LOCAL_RANK": seen[host],
+            "WORLD_SIZE": len(hosts),
+            "LOCAL_WORLD_SIZE": local_world,
+            "GROUP_RANK": names[host],
+            "NODE_RANK": names[host],
+            "GROUP_WORLD_SIZE": len(names),
+            "ROLE_RANK": rank,
+            "ROLE_WORLD_SIZE": len(hosts),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": 29500,
+            "OMP_NUM_THREADS": 1,
+            "TORCHELASTIC_RUN_ID": "simulated",
+        }
+        environments.append(dict(os.environ) | {name: str(value) for name, value in values.items()})
+        seen[host] += 1
+    return environments
+
+
+def _show(simulation: Simulation, host_s: float) -> None:
+    """What it took, in words."""
+    reports, links = simulation.reports(), simulation.machine.fabric.links.traffic()
+    virtual_s = max(report.finish_s for report in reports)
+    total_s = sum(report.finish_s for report in reports) or 1.0
+    shares = {
+        "compute": sum(report.compute_s for report in reports) / total_s,
+        "communication": sum(report.comm_s for report in reports) / total_s,
+        "idle": sum(report.idle_s for report in reports) / total_s,
+    }
+    wire_bytes = sum(traffic.wire_bytes for traffic in links.values())
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{len(reports)} ranks: {virtual_s:.6g} virtual s in {host_s:.3g} host s")
+    console.print("  time        " + ", ".join(f"{share:.0%} {name}" for name, share in shares.items()))
+    console.print(
+        f"  bytes       {sum(report.sent_bytes for report in reports):.4g} handed in, {wire_bytes:.4g} on links"
+    )
+    if wire_bytes:
+        name, busiest = max(links.items(), key=lambda item: item[1].busy_s)
+        busy = busiest.busy_s / virtual_s if virtual_s else 0.0
+        console.print(
+            f"  busiest     {name}: {busiest.busy_s:.4g} s, {busy:.0%} of the run, {busiest.wire_bytes:.4g} bytes"
+        )

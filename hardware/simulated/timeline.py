@@ -1,0 +1,61 @@
+"""A timeline of a simulated run, in the trace event format that Perfetto and TensorBoard read.
+
+(Trace Event Format, Google, 2016.) One process per rank; a row for each stream that computes, and rows for what the
+rank takes part in, side by side where it overlaps. Arrows lead from one part of an exchange to the next.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hardware.simulated.account import Account
+
+MAX_EVENTS = 50_000
+
+
+def write(path: Path, accounts: Sequence[Account]) -> int:
+    """Write the timeline of the ranks; returns how many events it has, the earliest `MAX_EVENTS`."""
+    spans = sorted(_spans(accounts), key=lambda event: event["ts"])[:MAX_EVENTS]
+    events = [*_names(accounts), *spans, *_arrows(spans)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        json.dump({"traceEvents": events, "displayTimeUnit": "ms", "clock": "virtual"}, file)
+    return len(spans)
+
+
+def _names(accounts: Sequence[Account]) -> Iterator[dict[str, Any]]:
+    for rank in range(len(accounts)):
+        yield {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
+        yield {"ph": "M", "name": "process_sort_index", "pid": rank, "args": {"sort_index": rank}}
+
+
+def _spans(accounts: Sequence[Account]) -> Iterator[dict[str, Any]]:
+    for rank, account in enumerate(accounts):
+        for number, stream in enumerate(account.streams):
+            for begin_s, end_s in stream.until(float("inf")).tolist():
+                yield _span("compute", rank, f"stream {number}", begin_s, end_s)
+        rows: list[float] = []  # when each row of exchanges is free again
+        for exchange in sorted(account.exchanges, key=lambda exchange: exchange.begin_s):
+            row = next((i for i, free_s in enumerate(rows) if free_s <= exchange.begin_s), len(rows))
+            rows[row:] = [exchange.end_s, *rows[row + 1 :]]
+            span = _span(exchange.description, rank, f"network {row}", exchange.begin_s, exchange.end_s)
+            yield span | {"args": {"exchange": exchange.number}}
+
+
+def _span(name: str, rank: int, row: str, begin_s: float, end_s: float) -> dict[str, Any]:
+    return {"ph": "X", "name": name, "pid": rank, "tid": row, "ts": begin_s * 1e6, "dur": (end_s - begin_s) * 1e6}
+
+
+def _arrows(spans: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """From each part of an exchange to that of the next rank."""
+    last: dict[int, dict[str, Any]] = {}
+    for span in sorted((span for span in spans if "args" in span), key=lambda span: span["pid"]):
+        number = span["args"]["exchange"]
+        if number in last:
+            arrow = {"name": "exchange", "cat": "exchange", "id": f"{number}-{span['pid']}"}
+            before = last[number]
+            yield arrow | {"ph": "s", "pid": before["pid"], "tid": before["tid"], "ts": before["ts"]}
+            yield arrow | {"ph": "f", "bp": "e", "pid": span["pid"], "tid": span["tid"], "ts": span["ts"] + span["dur"]}
+        last[number] = span

@@ -1,0 +1,293 @@
+"""Unmodified scripts in virtual time: what each rank has of its own, what it sees, and how it ends."""
+
+import gzip
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from textwrap import dedent
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed import distributed_c10d as c10d
+
+from hardware.simulated.launch.__main__ import main
+
+TRAIN = """
+    import argparse
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+    import model as mine
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int)
+    options = parser.parse_args()
+    dist.init_process_group("gloo")
+    torch.manual_seed(0)
+    model = DistributedDataParallel(mine.Net())
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    torch.manual_seed(dist.get_rank())
+    for _ in range(options.steps):
+        loss = model(torch.randn(8, 5, dtype=torch.float64)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    dist.all_reduce(loss)
+    if dist.get_rank() == 0:
+        print("loss", repr(loss.item()))
+    dist.destroy_process_group()
+"""
+MODEL = """
+    import torch
+
+    class Net(torch.nn.Sequential):
+        def __init__(self):
+            super().__init__(torch.nn.Linear(5, 7), torch.nn.ReLU(), torch.nn.Linear(7, 1))
+            self.double()
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Writes the files of a script and names it."""
+
+    def write(text, **modules):
+        for name, body in modules.items():
+            (tmp_path / f"{name}.py").write_text(dedent(body))
+        path = tmp_path / "script.py"
+        path.write_text(dedent(text))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def launch(capsys):
+    """Runs the command in this process: its status, and the lines of its output."""
+
+    def run(*arguments, workers=2, log="all"):
+        options = ["--num-workers", str(workers), "--log-rank", log, "--timeline", ""]
+        status = main([*options, *arguments])
+        seen = capsys.readouterr()
+        return status, seen.out.splitlines(), seen.err
+
+    return run
+
+
+def test_a_training_script_computes_what_it_does_under_torchrun(script, launch, tmp_path):
+    path = script(TRAIN, model=MODEL)
+    status, lines, _ = launch(path, "--steps", "5", workers=2, log="0")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    real = subprocess.run([*command, path, "--steps", "5"], capture_output=True, text=True, check=True, timeout=120)
+    virtual_loss, real_loss = (float(text.split()[-1]) for text in (lines[0], real.stdout.strip()))
+    assert status == 0
+    assert virtual_loss == pytest.approx(real_loss, rel=1e-12)
+
+
+def test_the_environment_is_that_of_torchrun(script, launch):
+    path = script("""
+        import os
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR")
+        os.environ["MINE"] = os.environ["RANK"]
+        import torch.distributed as dist
+        dist.init_process_group()
+        dist.barrier()
+        print(*(os.environ[name] for name in names), os.environ["MINE"])
+    """)
+    status, lines, _ = launch("--hardware", "sim_edges", path, workers=4)
+    rows = ["0 0 4 2 0", "1 1 4 2 0", "2 0 4 2 1", "3 1 4 2 1"]
+    assert lines == [f"[rank{rank}] {row} 127.0.0.1 {rank}" for rank, row in enumerate(rows)]
+    assert status == 0 and "MINE" not in os.environ and "RANK" not in os.environ
+
+
+@pytest.mark.parametrize("backend", ['"gloo"', '"nccl"', '"cpu:gloo,cuda:nccl"', "None", ""])
+def test_any_backend_lands_on_the_simulator(script, launch, backend):
+    path = script(f"""
+        import torch, torch.distributed as dist
+        dist.init_process_group({backend})
+        x = torch.ones(3)
+        dist.all_reduce(x)
+        pair = dist.new_group([0, 2], backend="gloo")
+        dist.broadcast(x, 0)
+        if dist.get_rank() != 1:
+            dist.all_reduce(x, group=pair)
+        print(x.tolist())
+    """)
+    status, lines, _ = launch(path, workers=3)
+    assert (status, sorted(lines)) == (
+        0,
+        ["[rank0] [6.0, 6.0, 6.0]", "[rank1] [3.0, 3.0, 3.0]", "[rank2] [6.0, 6.0, 6.0]"],
+    )
+
+
+def test_a_device_mesh_makes_its_groups(script, launch):
+    path = script("""
+        import torch, torch.distributed as dist
+        from torch.distributed.device_mesh import init_device_mesh
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards"))
+        x = torch.tensor([float(dist.get_rank())])
+        dist.all_reduce(x, group=mesh.get_group("shards"))
+        print(x.item())
+    """)
+    assert launch(path, workers=4)[:2] == (
+        0,
+        [f"[rank{rank}] {value}" for rank, value in enumerate([1.0, 1.0, 5.0, 5.0])],
+    )
+
+
+def test_the_clock_is_virtual_and_sleeping_is_free(script, launch):
+    path = script("""
+        import time
+        from time import perf_counter
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        begin = time.time(), perf_counter(), time.monotonic_ns()
+        time.sleep(600.0 * (1 + dist.get_rank()))
+        dist.barrier()
+        passed = time.time() - begin[0], perf_counter() - begin[1], (time.monotonic_ns() - begin[2]) / 1e9
+        print(*map(round, passed))
+    """)
+    began_s = time.monotonic()
+    assert launch(path)[:2] == (0, [f"[rank{rank}] 1200 1200 1200" for rank in range(2)])
+    assert time.monotonic() - began_s < 300
+
+
+def test_random_numbers_are_per_rank(script, launch):
+    path = script("""
+        import random
+        import numpy, torch
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        print(torch.rand(1).item(), numpy.random.rand(), random.random())
+        torch.manual_seed(7), numpy.random.seed(7), random.seed(7)
+        for _ in range(3):
+            print(torch.rand(1).item(), numpy.random.rand(), random.random())
+            dist.barrier()
+    """)
+    ours = torch.Generator().manual_seed(7), np.random.RandomState(7), random.Random(7)
+    seeded = [f"{torch.rand(1, generator=ours[0]).item()} {ours[1].rand()} {ours[2].random()}" for _ in range(3)]
+    shown = [launch(path, log=str(rank))[1] for rank in range(2)]
+    assert [lines[1:] for lines in shown] == [[f"[rank{rank}] {row}" for row in seeded] for rank in range(2)]
+    assert len({number for lines in shown for number in lines[0].split()[1:]}) == 6  # by rank and by generator
+    assert launch(path, log="0")[1] == shown[0]
+
+
+def test_modules_of_the_script_are_per_rank(script, launch):
+    path = script(
+        """
+        import torch.distributed as dist
+        import state
+        dist.init_process_group("gloo")
+        state.ranks.append(dist.get_rank())
+        dist.barrier()
+        import late
+        print(state.ranks, late.ranks is state.ranks, __name__)
+        """,
+        state="ranks = []",
+        late="from state import ranks",
+    )
+    assert launch(path)[1] == [f"[rank{rank}] [{rank}] True __main__" for rank in range(2)]
+    assert "state" not in sys.modules and "late" not in sys.modules
+
+
+def test_output_of_one_rank_is_shown(script, launch):
+    path = script("""
+        import os, sys
+        print("out", os.environ["RANK"], end="")
+        print("err", os.environ["RANK"], file=sys.stderr)
+    """)
+    _, lines, errors = launch(path, workers=3, log="1")
+    assert lines == ["[rank1] out 1"]
+    assert [line for line in errors.splitlines() if "err" in line] == ["[rank1] err 1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "words"),
+    [
+        ("sys.exit()", 0, ""),
+        ("sys.exit(3)", 3, "error: rank 1 exited with status 3"),
+        ("sys.exit('no data')", 1, "error: rank 1 exited with status 1: no data"),
+        ("raise ValueError('no data')", 1, "error: rank 1 failed: ValueError: no data"),
+        ("dist.all_reduce(torch.ones(2))", 1, r"rank 0 calls all_reduce(SUM) of float32[3], rank 1 calls all_reduce"),
+        ("dist.recv(torch.ones(2), 0)", 1, "deadlock at"),
+    ],
+)
+def test_how_a_rank_ends_is_how_the_command_ends(script, launch, line, status, words):
+    path = script(f"""
+        import sys
+        import torch, torch.distributed as dist
+        dist.init_process_group("gloo")
+        if dist.get_rank() == 1:
+            {line}
+        else:
+            {"pass" if "exit()" in line else "dist.all_reduce(torch.ones(3))"}
+    """)
+    got, _, errors = launch(path)
+    assert got == status
+    assert words in errors
+    if "ValueError" in line:
+        assert "script.py" in errors and "process.py" not in errors
+
+
+def test_everything_is_put_back(script, launch):
+    def state():
+        kept = (
+            time.time,
+            time.sleep,
+            c10d.rendezvous,
+            c10d._new_process_group_helper,
+            sys.stdout,
+            sys.argv,
+            os.environ._data,
+        )
+        return kept, sys.modules["__main__"], list(sys.path), torch.get_rng_state().tolist(), random.getstate()
+
+    before = state()
+    for line in ("pass", "raise ValueError"):
+        launch(script(f"import torch, random; torch.manual_seed(3); random.seed(3); {line}"))
+        assert state() == before
+
+
+def test_a_timeline_can_be_read(script, capsys, tmp_path):
+    path = script("""
+        import torch, torch.distributed as dist
+        dist.init_process_group("gloo")
+        (torch.ones(300, 300) @ torch.ones(300, 300)).sum()
+        dist.all_reduce(torch.ones(1000))
+    """)
+    target = tmp_path / "timeline.json.gz"
+    assert main(["--num-workers", "3", "--timeline", str(target), path]) == 0
+    with gzip.open(target, "rt") as file:
+        events = json.load(file)["traceEvents"]
+    reduces = [event for event in events if event["ph"] == "X" and "all_reduce" in event["name"]]
+    assert {event["pid"] for event in reduces} == {0, 1, 2}
+    assert len({event["args"]["exchange"] for event in reduces}) == 1
+    assert all(event["dur"] > 0 for event in events if event["ph"] == "X")
+    assert sum(event["ph"] == "s" for event in events) == sum(event["ph"] == "f" for event in events) == 2
+    assert any(event["ph"] == "X" and event["name"] == "compute" for event in events)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing.py"], "error: script nothing.py does not exist: name a Python file"),
+        (["--hardware", "moon", __file__], "error: hardware=moon is unknown: use one of cpu"),
+        (["--hardware", "cpu", __file__], "error: --hardware must be simulated, such as sim_ethernet"),
+        (["--log-rank", "some", __file__], "error: --log-rank must be a rank or all, got some"),
+        (["hardware.latency=1", __file__], "error: hardware.latency is not a setting"),
+        (["hardware.stragglers={9: 2.0}", __file__], "hardware.stragglers must name ranks below hardware.num_workers"),
+    ],
+)
+def test_a_mistake_gets_one_sentence(capsys, arguments, words):
+    assert main(arguments) == 1
+    seen = capsys.readouterr()
+    assert seen.err.startswith("error: ") and words in seen.err and seen.err.count("\n") == 1
+
+
+def test_help_waits_for_no_torch():
+    code = "import sys, hardware.simulated.launch.__main__; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
