@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TextIO
 
 from torch import distributed as dist
@@ -76,7 +77,15 @@ def _simulated_groups(store: dist.Store, num_ranks: int) -> Iterator[None]:
         options.pop("device_id", None)
         return new_group(size, rank, ranks, dist.Backend(BACKEND), *arguments, **options)
 
-    with _replaced(c10d, {"rendezvous": rendezvous, "_new_process_group_helper": simulated}):
+    def timeout(backend: Any) -> timedelta:
+        return timedelta(minutes=10) if backend == dist.Backend.NCCL else dist.default_pg_timeout
+
+    meanings: dict[str, Callable] = {
+        "rendezvous": rendezvous,
+        "_new_process_group_helper": simulated,
+        "_get_default_timeout": timeout,  # torch's own refuses nccl where it is not compiled in
+    }
+    with _replaced(c10d, meanings):
         yield
 
 
