@@ -151,6 +151,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
         UserError: with a sentence that names what would work.
     """
     _check_memory(setup)
+    _check_kernel(setup)
     assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
     notices = []
     offered, used = setup.hardware.workers_offered, setup.num_workers
@@ -167,6 +168,16 @@ def _check_memory(setup: Setup) -> None:
             f"algorithm={algorithm} needs memory that all workers share, which hardware={hardware} does not have: use "
             f"hardware={_names('hardware', lambda h: h.shares_memory)} or "
             f"algorithm={_names('algorithm', lambda a: not a.needs_shared_memory)}"
+        )
+
+
+def _check_kernel(setup: Setup) -> None:
+    if setup.algorithm.releases_gil(setup.problem) and not setup.hardware.runs_kernels:
+        algorithm, hardware = setup.choices["algorithm"], setup.choices["hardware"]
+        raise UserError(
+            f"algorithm={algorithm} with algorithm.batch_size=1 runs the problem's native kernel, which "
+            f"hardware={hardware} does not run: set algorithm.batch_size above 1, or use "
+            f"hardware={_names('hardware', lambda h: h.runs_kernels)}"
         )
 
 

@@ -8,7 +8,7 @@ when all that this rank sends and receives has arrived.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 
@@ -159,7 +159,9 @@ class Fabric:
         """The one meeting place of a group."""
         return self._channels.setdefault(key, Channel(self, key[1]))
 
-    def carry(self, kind: str, payload_bytes: float, root: int, parts: np.ndarray | None, devices: np.ndarray) -> Carry:
+    def carry(
+        self, kind: str, payload_bytes: float, root: int, parts: Callable[[], np.ndarray] | None, devices: np.ndarray
+    ) -> Carry:
         """What carries an exchange of this kind."""
         env = self.engine.env
 
@@ -169,7 +171,8 @@ class Fabric:
             def ended(indices: np.ndarray) -> None:
                 exchange.ended(indices, env.now)
 
-            plan = self._plan(kind, payload_bytes, root, parts, devices)
+            table = None if parts is None else parts()
+            plan = self._plan(kind, payload_bytes, root, table, devices)
             if exchange.began_s < env.now:
                 self.late += 1
             if exchange.began_s <= env.now:
@@ -194,7 +197,13 @@ class Fabric:
 class _Meeting:
     description: str
     exchange: Exchange
-    calls: dict[int, Call] = field(default_factory=dict)
+    calls: dict[int, Call]
+
+
+def _parts(calls: dict[int, Call]) -> np.ndarray:
+    """Bytes from each rank to each, shape (ranks, ranks)."""
+    rows = [[tensor.nbytes for tensor in calls[rank].inputs] for rank in range(len(calls))]
+    return np.array(rows, np.float64)
 
 
 class Channel:
@@ -219,8 +228,12 @@ class Channel:
         kind: str,
         payload_bytes: float,
         root: int,
+        unequal: bool,
     ) -> Part:
         """Call collective `number` of this group as `rank` of the group; arriving there is another matter.
+
+        Args:
+            unequal: whether what a rank gives to each other one differs in size.
 
         Raises:
             WorkerFailed: if another rank has called something else at this number.
@@ -229,8 +242,10 @@ class Channel:
         meeting = self._meetings.get(number)
         if meeting is None:
             words = f"{call.description}, collective {number} of ranks {list(self.ranks)}"
-            carry = fabric.carry(kind, payload_bytes, root, None, self._devices)
-            meeting = self._meetings[number] = _Meeting(words, Exchange(len(self.ranks), carry))
+            calls: dict[int, Call] = {}
+            parts = partial(_parts, calls) if unequal else None
+            carry = fabric.carry(kind, payload_bytes, root, parts, self._devices)
+            meeting = self._meetings[number] = _Meeting(words, Exchange(len(self.ranks), carry), calls)
         self._check(meeting, number, rank, call)
         meeting.calls[rank] = call
         part = meeting.exchange.parts[rank] = Part(meeting.description, self, meeting.exchange)

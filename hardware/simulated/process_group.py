@@ -7,6 +7,7 @@ message begins when both its sides are posted and ends for both when it has arri
 # mypy: disable-error-code="call-arg, override"
 
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any, NoReturn
 
@@ -81,9 +82,26 @@ class SimulatedGroup(dist.ProcessGroup):
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> dist.Work:
         """Everyone gets everyone's tensor."""
-        call = Call(_words("all_gather", inputs), inputs, outputs[0])
-        payload_bytes = _nbytes(inputs) * self._num_ranks
-        return self._meet(call, values.all_gather, "all_gather", payload_bytes)
+        return self._all_gather(outputs[0], inputs)
+
+    def allgather_coalesced(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> dist.Work:
+        """Everyone gets everyone's tensors, as one message; `outputs[rank][place]`."""
+        by_place = [row[place] for place in range(len(inputs)) for row in outputs]
+        return self._all_gather(by_place, inputs)
+
+    def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> dist.Work:
+        """Everyone gets everyone's tensors, those of each place back to back, as one message."""
+        return self._all_gather([chunk for output in outputs for chunk in self._chunks(output)], inputs)
+
+    def allgather_into_tensor_coalesced(
+        self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
+    ) -> dist.Work:
+        """The same by its older name."""
+        return self.all_gather_single_coalesced(outputs, inputs, opts)
+
+    def _all_gather(self, outputs: list[Tensor], inputs: list[Tensor]) -> dist.Work:
+        call = Call(_words("all_gather", inputs), inputs, outputs)
+        return self._meet(call, values.all_gather, "all_gather", _nbytes(inputs) * self._num_ranks)
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> dist.Work:
         """Everyone gets everyone's tensor, back to back."""
@@ -91,10 +109,20 @@ class SimulatedGroup(dist.ProcessGroup):
 
     def reduce_scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any) -> dist.Work:
         """Rank i gets the reduction of everyone's i-th tensor."""
-        op = opts.reduceOp
-        call = Call(_words(f"reduce_scatter({values.op_name(op)})", outputs), inputs[0], outputs)
-        combine = partial(values.reduce_scatter, op=op)
-        return self._meet(call, combine, "reduce_scatter", _nbytes(inputs[0]))
+        return self._reduce_scatter(outputs, inputs[0], opts.reduceOp)
+
+    def reduce_scatter_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any) -> dist.Work:
+        """Rank i gets the reductions of everyone's i-th parts, as one message."""
+        parts = [chunk for tensor in inputs for chunk in self._chunks(tensor)]
+        return self._reduce_scatter(outputs, parts, opts.reduceOp)
+
+    def reduce_scatter_tensor_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any) -> dist.Work:
+        """The same by its older name."""
+        return self.reduce_scatter_single_coalesced(outputs, inputs, opts)
+
+    def _reduce_scatter(self, outputs: list[Tensor], inputs: list[Tensor], op: Any) -> dist.Work:
+        call = Call(_words(f"reduce_scatter({values.op_name(op)})", outputs), inputs, outputs)
+        return self._meet(call, partial(values.reduce_scatter, op=op), "reduce_scatter", _nbytes(inputs))
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any) -> dist.Work:
         """Rank i gets the reduction of everyone's i-th part."""
@@ -124,14 +152,36 @@ class SimulatedGroup(dist.ProcessGroup):
     def all_to_all_single(
         self, output: Tensor, input: Tensor, output_sizes: list[int], input_sizes: list[int], opts: Any = None
     ) -> dist.Work:
-        """The same with equal parts back to back."""
-        if output_sizes or input_sizes:
-            raise NotImplementedError("the simulator has no all_to_all_single with split sizes: leave them out")
-        return self.alltoall(self._chunks(output), self._chunks(input))
+        """The same with parts back to back, equal ones or as many rows as the sizes say."""
+        if not (output_sizes or input_sizes):
+            return self.alltoall(self._chunks(output), self._chunks(input))
+        outputs, inputs = self._rows(output, output_sizes), self._rows(input, input_sizes)
+        call = Call(f"all_to_all_single of {output.dtype} in parts".replace("torch.", ""), inputs, outputs)
+        return self._meet(call, values.all_to_all, "all_to_all", _nbytes(inputs), unequal=True)
 
     def barrier(self, opts: Any = None) -> dist.Work:
         """Everyone waits for everyone."""
         return self._meet(Call("barrier"), values.nothing, "barrier", 0.0)
+
+    def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
+        """Everyone waits for everyone, and says who does not come.
+
+        Raises:
+            RuntimeError: as gloo does, after the time-out.
+        """
+        timeout_s = self._timeout_s if timeout is None else timeout.total_seconds()
+        number, self._calls = self._calls, self._calls + 1
+        call = Call("monitored_barrier")
+        part = self._channel.meet(number, self._my_rank, call, values.nothing, "barrier", 0.0, 0, False)
+        work = self._device.work(part, (), lambda: 0, timeout_s)
+        try:
+            work.wait()
+        except dist.DistBackendError:
+            parts = () if part.exchange is None else part.exchange.parts
+            missing = ", ".join(str(self._channel.ranks[i]) for i, other in enumerate(parts) if other is None)
+            raise RuntimeError(
+                f"Rank(s) {missing} failed to pass monitored_barrier in {timeout_s * 1e3:.0f} ms of virtual time"
+            ) from None
 
     def send(self, tensors: list[Tensor], dst_rank: int, tag: int = 0) -> dist.Work:
         """Send one tensor; ends when it has arrived."""
@@ -152,9 +202,10 @@ class SimulatedGroup(dist.ProcessGroup):
         kind: str,
         payload_bytes: float,
         root: int = 0,
+        unequal: bool = False,
     ) -> dist.Work:
         number, self._calls = self._calls, self._calls + 1
-        part = self._channel.meet(number, self._my_rank, call, combine, kind, payload_bytes, root)
+        part = self._channel.meet(number, self._my_rank, call, combine, kind, payload_bytes, root, unequal)
         return self._device.work(part, call.outputs, lambda: root, self._timeout_s)
 
     def _post(self, sends: bool, tensors: list[Tensor], peer: int | None, tag: int) -> dist.Work:
@@ -169,6 +220,10 @@ class SimulatedGroup(dist.ProcessGroup):
 
     def _chunks(self, tensor: Tensor) -> list[Tensor]:
         return list(tensor.detach().view(-1).chunk(self._num_ranks))
+
+    def _rows(self, tensor: Tensor, sizes: list[int]) -> list[Tensor]:
+        equal = [len(tensor) // self._num_ranks] * self._num_ranks
+        return list(tensor.detach().split(sizes or equal))
 
 
 def _words(operation: str, tensors: Sequence[Tensor]) -> str:
@@ -187,13 +242,7 @@ def _missing(name: str) -> Callable[..., NoReturn]:
 
 
 for _name in (
-    "all_gather_single_coalesced",
-    "allgather_coalesced",
-    "allgather_into_tensor_coalesced",
     "merge_remote_group",
-    "monitored_barrier",
-    "reduce_scatter_single_coalesced",
-    "reduce_scatter_tensor_coalesced",
     "split_group",
 ):
     setattr(SimulatedGroup, _name, _missing(_name))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch.distributed import ReduceOp
 
+from harness.errors import WorkerFailed
+
 
 @dataclass(frozen=True)
 class Call:
@@ -36,6 +38,9 @@ _FOLDS: dict[ReduceOp.RedOpType, Callable[[torch.Tensor, torch.Tensor], torch.Te
     ReduceOp.PRODUCT: torch.Tensor.mul_,
     ReduceOp.MIN: lambda a, b: torch.minimum(a, b, out=a),
     ReduceOp.MAX: lambda a, b: torch.maximum(a, b, out=a),
+    ReduceOp.BAND: torch.Tensor.bitwise_and_,
+    ReduceOp.BOR: torch.Tensor.bitwise_or_,
+    ReduceOp.BXOR: torch.Tensor.bitwise_xor_,
 }
 
 
@@ -46,7 +51,8 @@ def op_name(op: ReduceOp) -> str:
         NotImplementedError: if it is not simulated.
     """
     if op.op not in _FOLDS:
-        raise NotImplementedError(f"the simulator reduces by SUM, AVG, PRODUCT, MIN and MAX, not by {op.op.name}")
+        known = ", ".join(known.name for known in _FOLDS)
+        raise NotImplementedError(f"the simulator reduces by {known}, not by {op.op.name}")
     return op.op.name
 
 
@@ -71,9 +77,9 @@ def broadcast(calls: Sequence[Call], root: int) -> None:
 
 
 def all_gather(calls: Sequence[Call]) -> None:
-    """The i-th output of everyone is the input of rank i."""
+    """The outputs of everyone are, for each place, the inputs of all ranks at that place."""
     for call in calls:
-        _fill(call.outputs, [other.inputs[0] for other in calls])
+        _fill(call.outputs, [other.inputs[place] for place in range(len(call.inputs)) for other in calls])
 
 
 def gather(calls: Sequence[Call], root: int) -> None:
@@ -88,14 +94,26 @@ def scatter(calls: Sequence[Call], root: int) -> None:
 
 
 def reduce_scatter(calls: Sequence[Call], op: ReduceOp) -> None:
-    """The output of rank i is the reduction of everyone's i-th input."""
+    """The output of rank i at a place is the reduction of everyone's i-th input for that place."""
     for rank, call in enumerate(calls):
-        _fill(call.outputs, [_reduced([other.inputs[rank] for other in calls], op)])
+        mine = range(rank, len(call.inputs), len(calls))
+        _fill(call.outputs, [_reduced([other.inputs[index] for other in calls], op) for index in mine])
 
 
 def all_to_all(calls: Sequence[Call]) -> None:
-    """The j-th output of rank i is the i-th input of rank j."""
+    """The j-th output of rank i is the i-th input of rank j.
+
+    Raises:
+        WorkerFailed: if they differ in size.
+    """
     for rank, call in enumerate(calls):
+        for source, other in enumerate(calls):
+            sent, expected = other.inputs[rank].numel(), call.outputs[source].numel()
+            if sent != expected:
+                raise WorkerFailed(
+                    f"ranks disagree on {call.description}: rank {source} of the group sends {sent} elements to rank "
+                    f"{rank}, which expects {expected}"
+                )
         _fill(call.outputs, [other.inputs[rank] for other in calls])
 
 

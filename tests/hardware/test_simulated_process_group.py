@@ -311,9 +311,12 @@ def test_disagreement_on_a_message_names_both_ranks():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: dist.all_reduce(torch.zeros(1, dtype=torch.int32), ReduceOp.BAND), "not by BAND"),
+        (lambda: dist.all_reduce(torch.zeros(1), dist._make_nccl_premul_sum(2.0)), "not by PREMUL_SUM"),
         (lambda: dist.monitored_barrier(group=dist.group.WORLD), "monitored_barrier"),
-        (lambda: dist.all_to_all_single(torch.zeros(3), torch.zeros(3), [1, 2], [1, 2]), "split sizes"),
+        (
+            lambda: dist.all_to_all_single(torch.zeros(3), torch.zeros(3), [1, 2], [1, 2]),
+            "rank 1 of the group sends 1 elements",
+        ),
     ],
 )
 def test_what_is_missing_says_so(call, words):

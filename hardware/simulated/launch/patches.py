@@ -75,7 +75,10 @@ def _simulated_groups(store: dist.Store, num_ranks: int) -> Iterator[None]:
     def simulated(size: int, rank: int, ranks: Any, backend: Any, *arguments: Any, **options: Any) -> Any:
         options.pop("backend_options", None)
         options.pop("device_id", None)
-        return new_group(size, rank, ranks, dist.Backend(BACKEND), *arguments, **options)
+        group, store = new_group(size, rank, ranks, dist.Backend(BACKEND), *arguments, **options)
+        if group is not dist.GroupMember.NON_GROUP_MEMBER:
+            c10d._world.pg_map[group] = backend, c10d._world.pg_map[group][1]  # what the script will be told
+        return group, store
 
     def timeout(backend: Any) -> timedelta:
         return timedelta(minutes=10) if backend == dist.Backend.NCCL else dist.default_pg_timeout
