@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from hardware.simulated.engine import Engine
-from hardware.simulated.network import solver
+from hardware.simulated.network import arrays, solver
 from hardware.simulated.network.base import Network
 from hardware.simulated.network.plans import Plan
 from hardware.simulated.network.program import Program, lockstep_s, program
@@ -118,14 +118,14 @@ class Links:
     def _apply_past_changes(self) -> int:
         """How many have passed, on links that carry nothing."""
         state = self._state
-        before, passed = int(state.counts[solver.CHANGE]), int(np.searchsorted(state.change_s, self._env.now, "right"))
+        before, passed = int(state.counts[arrays.CHANGE]), int(np.searchsorted(state.change_s, self._env.now, "right"))
         for change in range(before, passed):
             state.links["capacity"][state.change_link[change]] = state.change_capacity[change]
-        state.counts[solver.CHANGE] = passed
+        state.counts[arrays.CHANGE] = passed
         return passed
 
     def _next_change_s(self) -> float:
-        left = self._state.change_s[self._state.counts[solver.CHANGE] :]
+        left = self._state.change_s[self._state.counts[arrays.CHANGE] :]
         return float(left[0]) if len(left) else float("inf")
 
     def _share(self) -> None:
@@ -180,9 +180,9 @@ class Links:
         """Solve until a rank has ended or the next event is later than `until_s`."""
         while not self._over:
             status = solver.run(self._state, until_s)
-            if status == solver.PAUSED:
+            if status == arrays.PAUSED:
                 return
-            if status == solver.ENDED:
+            if status == arrays.ENDED:
                 self._collect()
             else:
                 self._state = _more_transfers(self._state)
@@ -190,8 +190,8 @@ class Links:
     def _collect(self) -> None:
         """What has ended, by job and rank."""
         state, count = self._state, self._state.counts
-        slots = state.over[: count[solver.OVER]]
-        count[solver.OVER] = 0
+        slots = state.over[: count[arrays.OVER]]
+        count[arrays.OVER] = 0
         owners = state.ranks["job"][slots]
         for owner in np.unique(owners).tolist():
             made, ended = self._jobs[owner]
@@ -218,7 +218,7 @@ class Links:
         state.ranks["job"][first : first + num_ranks] = number
         state.window[first : first + num_ranks] = 0
         self._jobs[number] = made, ended
-        if state.counts[solver.FREE] == 0:
+        if state.counts[arrays.FREE] == 0:
             self._state = _more_transfers(state)
         solver.start(self._state, number, begin_s)
 
@@ -267,14 +267,14 @@ def _rate(links: np.ndarray, made: Program, sends: np.ndarray, used: np.ndarray,
     return rate[used]
 
 
-def _idle(network: Network, names: list[str], bandwidth: np.ndarray) -> solver.State:
+def _idle(network: Network, names: list[str], bandwidth: np.ndarray) -> arrays.State:
     """Links with nothing under way; links of `background` and `changes` that there are not are left out."""
     index = {name: i for i, name in enumerate(names)}
     taken = np.zeros(len(names))
     for name, rate in network.background.items():
         if name in index:
             taken[index[name]] = rate
-    links = np.zeros(len(names), solver.LINK)
+    links = np.zeros(len(names), arrays.LINK)
     links["capacity"], links["head"] = bandwidth - taken, -1
     changes = sorted(
         (time_s, index[name], max(0.0, bandwidth[index[name]] * factor - taken[index[name]]))
@@ -285,21 +285,21 @@ def _idle(network: Network, names: list[str], bandwidth: np.ndarray) -> solver.S
     change_s, change_link, change_capacity = np.array(changes, float).reshape(-1, 3).T
     integers = partial(np.zeros, dtype=np.int64)
     count = integers(8)
-    count[solver.FREE] = _TRANSFERS
-    return solver.State(
+    count[arrays.FREE] = _TRANSFERS
+    return arrays.State(
         clock=np.array([0.0, np.inf]),
         counts=count,
         links=links,
-        transfers=np.zeros(_TRANSFERS, solver.TRANSFER),
+        transfers=np.zeros(_TRANSFERS, arrays.TRANSFER),
         heap=integers(_TRANSFERS),
         free=np.arange(_TRANSFERS),
         nodes=integers((_TRANSFERS, _HOPS, 2)),
-        ranks=np.zeros(_RANKS, solver.RANK),
+        ranks=np.zeros(_RANKS, arrays.RANK),
         window=integers((_RANKS, _WINDOW)),
         ready=integers(_RANKS),
         over=integers(_RANKS),
-        jobs=np.zeros(_JOBS, solver.JOB),
-        sends=np.zeros(0, solver.SEND),
+        jobs=np.zeros(_JOBS, arrays.JOB),
+        sends=np.zeros(0, arrays.SEND),
         routes=integers(0),
         offsets=integers(0),
         expect=integers(0),
@@ -318,12 +318,12 @@ def _longer(array: np.ndarray) -> np.ndarray:
     return np.concatenate([array, np.zeros_like(array)])
 
 
-def _more_transfers(s: solver.State) -> solver.State:
+def _more_transfers(s: arrays.State) -> arrays.State:
     """Twice the transfers."""
     size, free = len(s.transfers), _longer(s.free)
-    count = s.counts[solver.FREE]
+    count = s.counts[arrays.FREE]
     free[count : count + size] = np.arange(size, 2 * size)
-    s.counts[solver.FREE] += size
+    s.counts[arrays.FREE] += size
     return s._replace(
         transfers=_longer(s.transfers),
         heap=_longer(s.heap),
@@ -333,7 +333,7 @@ def _more_transfers(s: solver.State) -> solver.State:
     )
 
 
-def _more_hops(s: solver.State, hops: int) -> solver.State:
+def _more_hops(s: arrays.State, hops: int) -> arrays.State:
     """Nodes for routes of so many hops."""
     before = s.nodes.shape[1]
     if hops <= before:
@@ -348,7 +348,7 @@ def _renumbered(nodes: np.ndarray, before: int, hops: int) -> np.ndarray:
     return np.where(nodes >= 0, nodes // before * hops + nodes % before, nodes)
 
 
-def _wider_window(s: solver.State) -> solver.State:
+def _wider_window(s: arrays.State) -> arrays.State:
     """Twice the steps."""
     width = s.window.shape[1]
     window = np.zeros((len(s.window), 2 * width), np.int64)
@@ -358,6 +358,6 @@ def _wider_window(s: solver.State) -> solver.State:
     return s._replace(window=window)
 
 
-def _without_programs(s: solver.State) -> solver.State:
+def _without_programs(s: arrays.State) -> arrays.State:
     empty = np.zeros(0, np.int64)
     return s._replace(sends=s.sends[:0], routes=empty, offsets=empty, expect=empty, until=empty)

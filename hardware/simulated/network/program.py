@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hardware.simulated.network import solver
+from hardware.simulated.network import arrays
 from hardware.simulated.network.base import Wires
 from hardware.simulated.network.plans import Plan, Step
 
@@ -16,7 +16,7 @@ class Program:
     Args:
         plan: what it was made of.
         until: per round, the step after its last, shape (rounds,).
-        sends: of all rounds, by round and source, shape (sends,), `solver.SEND`; routes begin in `routes`.
+        sends: of all rounds, by round and source, shape (sends,), `arrays.SEND`; routes begin in `routes`.
         routes: links, shape (hops,).
         offsets: per round and rank, the first of its sends, and the end, shape (rounds, ranks + 1).
         expect: per round and rank, how many transfers it takes part in, shape (rounds, ranks).
@@ -38,7 +38,7 @@ class Program:
 def program(plan: Plan, devices: np.ndarray, wires: Wires) -> Program:
     """Look up the routes of a plan."""
     tables = [_sends(step, plan, devices, wires) for step, _ in plan.rounds]
-    empty = np.zeros(0, solver.SEND), np.zeros(0, np.int64), np.zeros(plan.num_ranks, np.int64)
+    empty = np.zeros(0, arrays.SEND), np.zeros(0, np.int64), np.zeros(plan.num_ranks, np.int64)
     sends, routes, counts = zip(*(tables or [empty]), strict=True)
     receives = [np.bincount(step.destinations, minlength=plan.num_ranks) for step, _ in plan.rounds]
     expect = [sent + received for sent, received in zip(counts, receives, strict=False)]
@@ -115,7 +115,7 @@ def _sends(step: Step, plan: Plan, devices: np.ndarray, wires: Wires) -> tuple[n
     route[devices[sources] == devices[destinations]] = -1
     used = route >= 0
     latency_s = np.where(used, wires.latency_s[route], 0.0).sum(1)
-    sends = np.zeros(len(order), solver.SEND)
+    sends = np.zeros(len(order), arrays.SEND)
     sends["payload_bytes"] = step.payload_bytes[order]
     sends["wire_bytes"] = sends["payload_bytes"] / plan.efficiency
     sends["latency_s"] = latency_s + plan.overhead_s
