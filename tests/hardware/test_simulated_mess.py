@@ -1,0 +1,112 @@
+"""Messy clusters: all of it repeats to the bit, and what breaks is told as torch would, in virtual time."""
+
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from simulated_ranks import GLOO, compute_for, execute, results
+
+from hardware.simulated.compute import Fixed
+from hardware.simulated.network.topologies import FatTree, Switch
+
+
+def messy(worker):
+    """Collectives of all ranks and of groups, messages and uneven computation."""
+    times = []
+    pair = dist.new_group([worker.rank ^ 1, worker.rank], use_local_synchronization=True)
+    for step in range(5):
+        compute_for(worker, 0.01)
+        x = torch.full((1000,), float(worker.rank), dtype=torch.float64)
+        work = dist.all_reduce(x, async_op=True)
+        dist.all_reduce(y := torch.ones(500, dtype=torch.float64), group=pair)
+        after, before = (worker.rank + 7) % worker.num_workers, (worker.rank - 7) % worker.num_workers
+        sent = dist.isend(y, after, tag=step)
+        dist.recv(y, before, tag=step)
+        sent.wait()
+        work.wait()
+        times.append((worker.clock.now(), x.sum().item(), y.sum().item()))
+    return times
+
+
+def test_a_messy_run_of_64_ranks_repeats_to_the_bit_under_a_loaded_host():
+    network = FatTree({"leaf0.up": 1e5}, {"leaf3.down": {0.02: 0.5, 0.2: 1.0}}, 8, 1e-4, 1e6, 4.0)
+    options = {
+        "compute": Fixed("lognormal(0.3)", streams=False, seconds_per_sample=1.0),
+        "network": network,
+        "stragglers": {3: 4.0, 40: 0.5},
+        "slowdowns": {9: {0.05: 3.0, 0.1: 1.0}},
+    }
+    first = results(messy, 64, **options)
+    loads = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        assert results(messy, 64, **options) == first
+    finally:
+        for load in loads:
+            load.kill()
+            load.wait()
+    assert results(messy, 64, **options, seed=1) != first
+
+
+def caught(call):
+    """What torch would raise, and when."""
+
+    def body(worker):
+        group = dist.new_group(timeout=timedelta(seconds=30))
+        try:
+            call(worker, group)
+        except dist.DistBackendError as error:
+            return worker.clock.now(), str(error)
+        return worker.clock.now(), ""
+
+    return body
+
+
+def test_peers_of_a_rank_that_dies_time_out():
+    def call(worker, group):
+        compute_for(worker, 1.0)
+        dist.all_reduce(torch.ones(1, dtype=torch.float64), group=group)
+        compute_for(worker, 5.0)
+        dist.all_reduce(torch.ones(1, dtype=torch.float64), group=group)
+
+    found = {}
+
+    def body(worker):
+        found[worker.rank] = caught(call)(worker)
+
+    execute(body, 3, deaths={1: 3.0}, network=Switch({}, {}, 0.0, 8e9), protocol=GLOO)
+    assert set(found) == {0, 2}
+    for time_s, words in found.values():
+        assert time_s == pytest.approx(1.0 + 5.0 + 30.0, abs=1e-6)
+        assert "Timed out waiting 30000ms of virtual time for all_reduce(SUM)" in words
+
+
+def test_a_link_that_breaks_lets_its_users_time_out():
+    def call(worker, group):
+        x = torch.zeros(1000, dtype=torch.float64)
+        if worker.rank == 0:
+            dist.send(x, 1, group=group)
+        elif worker.rank == 1:
+            dist.recv(x, 0, group=group)
+
+    network = Switch({}, {"host0.up": {2.0: 0.0}}, 0.0, 1000.0)  # 8 s, and it breaks after 2
+    done = results(caught(call), 3, network=network)
+    assert done[2] == (0.0, "")
+    for time_s, words in done[:2]:
+        assert time_s == 30.0
+        assert "Timed out waiting 30000ms of virtual time" in words
+
+
+def test_a_link_that_slows_and_recovers_delays():
+    def body(worker):
+        x = torch.zeros(1000, dtype=torch.float64)
+        if worker.rank == 0:
+            dist.send(x, 1)
+        else:
+            dist.recv(x, 0)
+        return worker.clock.now()
+
+    network = Switch({}, {"host0.up": {2.0: 0.5, 6.0: 1.0}}, 0.0, 1000.0)  # 2 s, 4 s at half speed, 4 s
+    assert results(body, 2, network=network) == [10.0, 10.0]
