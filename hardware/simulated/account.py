@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hardware.simulated.fabric import Part
+from hardware.simulated.exchange import Part
 
 _EXCHANGES_KEPT = 10_000
 

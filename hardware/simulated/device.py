@@ -2,8 +2,7 @@
 # mypy: disable-error-code="call-arg, override"
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import ClassVar
@@ -13,8 +12,22 @@ import torch.distributed as dist
 
 from hardware.simulated.account import Account
 from hardware.simulated.engine import Engine, TimedOut
-from hardware.simulated.fabric import Part
+from hardware.simulated.exchange import Part
 from hardware.simulated.pace import Pace
+
+
+class ExchangeTimedOut(dist.DistBackendError, TimedOut):
+    """Torch's error where a wait takes too long.
+
+    Args:
+        part: that did not end.
+        timeout_s: virtual seconds for which it was waited for.
+    """
+
+    def __init__(self, part: Part, timeout_s: float) -> None:
+        why = part.why()
+        words = f"Timed out waiting {timeout_s * 1e3:.0f}ms of virtual time for {part.description}"
+        super().__init__(f"{words}: {why}" if why else words)
 
 
 class Device(ABC):
@@ -112,8 +125,11 @@ class HostWork(dist.Work):
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Block this rank until the end."""
-        with timing_out(self._part, self._timeout_s):
-            self._engine.wait(self._part.ended, self._part.description, timeout_s=self._timeout_s)
+        part = self._part
+        try:
+            self._engine.wait(part.ended, part.description, timeout_s=self._timeout_s)
+        except TimedOut:
+            raise ExchangeTimedOut(part, self._timeout_s) from None
         return True
 
     def is_completed(self) -> bool:
@@ -142,14 +158,3 @@ def future_of(work: dist.Work, tensors: Sequence[torch.Tensor]) -> torch.futures
     else:  # DistributedDataParallel waits for its buckets in a callback queued after this one
         torch.autograd.Variable._execution_engine.queue_callback(complete)
     return future
-
-
-@contextmanager
-def timing_out(part: Part, timeout_s: float) -> Iterator[None]:
-    """A block that raises torch's error where the wait for `part` takes too long."""
-    try:
-        yield
-    except TimedOut:
-        raise dist.DistBackendError(
-            f"Timed out waiting {timeout_s * 1e3:.0f}ms of virtual time for {part.description}"
-        ) from None

@@ -136,13 +136,14 @@ class Engine:
     Attributes:
         env: SimPy's environment; whoever runs may schedule events there.
         current: the activity that holds the baton.
+        deaths: virtual time at which a rank dies, by rank.
         events: what happened: SimPy's events, actions and turns of activities.
     """
 
     def __init__(self, deaths: Mapping[int, float] | None = None, mortal: bool = False) -> None:
         self.env = simpy.Environment()
         self.current: Activity
-        self._deaths, self._mortal = deaths or {}, mortal or bool(deaths)
+        self.deaths, self._mortal = deaths or {}, mortal or bool(deaths)
         self.events = 0
         self._activities: list[Activity] = []
         self._alive = 0
@@ -161,8 +162,8 @@ class Engine:
         self._activities.append(activity)
         self._alive += 1
         self._put(start_s, rank, activity)
-        if rank in self._deaths:
-            activity.dies_s = self._deaths[rank]
+        if rank in self.deaths:
+            activity.dies_s = self.deaths[rank]
             self._put(activity.dies_s, rank, activity)
         return activity
 
@@ -392,5 +393,7 @@ def _place(frame: FrameType | None) -> str:
 def _as_failure(error: BaseException, what: str) -> TwinclockError:
     if isinstance(error, TwinclockError):
         return error
+    if isinstance(error, TimedOut):
+        return WorkerFailed(f"{what}: {error}")
     details = "".join(traceback.format_exception(error))
     return WorkerFailed(f"{what}: {type(error).__name__}: {error}", details)

@@ -13,10 +13,11 @@ from hardware.simulated.clock import VirtualClock
 from hardware.simulated.compute import Compute
 from hardware.simulated.device import Device
 from hardware.simulated.engine import Engine, Signal
-from hardware.simulated.fabric import Fabric, described
+from hardware.simulated.fabric import Fabric
 from hardware.simulated.landing import Landing
 from hardware.simulated.process_group import BACKEND
 from hardware.simulated.shared_models import SharedModels
+from hardware.simulated.values import described
 from harness.errors import UserError
 from harness.kernels import Kernel
 from harness.sparse_kernel import SparseLinearKernel

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from hardware.simulated import values
 from hardware.simulated.device import Device
-from hardware.simulated.fabric import Channel, described
+from hardware.simulated.fabric import Channel
 from hardware.simulated.torch_world import current_world
 from hardware.simulated.values import Call
 
@@ -57,9 +57,9 @@ class SimulatedGroup(dist.ProcessGroup):
 
     def allreduce(self, tensors: list[Tensor], opts: Any) -> dist.Work:
         """Reduce in place on every rank."""
-        op = opts.reduceOp
-        call = Call(_words(f"all_reduce({values.op_name(op)})", tensors), tensors, tensors)
-        return self._meet(call, partial(values.all_reduce, op=op), "all_reduce", _nbytes(tensors))
+        by = values.reduction(opts.reduceOp)
+        call = Call(f"all_reduce({by.name})", tensors, tensors, tensors)
+        return self._meet(call, partial(values.all_reduce, by=by), "all_reduce", _nbytes(tensors))
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any) -> dist.Work:
         """Reduce several tensors as one message."""
@@ -68,17 +68,14 @@ class SimulatedGroup(dist.ProcessGroup):
     def broadcast(self, tensors: list[Tensor], opts: Any) -> dist.Work:
         """Copy the root's tensors."""
         root = opts.rootRank
-        call = Call(_words(f"broadcast(root {root})", tensors), tensors, tensors, self._my_rank == root)
+        call = Call(f"broadcast(root {root})", tensors, tensors, tensors, self._my_rank == root)
         return self._meet(call, partial(values.broadcast, root=root), "broadcast", _nbytes(tensors), root)
 
     def reduce(self, tensors: list[Tensor], opts: Any) -> dist.Work:
         """Reduce into the root's tensor."""
-        root, op = opts.rootRank, opts.reduceOp
-        call = Call(
-            _words(f"reduce({values.op_name(op)}, root {root})", tensors), tensors, tensors, self._my_rank != root
-        )
-        combine = partial(values.reduce, op=op, root=root)
-        return self._meet(call, combine, "reduce", _nbytes(tensors), root)
+        root, by = opts.rootRank, values.reduction(opts.reduceOp)
+        call = Call(f"reduce({by.name}, root {root})", tensors, tensors, tensors, self._my_rank != root)
+        return self._meet(call, partial(values.reduce, by=by, root=root), "reduce", _nbytes(tensors), root)
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> dist.Work:
         """Everyone gets everyone's tensor."""
@@ -100,7 +97,7 @@ class SimulatedGroup(dist.ProcessGroup):
         return self.all_gather_single_coalesced(outputs, inputs, opts)
 
     def _all_gather(self, outputs: list[Tensor], inputs: list[Tensor]) -> dist.Work:
-        call = Call(_words("all_gather", inputs), inputs, outputs)
+        call = Call("all_gather", inputs, inputs, outputs)
         return self._meet(call, values.all_gather, "all_gather", _nbytes(inputs) * self._num_ranks)
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> dist.Work:
@@ -121,8 +118,9 @@ class SimulatedGroup(dist.ProcessGroup):
         return self.reduce_scatter_single_coalesced(outputs, inputs, opts)
 
     def _reduce_scatter(self, outputs: list[Tensor], inputs: list[Tensor], op: Any) -> dist.Work:
-        call = Call(_words(f"reduce_scatter({values.op_name(op)})", outputs), inputs, outputs)
-        return self._meet(call, partial(values.reduce_scatter, op=op), "reduce_scatter", _nbytes(inputs))
+        by = values.reduction(op)
+        call = Call(f"reduce_scatter({by.name})", outputs, inputs, outputs)
+        return self._meet(call, partial(values.reduce_scatter, by=by), "reduce_scatter", _nbytes(inputs))
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any) -> dist.Work:
         """Rank i gets the reduction of everyone's i-th part."""
@@ -131,22 +129,20 @@ class SimulatedGroup(dist.ProcessGroup):
     def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any) -> dist.Work:
         """The root gets everyone's tensor."""
         root = opts.rootRank
-        call = Call(
-            _words(f"gather(root {root})", inputs), inputs, outputs[0] if outputs else (), self._my_rank != root
-        )
+        call = Call(f"gather(root {root})", inputs, inputs, outputs[0] if outputs else (), self._my_rank != root)
         payload_bytes = _nbytes(inputs) * self._num_ranks
         return self._meet(call, partial(values.gather, root=root), "gather", payload_bytes, root)
 
     def scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any) -> dist.Work:
         """Rank i gets the root's i-th tensor."""
         root = opts.rootRank
-        call = Call(_words(f"scatter(root {root})", outputs), inputs[0] if inputs else (), outputs)
+        call = Call(f"scatter(root {root})", outputs, inputs[0] if inputs else (), outputs)
         payload_bytes = _nbytes(outputs) * self._num_ranks
         return self._meet(call, partial(values.scatter, root=root), "scatter", payload_bytes, root)
 
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> dist.Work:
         """Rank i's j-th output is rank j's i-th input; all parts are of one size."""
-        call = Call(_words("all_to_all", inputs), inputs, outputs)
+        call = Call("all_to_all", inputs, inputs, outputs)
         return self._meet(call, values.all_to_all, "all_to_all", _nbytes(inputs))
 
     def all_to_all_single(
@@ -156,7 +152,8 @@ class SimulatedGroup(dist.ProcessGroup):
         if not (output_sizes or input_sizes):
             return self.alltoall(self._chunks(output), self._chunks(input))
         outputs, inputs = self._rows(output, output_sizes), self._rows(input, input_sizes)
-        call = Call(f"all_to_all_single of {output.dtype} in parts".replace("torch.", ""), inputs, outputs)
+        operation = f"all_to_all_single of {output.dtype} in parts".replace("torch.", "")
+        call = Call(operation, inputs=inputs, outputs=outputs)
         return self._meet(call, values.all_to_all, "all_to_all", _nbytes(inputs), unequal=True)
 
     def barrier(self, opts: Any = None) -> dist.Work:
@@ -177,8 +174,7 @@ class SimulatedGroup(dist.ProcessGroup):
         try:
             work.wait()
         except dist.DistBackendError:
-            parts = () if part.exchange is None else part.exchange.parts
-            missing = ", ".join(str(self._channel.ranks[i]) for i, other in enumerate(parts) if other is None)
+            missing = ", ".join(map(str, part.missing()))
             raise RuntimeError(
                 f"Rank(s) {missing} failed to pass monitored_barrier in {timeout_s * 1e3:.0f} ms of virtual time"
             ) from None
@@ -226,12 +222,8 @@ class SimulatedGroup(dist.ProcessGroup):
         return list(tensor.detach().split(sizes or equal))
 
 
-def _words(operation: str, tensors: Sequence[Tensor]) -> str:
-    return f"{operation} of {', '.join(map(described, tensors))}"
-
-
 def _nbytes(tensors: Sequence[Tensor]) -> float:
-    return float(sum(tensor.nbytes for tensor in tensors))
+    return float(sum([tensor.nbytes for tensor in tensors]))
 
 
 def _missing(name: str) -> Callable[..., NoReturn]:

@@ -16,13 +16,14 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from math import inf
 
 import torch
 import torch.distributed as dist
 
-from hardware.simulated.device import Device, future_of, timing_out
-from hardware.simulated.engine import Activity, Engine, Signal
-from hardware.simulated.fabric import Part
+from hardware.simulated.device import Device, ExchangeTimedOut, future_of
+from hardware.simulated.engine import Activity, Engine, Signal, TimedOut
+from hardware.simulated.exchange import Part
 from hardware.simulated.pace import Pace
 
 Task = Callable[["Stream"], None]
@@ -146,6 +147,7 @@ class StreamDevice(Device):
         self._default = Stream(self)
         self._streams = [self._default]
         self._lanes: dict[Hashable, Stream] = {}
+        self._open: dict[Part, float] = {}  # what has not ended, with the time-out, in the order of issue
         self._current: dict[Activity, Stream] = {}
 
     def charge(self, launch_s: float, run_s: float) -> None:
@@ -168,7 +170,8 @@ class StreamDevice(Device):
         lane = self._lanes.get(part.lane)
         if lane is None:
             lane = self._lanes[part.lane] = self.new_stream()
-        part.ended.then(partial(self.account.exchanged, part))
+        self._open[part] = timeout_s
+        part.ended.then(partial(self._ended, part))
         lane.wait_stream(self.current_stream())
         lane.put(lambda stream: part.arrive(stream.end_s))
         lane.put(part.ended)
@@ -210,15 +213,35 @@ class StreamDevice(Device):
         return self._engine.current.now()
 
     def block(self, signal: Signal) -> None:
-        """Let the host wait."""
-        self._engine.wait(signal, "its device")
+        """Let the host wait.
+
+        Raises:
+            ExchangeTimedOut: if an exchange on one of the streams takes too long.
+        """
+        part, timeout_s = next(iter(self._open.items()), (None, inf))
+        try:
+            self._engine.wait(signal, self._busy_with, timeout_s=timeout_s)
+        except TimedOut:
+            part = next(iter(self._open), part)
+            assert part is not None
+            raise ExchangeTimedOut(part, timeout_s) from None
 
     def hold(self, part: Part, timeout_s: float) -> None:
         """Hold the host until the values of an exchange are there; that takes no virtual time."""
         if part.gives:
             return
-        with timing_out(part, timeout_s):
+        try:
             self._engine.wait(part.valued, part.description, timed=False, timeout_s=timeout_s)
+        except TimedOut:
+            raise ExchangeTimedOut(part, timeout_s) from None
+
+    def _busy_with(self) -> str:
+        part = next(iter(self._open), None)
+        return "its device" if part is None else f"its device, and that for {part.description}"
+
+    def _ended(self, part: Part) -> None:
+        del self._open[part]
+        self.account.exchanged(part)
 
     def passed(self, signal: Signal) -> bool:
         """Whether it has happened by the host's time."""

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 from torch.distributed import ReduceOp
@@ -10,18 +11,20 @@ from torch.distributed import ReduceOp
 from harness.errors import WorkerFailed
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """One rank's part in a collective.
 
     Args:
-        description: operation, parameters, dtype and shape: equal on all ranks, or the program is wrong.
+        operation: with its parameters: "all_reduce(SUM)"; equal on all ranks, or the program is wrong.
+        matched: tensors whose dtypes and shapes are equal on all ranks; likewise.
         inputs: tensors this rank gives.
         outputs: tensors this rank gets.
         gives: whether its inputs are for others; false off the root of a broadcast, at the root of a reduce or gather.
     """
 
-    description: str
+    operation: str
+    matched: Sequence[torch.Tensor] = ()
     inputs: Sequence[torch.Tensor] = ()
     outputs: Sequence[torch.Tensor] = ()
     gives: bool = True
@@ -29,44 +32,74 @@ class Call:
     @property
     def sent_bytes(self) -> int:
         """Payload this rank hands in for others, whatever the plan then makes of it."""
-        return sum(tensor.nbytes for tensor in self.inputs) if self.gives else 0
+        return sum([tensor.nbytes for tensor in self.inputs]) if self.gives else 0
+
+    def agrees(self, other: "Call") -> bool:
+        """Whether both are the same call."""
+        if self.operation != other.operation or len(self.matched) != len(other.matched):
+            return False
+        pairs = zip(self.matched, other.matched, strict=True)
+        return all([one.dtype == two.dtype and one.shape == two.shape for one, two in pairs])
+
+    def __str__(self) -> str:
+        """In words: "all_reduce(SUM) of float32[3]"."""
+        return f"{self.operation} of {', '.join(map(described, self.matched))}" if self.matched else self.operation
 
 
-_FOLDS: dict[ReduceOp.RedOpType, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
-    ReduceOp.SUM: torch.Tensor.add_,
-    ReduceOp.AVG: torch.Tensor.add_,
-    ReduceOp.PRODUCT: torch.Tensor.mul_,
-    ReduceOp.MIN: lambda a, b: torch.minimum(a, b, out=a),
-    ReduceOp.MAX: lambda a, b: torch.maximum(a, b, out=a),
-    ReduceOp.BAND: torch.Tensor.bitwise_and_,
-    ReduceOp.BOR: torch.Tensor.bitwise_or_,
-    ReduceOp.BXOR: torch.Tensor.bitwise_xor_,
+def described(tensor: torch.Tensor) -> str:
+    """Its dtype and shape: "float32[2, 3]"."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+class Reduction(NamedTuple):
+    """A way to reduce.
+
+    Args:
+        name: torch's.
+        fold: adds its second argument to its first, in place.
+        factor: of every tensor before: a number or a tensor of one; None for 1.
+        mean: whether the sum is divided by the number of tensors.
+    """
+
+    name: str
+    fold: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    factor: float | torch.Tensor | None = None
+    mean: bool = False
+
+
+_REDUCTIONS: dict[ReduceOp.RedOpType, Reduction] = {
+    ReduceOp.SUM: Reduction("SUM", torch.Tensor.add_),
+    ReduceOp.AVG: Reduction("AVG", torch.Tensor.add_, mean=True),
+    ReduceOp.PRODUCT: Reduction("PRODUCT", torch.Tensor.mul_),
+    ReduceOp.MIN: Reduction("MIN", lambda a, b: torch.minimum(a, b, out=a)),
+    ReduceOp.MAX: Reduction("MAX", lambda a, b: torch.maximum(a, b, out=a)),
+    ReduceOp.BAND: Reduction("BAND", torch.Tensor.bitwise_and_),
+    ReduceOp.BOR: Reduction("BOR", torch.Tensor.bitwise_or_),
+    ReduceOp.BXOR: Reduction("BXOR", torch.Tensor.bitwise_xor_),
+    ReduceOp.PREMUL_SUM: Reduction("PREMUL_SUM", torch.Tensor.add_),
 }
 
 
-def op_name(op: ReduceOp) -> str:
-    """The name of a reduction.
-
-    Raises:
-        NotImplementedError: if it is not simulated.
-    """
-    if op.op not in _FOLDS:
-        known = ", ".join(known.name for known in _FOLDS)
-        raise NotImplementedError(f"the simulator reduces by {known}, not by {op.op.name}")
-    return op.op.name
+def reduction(op: ReduceOp) -> Reduction:
+    """What torch's object means."""
+    known = _REDUCTIONS[op.op]
+    if known.name != "PREMUL_SUM":
+        return known
+    _, factor = cast(tuple, op.__getstate__())
+    return known._replace(factor=factor)
 
 
-def all_reduce(calls: Sequence[Call], op: ReduceOp) -> None:
+def all_reduce(calls: Sequence[Call], by: Reduction) -> None:
     """Every output is the reduction of the inputs at its place."""
     for place in range(len(calls[0].inputs)):
-        result = _reduced([call.inputs[place] for call in calls], op)
+        result = _reduced([call.inputs[place] for call in calls], by)
         for call in calls:
             _fill([call.outputs[place]], [result])
 
 
-def reduce(calls: Sequence[Call], op: ReduceOp, root: int) -> None:
+def reduce(calls: Sequence[Call], by: Reduction, root: int) -> None:
     """The root's outputs are the reductions."""
-    _fill(calls[root].outputs, [_reduced([call.inputs[0] for call in calls], op)])
+    _fill(calls[root].outputs, [_reduced([call.inputs[0] for call in calls], by)])
 
 
 def broadcast(calls: Sequence[Call], root: int) -> None:
@@ -93,11 +126,11 @@ def scatter(calls: Sequence[Call], root: int) -> None:
         _fill(call.outputs, [calls[root].inputs[rank]])
 
 
-def reduce_scatter(calls: Sequence[Call], op: ReduceOp) -> None:
+def reduce_scatter(calls: Sequence[Call], by: Reduction) -> None:
     """The output of rank i at a place is the reduction of everyone's i-th input for that place."""
     for rank, call in enumerate(calls):
         mine = range(rank, len(call.inputs), len(calls))
-        _fill(call.outputs, [_reduced([other.inputs[index] for other in calls], op) for index in mine])
+        _fill(call.outputs, [_reduced([other.inputs[index] for other in calls], by) for index in mine])
 
 
 def all_to_all(calls: Sequence[Call]) -> None:
@@ -111,7 +144,7 @@ def all_to_all(calls: Sequence[Call]) -> None:
             sent, expected = other.inputs[rank].numel(), call.outputs[source].numel()
             if sent != expected:
                 raise WorkerFailed(
-                    f"ranks disagree on {call.description}: rank {source} of the group sends {sent} elements to rank "
+                    f"ranks disagree on {call}: rank {source} of the group sends {sent} elements to rank "
                     f"{rank}, which expects {expected}"
                 )
         _fill(call.outputs, [other.inputs[rank] for other in calls])
@@ -121,14 +154,16 @@ def nothing(calls: Sequence[Call]) -> None:
     """A barrier moves no values."""
 
 
-def _reduced(tensors: Sequence[torch.Tensor], op: ReduceOp) -> torch.Tensor:
-    fold = _FOLDS[op.op]
+def _reduced(tensors: Sequence[torch.Tensor], by: Reduction) -> torch.Tensor:
+    if by.factor is not None:
+        tensors = [tensor * by.factor for tensor in tensors]
     result = tensors[0].detach().clone()
     for tensor in tensors[1:]:
-        fold(result, tensor)
-    return result.div_(len(tensors)) if op.op == ReduceOp.AVG else result
+        by.fold(result, tensor)
+    return result.div_(len(tensors)) if by.mean else result
 
 
 def _fill(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
     for target, source in zip(targets, sources, strict=True):
-        target.detach().copy_(source.reshape(target.shape))
+        # like a communication library, which autograd does not see write: `data` has a version counter of its own
+        target.data.copy_(source if source.shape == target.shape else source.reshape(target.shape))

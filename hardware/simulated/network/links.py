@@ -99,6 +99,11 @@ class Links:
         rows = zip(links["payload_bytes"].tolist(), links["wire_bytes"].tolist(), links["busy_s"].tolist(), strict=True)
         return {name: Traffic(*row) for name, row in zip(self._wires.names, rows, strict=True)}
 
+    def broken(self) -> list[str]:
+        """Links that pass nothing, though something is under way on them."""
+        links = self._state.links
+        return [self._wires.names[i] for i in np.flatnonzero((links["capacity"] <= 0.0) & (links["head"] >= 0))]
+
     def _program(self, plan: Plan, devices: np.ndarray) -> Program:
         key = plan, devices.tobytes()
         if key not in self._programs:
