@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.errors import require
@@ -41,6 +42,7 @@ class Execution:
         workers: one report per worker; empty if the run failed.
         facts: what happened to the machine (pinning, placement, virtual sockets), for the manifest.
         metrics: metrics only this hardware can measure, with keys of docs/metrics.md (`async/*`, `sim/*`).
+        timeline: writes what each worker did when to a file, in the trace event format; None where that is not known.
         tags: marks that belong on every record of this run, e.g. "virtual-sockets".
         failure: why the run did not finish, or None; what was observed until then is kept.
     """
@@ -49,6 +51,7 @@ class Execution:
     workers: list[WorkerReport] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    timeline: Callable[[Path], object] | None = None
     tags: list[str] = field(default_factory=list)
     failure: BaseException | None = None
 

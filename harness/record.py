@@ -7,7 +7,7 @@ kills the run, what is there can be read. A run that was killed outright keeps t
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +83,17 @@ class Record:
         stamp = {f"run/{key}": manifest[key] for key in ("id", "name", "kind")}
         stamp |= {"run/status": status, "time/clock": manifest["clock"]}
         self._write("summary.json", stamp | ({"run/error": error} if error else {}) | summary)
+
+    def attach(self, name: str, write: Callable[[Path], object]) -> None:
+        """Add a file of any kind, whole or not at all."""
+        path, aside = self._path(name), self._path(f".{os.getpid()}.{name}")
+        with _explained(path):
+            try:
+                write(aside)
+                aside.replace(path)
+            except OSError:
+                aside.unlink(missing_ok=True)
+                raise
 
     def manifest(self) -> dict[str, Any]:
         """The manifest, as written.

@@ -17,6 +17,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
     lines = [
         ("target", _target(summary)),
         ("hardware", _hardware(summary)),
+        ("network", _network(summary)),
         ("statistics", _statistics(summary)),
         ("conflicts", _conflicts(summary)),
         ("speedup", _speedup(summary)),
@@ -61,8 +62,18 @@ def _hardware(summary: dict[str, Any]) -> str:
         for part, name in (("compute", "compute"), ("comm", "communication"), ("idle", "idle"), ("other", "other"))
         if summary.get(f"perf/{part}_frac", 0) >= 0.005
     ]
+    if summary.get("perf/overlap_frac", 0) >= 0.005:
+        parts.append(f"{100 * summary['perf/overlap_frac']:.0f}% of communication hidden behind computing")
     rate = f"{summary['perf/samples_per_s']:.3g} samples/s"
     return f"{seconds(summary['perf/time_per_epoch_s'], summary)} an epoch, {rate}: {', '.join(parts)}"
+
+
+def _network(summary: dict[str, Any]) -> str:
+    if "sim/busiest_link" not in summary:
+        return ""
+    return (
+        f"busiest link {summary['sim/busiest_link']}, in use {100 * summary['sim/busiest_link_frac']:.0f}% of the time"
+    )
 
 
 def _statistics(summary: dict[str, Any]) -> str:

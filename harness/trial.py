@@ -1,8 +1,9 @@
 """Execute one setup, then evaluate what was observed. Knows nothing of baselines, files or W&B."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Outcome:
         facts: what happened to the machine, for the manifest.
         tags: marks that belong on every record of this run.
         failure: why it did not finish, or None; rows and summary hold what was observed until then.
+        timeline: writes what each worker did when to a file; None where that is not known.
     """
 
     rows: list[Row]
@@ -34,6 +36,7 @@ class Outcome:
     facts: dict[str, Any]
     tags: list[str]
     failure: BaseException | None
+    timeline: Callable[[Path], object] | None = None
 
     @property
     def status(self) -> Status:
@@ -45,11 +48,13 @@ class Outcome:
         return "diverged" if isinstance(self.failure, Diverged) else "failed"
 
     def keep(self, record: Record) -> None:
-        """Write rows, summary, facts and tags to a record that was started."""
+        """Write rows, summary, facts, tags and timeline to a record that was started."""
         for row in self.rows:
             record.append(row)
         record.amend({"facts": self.facts, "tags": [*record.manifest()["tags"], *self.tags]})
         record.finish(self.summary, self.status, str(self.failure or ""))
+        if self.timeline is not None:
+            record.attach("timeline.pt.trace.json.gz", self.timeline)
 
 
 def failed(info: RunInfo, failure: BaseException) -> Outcome:
@@ -72,7 +77,8 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     rows = history(observations, evaluations, problem.num_samples, start_host_s)
     summary = summarise(execution, rows, problem.num_samples, setup.num_workers, setup.settings.target.loss)
     failure = execution.failure or _silence(execution) or _divergence(observations, evaluations, problem.num_samples)
-    return Outcome(rows, summary | _stamp(info, execution.tags), execution.facts, execution.tags, failure)
+    summary |= _stamp(info, execution.tags)
+    return Outcome(rows, summary, execution.facts, execution.tags, failure, execution.timeline)
 
 
 def evaluate(problem: Problem, seed: int, observations: Sequence[Observation]) -> list[dict[str, float]]:

@@ -2,16 +2,16 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from hardware.simulated.operators import Operators
 from hardware.simulated.pace import drawn
 from harness.errors import UserError, require
 
@@ -144,20 +144,22 @@ class Roofline(Compute):
         Raises:
             UserError: if `flops_per_s` has no peak for the dtype.
         """
-        read, written = _tensors((inputs, dict(options))), _tensors(output)
-        moved_bytes = sum(tensor.nbytes for tensor in read + written)
-        dtypes = [tensor.dtype for tensor in written if tensor.dtype.is_floating_point]
-        if not dtypes:
-            return moved_bytes / self.memory_bytes_per_s
-        count = flop_registry.get(operator.overloadpacket)
-        if count is None:
-            flops = max(tensor.numel() for tensor in read + written)
+        read, written = _tensors((*inputs, *options.values())), _tensors((output,))
+        moved_bytes = sum([tensor.nbytes for tensor in read.values()] + [tensor.nbytes for tensor in written.values()])
+        move_s = moved_bytes / self.memory_bytes_per_s
+        dtype = next((tensor.dtype for tensor in written.values() if tensor.dtype.is_floating_point), None)
+        if dtype is None:
+            return move_s
+        if operator.overloadpacket in flop_registry:
+            flops = _flops(
+                operator.overloadpacket, _shapes(inputs), tuple(options), *_shapes((*options.values(), output))
+            )
         else:
-            flops = count(*inputs, **options, out_val=output)
-        return max(moved_bytes / self.memory_bytes_per_s, flops / self._peak(dtypes[0]))
+            flops = max([tensor.numel() for tensor in (read | written).values()])
+        return max(move_s, flops / self._peak(dtype))
 
     def _peak(self, dtype: torch.dtype) -> float:
-        name = str(dtype).removeprefix("torch.")
+        name = _name(dtype)
         if name not in self.flops_per_s:
             raise UserError(
                 f"hardware.compute.flops_per_s must have a peak for every dtype computed with, got {self.flops_per_s} "
@@ -166,9 +168,34 @@ class Roofline(Compute):
         return self.flops_per_s[name]
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    """The tensors of a nested structure, each once."""
-    return list({id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}.values())
+def _shapes(arguments: Iterable) -> tuple:
+    """Arguments with shapes for tensors and tuples for lists."""
+    return tuple(
+        leaf.shape if isinstance(leaf, torch.Tensor) else _shapes(leaf) if isinstance(leaf, list | tuple) else leaf
+        for leaf in arguments
+    )
+
+
+@lru_cache(4096)
+def _flops(operator: Any, inputs: tuple, options: tuple[str, ...], *values: Any) -> float:
+    """By torch's formula for an operator it counts, of shapes: those of its inputs, options and, last, its output."""
+    return flop_registry[operator](*inputs, **dict(zip(options, values, strict=False)), out_val=values[-1])
+
+
+@cache
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _tensors(tree: Iterable) -> dict[int, torch.Tensor]:
+    """The tensors among arguments and in their lists, each once, by identity."""
+    found: dict[int, torch.Tensor] = {}
+    for leaf in tree:
+        if isinstance(leaf, torch.Tensor):
+            found[id(leaf)] = leaf
+        elif isinstance(leaf, list | tuple):
+            found |= _tensors(leaf)
+    return found
 
 
 @dataclass(frozen=True)
@@ -213,7 +240,7 @@ class Measured(Compute):
         return None
 
 
-class _Meter(TorchDispatchMode):
+class _Meter(Operators):
     """Charges operators, and announces those that hand a value to the host."""
 
     def __init__(self, roofline: Roofline, charge: Charge, read: Callable[[], None]) -> None:

@@ -11,17 +11,17 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hardware.simulated.engine import Engine
+from hardware.simulated.operators import Operators
 from hardware.simulated.shared_models import SharedModels
 
 _LIKE = ("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like")
 _NEW = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
 
 
-class Landing(TorchDispatchMode):
+class Landing(Operators):
     """Charges a rank for the lines of shared models, and lets its updates land when their computation is paid for.
 
     Args:

@@ -2,18 +2,20 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 from hardware.base import Execution, Hardware, WorkerReport
-from hardware.simulated import torch_world
+from hardware.simulated import timeline, torch_world
+from hardware.simulated.account import Split
 from hardware.simulated.compute import Compute
 from hardware.simulated.device import HostDevice
 from hardware.simulated.engine import Engine
 from hardware.simulated.fabric import Fabric
 from hardware.simulated.memory import SharedMemory
 from hardware.simulated.network.base import Network
+from hardware.simulated.network.links import Traffic
 from hardware.simulated.network.protocol import Protocol
 from hardware.simulated.pace import Pace
 from hardware.simulated.place import Machine, SimulatedPlace
@@ -102,9 +104,12 @@ class Simulated(Hardware):
         if execution.failure is None:
             execution.workers = simulation.reports()
         execution.observations = sorted(machine.observations, key=lambda seen: seen.samples)
-        execution.metrics = _metrics(machine, execution.run_s, time.perf_counter() - begin_s)
+        execution.metrics = _metrics(simulation, execution.run_s, time.perf_counter() - begin_s)
+        execution.timeline = partial(timeline.write, accounts=[place.timelines.account for place in simulation.places])
         if self.memory is not None:
-            execution.facts = {"sockets": [self.memory.socket(rank) for rank in range(machine.num_ranks)]}
+            execution.facts["sockets"] = [self.memory.socket(rank) for rank in range(machine.num_ranks)]
+        if traffic := simulation.traffic():
+            execution.facts["links"] = {name: asdict(carried) for name, carried in traffic.items()}
         return execution
 
     def simulation(self, seed: int) -> "Simulation":
@@ -162,19 +167,34 @@ class Simulation:
     def reports(self) -> list[WorkerReport]:
         """Where the time of each rank went."""
         sent_bytes = self.machine.fabric.sent_bytes
-        return [_report(place, sent_bytes[place.rank]) for place in self.places]
+        return [
+            WorkerReport(
+                rank=place.rank,
+                finish_s=place.finish_s,
+                compute_s=split.compute_s,
+                comm_s=split.exposed_s,
+                idle_s=split.idle_s,
+                sent_bytes=sent_bytes[place.rank],
+            )
+            for place, split in zip(self.places, self.splits(), strict=True)
+        ]
 
+    def splits(self) -> list[Split]:
+        """Where the time of each rank went, hidden communication too."""
+        return [place.timelines.account.split(place.finish_s) for place in self.places]
 
-def _report(place: SimulatedPlace, sent_bytes: int) -> WorkerReport:
-    split = place.timelines.account.split(place.finish_s)
-    return WorkerReport(
-        rank=place.rank,
-        finish_s=place.finish_s,
-        compute_s=split.compute_s,
-        comm_s=split.exposed_s,
-        idle_s=split.idle_s,
-        sent_bytes=sent_bytes,
-    )
+    def overlap_frac(self) -> float | None:
+        """Communication hidden behind computation over all communication, of all ranks; None where there was none."""
+        splits = self.splits()
+        hidden_s = sum(split.hidden_s for split in splits)
+        communication_s = hidden_s + sum(split.exposed_s for split in splits)
+        return hidden_s / communication_s if communication_s else None
+
+    def traffic(self) -> dict[str, Traffic]:
+        """What each link has carried, those that carried something, the busiest first."""
+        links = self.machine.fabric.links.traffic()
+        busiest = sorted(links, key=lambda name: -links[name].busy_s)
+        return {name: links[name] for name in busiest if links[name].wire_bytes}
 
 
 def _require_all(items: Iterable[tuple[object, float]], name: str, rule: str, holds: Callable[[float], bool]) -> None:
@@ -182,8 +202,13 @@ def _require_all(items: Iterable[tuple[object, float]], name: str, rule: str, ho
         require(holds(value), f"hardware.{name}.{key}", rule, value)
 
 
-def _metrics(machine: Machine, run_s: float, host_s: float) -> dict[str, Any]:
+def _metrics(simulation: Simulation, run_s: float, host_s: float) -> dict[str, Any]:
+    machine, overlap_frac = simulation.machine, simulation.overlap_frac()
     metrics: dict[str, Any] = {"sim/events_per_s": machine.engine.events / host_s}
+    if overlap_frac is not None:
+        metrics["perf/overlap_frac"] = overlap_frac
     if run_s > 0:
         metrics["sim/slowdown"] = host_s / run_s
+        for name, carried in [*simulation.traffic().items()][:1]:
+            metrics |= {"sim/busiest_link": name, "sim/busiest_link_frac": carried.busy_s / run_s}
     return metrics | (machine.models.metrics() if machine.models is not None else {})

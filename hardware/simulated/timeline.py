@@ -20,8 +20,8 @@ def write(path: Path, accounts: Sequence[Account]) -> int:
     spans = sorted(_spans(accounts), key=lambda event: event["ts"])[:MAX_EVENTS]
     events = [*_names(accounts), *spans, *_arrows(spans)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        json.dump({"traceEvents": events, "displayTimeUnit": "ms", "clock": "virtual"}, file)
+    text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "clock": "virtual"})
+    path.write_bytes(gzip.compress(text.encode(), compresslevel=4))
     return len(spans)
 
 

@@ -82,28 +82,25 @@ def _environments(hosts: np.ndarray) -> list[dict[str, str]]:
 
 def _show(simulation: Simulation, host_s: float) -> None:
     """What it took, in words."""
-    reports, links = simulation.reports(), simulation.machine.fabric.links.traffic()
+    reports, traffic = simulation.reports(), simulation.traffic()
     virtual_s = max(report.finish_s for report in reports)
-    splits = [place.timelines.account.split(place.finish_s) for place in simulation.places]
     total_s = sum(report.finish_s for report in reports) or 1.0
     shares = {
-        "compute": sum(split.compute_s for split in splits) / total_s,
-        "communication not hidden behind it": sum(split.exposed_s for split in splits) / total_s,
-        "idle": sum(split.idle_s for split in splits) / total_s,
+        "compute": sum(report.compute_s for report in reports) / total_s,
+        "communication not hidden behind it": sum(report.comm_s for report in reports) / total_s,
+        "idle": sum(report.idle_s for report in reports) / total_s,
     }
-    hidden_s = sum(split.hidden_s for split in splits)
-    communication_s = hidden_s + sum(split.exposed_s for split in splits)
-    wire_bytes = sum(traffic.wire_bytes for traffic in links.values())
+    overlap_frac = simulation.overlap_frac()
+    wire_bytes = sum(carried.wire_bytes for carried in traffic.values())
     console = Console(stderr=True, highlight=False)
     console.print(f"{len(reports)} ranks: {virtual_s:.6g} virtual s in {host_s:.3g} host s")
     console.print("  time        " + ", ".join(f"{share:.0%} {name}" for name, share in shares.items()))
-    if communication_s:
-        console.print(f"  overlap     {hidden_s / communication_s:.0%} of communication is hidden behind computation")
+    if overlap_frac is not None:
+        console.print(f"  overlap     {overlap_frac:.0%} of communication is hidden behind computation")
     console.print(
         f"  bytes       {sum(report.sent_bytes for report in reports):.4g} handed in, {wire_bytes:.4g} on links"
     )
-    if wire_bytes:
-        name, busiest = max(links.items(), key=lambda item: item[1].busy_s)
+    for name, busiest in [*traffic.items()][:1]:
         busy = busiest.busy_s / virtual_s if virtual_s else 0.0
         console.print(
             f"  busiest     {name}: {busiest.busy_s:.4g} s, {busy:.0%} of the run, {busiest.wire_bytes:.4g} bytes"
