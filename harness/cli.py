@@ -6,13 +6,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -43,9 +42,12 @@ def command_line(main: Callable[[], None]) -> None:
     sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
     wants_traceback = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra hand us the exception instead of printing it
+    ReportFailures.hands_on = wants_traceback
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
+        if ReportFailures.failed:
+            sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted: what was observed until then is in the run's directory", file=sys.stderr)
         sys.exit(130)
@@ -53,11 +55,6 @@ def command_line(main: Callable[[], None]) -> None:
         if wants_traceback:
             raise
         print(f"error: {sentence(error)}", file=sys.stderr)
-        sys.exit(1)
-    except TwinclockError as error:  # printed by ReportFailures when its job ended
-        if wants_traceback:
-            raise
-        print("\n".join(getattr(error, "__notes__", [])), end="\n" * hasattr(error, "__notes__"))
         sys.exit(1)
     except OSError as error:
         if wants_traceback or not error.filename:
@@ -92,31 +89,34 @@ HYDRA_FUNCTIONS = "choice|range|interval|glob|shuffle|sort|tag|int|float|str|boo
 
 
 class ReportFailures(Callback):
-    """Prints a failed job in one sentence, when it fails; a multirun goes on with the others."""
+    """Prints a failed job in one sentence, when it fails; a multirun goes on with the others.
+
+    Attributes:
+        failed: jobs so far.
+        hands_on: whether Hydra gets to see the failure too, and raises it in the end.
+    """
+
+    failed: ClassVar[int] = 0
+    hands_on: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self.finished = self.failed = 0
-        self.first_failure: BaseException | None = None  # the one that Hydra raises in the end
+        self.finished = 0
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Print the sentence of a failure, and before it what the worker itself said."""
-        if job_return.status is JobStatus.FAILED:
-            self.failed += 1
-            error = job_return._return_value
-            self.first_failure = self.first_failure or error
-            if isinstance(error, TwinclockError | HydraException | OmegaConfBaseException):
-                print(getattr(error, "details", ""), f"error: {sentence(error)}", sep="", file=sys.stderr)
-        else:
+        if job_return.status is not JobStatus.FAILED:
             self.finished += 1
-        if self.first_failure is not None and config.hydra.mode == RunMode.MULTIRUN:
-            self.first_failure.__notes__ = [self._count(config)]
+            return
+        ReportFailures.failed += 1
+        error = job_return._return_value
+        if isinstance(error, TwinclockError | HydraException | OmegaConfBaseException):
+            print(getattr(error, "details", ""), f"error: {sentence(error)}", sep="", file=sys.stderr)
+            if not self.hands_on:
+                job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print how many jobs finished, if all did; else Hydra raises the first failure, which notes it."""
-        print(self._count(config))
-
-    def _count(self, config: DictConfig) -> str:
-        return f"{self.finished} jobs finished, {self.failed} failed: {config.hydra.sweep.dir}"
+        """Print how many jobs finished."""
+        print(f"{self.finished} jobs finished, {self.failed} failed: {config.hydra.sweep.dir}")
 
 
 def sentence(error: BaseException) -> str:

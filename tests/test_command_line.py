@@ -145,6 +145,17 @@ def test_sixty_four_simulated_ranks(tmp_path):
     assert summary["run/num_workers"] == 64 and summary["perf/comm_frac"] > 0
 
 
+def test_a_dead_rank_is_one_sentence(tmp_path):
+    cluster = ["algorithm=all_reduce", "hardware=sim_ethernet", "hardware.num_workers=3", "hardware.deaths={1: 0.001}"]
+    outcome = command(*QUICK, *cluster, "baseline=none", runs_dir=tmp_path)
+    assert outcome.returncode == 1
+    (line,) = outcome.stderr.splitlines()
+    assert line.startswith("error: rank ") and line.endswith(": rank 1 died at 0.001 s")
+    (summary,) = records(tmp_path)
+    assert summary["run/status"] == "failed" and summary["run/error"] in line
+    assert list(tmp_path.rglob("timeline.pt.trace.json.gz"))
+
+
 def test_tracking_none_leaves_no_record(tmp_path):
     outcome = command(*QUICK, "algorithm=hogwild", "hardware=sim_numa2", "tracking=none", runs_dir=tmp_path)
     assert outcome.returncode == 0 and "speedup" in outcome.stdout

@@ -1,4 +1,6 @@
 import functools
+import gzip
+import json
 import random
 import threading
 import time
@@ -14,6 +16,7 @@ from simulated_ranks import compute_for, execute, program
 from simulated_ranks import machine as simulated
 
 from hardware.simulated.memory import SharedMemory
+from hardware.simulated.network.topologies import Switch
 from harness.build import build
 from harness.errors import Diverged, UserError
 from harness.sparse_kernel import LOGISTIC, SparseLinearKernel, SparseRows
@@ -202,6 +205,21 @@ def test_time_is_accounted_for():
         assert report.compute_s + report.comm_s + report.idle_s == pytest.approx(report.finish_s, rel=1e-12)
     assert done.workers[0].idle_s > done.workers[1].idle_s > done.workers[2].idle_s == 0.0
     assert done.run_s == done.workers[2].finish_s
+
+
+def test_overlap_links_and_a_timeline_are_recorded(tmp_path):
+    def body(worker):
+        work = dist.all_reduce(torch.zeros(1000, dtype=torch.float64), async_op=True)
+        compute_for(worker, 1.0)
+        work.wait()
+
+    done = execute(body, 2, network=Switch({}, {}, 0.0, 4000.0))  # 8,000 bytes a link, 2 s
+    assert done.metrics["perf/overlap_frac"] == pytest.approx(0.5)
+    assert done.metrics["sim/busiest_link_frac"] == pytest.approx(1.0)
+    assert done.facts["links"][done.metrics["sim/busiest_link"]]["payload_bytes"] == 8000
+    done.timeline(tmp_path / "timeline.json.gz")
+    events = json.loads(gzip.decompress((tmp_path / "timeline.json.gz").read_bytes()))["traceEvents"]
+    assert {"compute", "s", "f"} <= {event["name"] for event in events} | {event["ph"] for event in events}
 
 
 def test_cost_of_simulating_is_measured():
