@@ -77,7 +77,8 @@ class Account:
         communicating = self.communicating.until(finish_s)
         compute_s, communicate_s = _covered_s(computing), _covered_s(communicating)
         busy_s = _covered_s(np.concatenate([computing, communicating]))
-        return Split(compute_s, busy_s - compute_s, finish_s - busy_s, compute_s + communicate_s - busy_s)
+        hidden_s = max(0.0, compute_s + communicate_s - busy_s)  # rounding
+        return Split(compute_s, busy_s - compute_s, finish_s - busy_s, hidden_s)
 
 
 class Intervals:

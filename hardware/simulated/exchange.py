@@ -51,7 +51,8 @@ class Exchange:
         for index in indices.tolist():
             part = self.parts[index]
             assert part is not None
-            part.ended.happen(at_s)
+            if not part.ended.happened:  # it may have been aborted
+                part.ended.happen(at_s)
 
     def _begin(self) -> None:
         if not self._missing and self.valued.happened:

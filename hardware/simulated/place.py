@@ -47,7 +47,7 @@ class SimulatedPlace(Place):
         self.device = torch.device("cpu")
         self.clock = VirtualClock(machine.engine)
         self._machine = machine
-        self.finish_s = 0.0  # when `live`'s body ended
+        self.finish_s = 0.0  # when `live`'s body ended, well or not
         self._world = torch_world.RankWorld(machine.fabric, device)
         self.timelines = device
         self._helpers: list[Signal] = []
@@ -63,10 +63,14 @@ class SimulatedPlace(Place):
         if default_group:
             group = torch_world.default_group(BACKEND, self.rank, self.num_workers, store)
         with torch_world.entered(self._world), group:
-            with self._computing():
-                body()
-            self.timelines.synchronize()
-            self.finish_s = self.clock.now()
+            activity = engine.current
+            try:
+                with self._computing():
+                    body()
+                self.timelines.synchronize()
+                activity.now()
+            finally:
+                self.finish_s = activity.local_s
             for helper in self._helpers:
                 engine.wait(helper, "the end of its background activity")
 

@@ -224,7 +224,9 @@ class StreamDevice(Device):
         except TimedOut:
             part = next(iter(self._open), part)
             assert part is not None
-            raise ExchangeTimedOut(part, timeout_s) from None
+            error = ExchangeTimedOut(part, timeout_s)
+            part.ended.happen(self.host_s())  # aborted, as ProcessGroupNCCL's watchdog does: the stream goes on
+            raise error from None
 
     def hold(self, part: Part, timeout_s: float) -> None:
         """Hold the host until the values of an exchange are there; that takes no virtual time."""

@@ -114,3 +114,18 @@ def test_a_link_that_slows_and_recovers_delays():
 
     network = Switch({}, {"host0.up": {2.0: 0.5, 6.0: 1.0}}, 0.0, 1000.0)  # 2 s, 4 s at half speed, 4 s
     assert results(body, 2, network=network) == [10.0, 10.0]
+
+
+def test_a_host_that_waits_for_streams_learns_which_link_broke():
+    def call(worker, group):
+        x = torch.zeros(1000, dtype=torch.float64)
+        dist.all_reduce(x, group=group)  # issued; the host goes on
+        torch.cpu.current_stream().synchronize()
+
+    streams = Fixed("none", streams=True, seconds_per_sample=1.0)
+    network = Switch({}, {"host0.up": {2.0: 0.0}}, 0.0, 1000.0)
+    for time_s, words in results(caught(call), 2, compute=streams, network=network, protocol=GLOO):
+        assert time_s == 30.0
+        assert words.endswith(
+            "all_reduce(SUM) of float64[1000], collective 0 of ranks [0, 1]: nothing passes link host0.up"
+        )

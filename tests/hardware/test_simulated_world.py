@@ -1,5 +1,6 @@
 """What torch keeps per process is put back, whatever happened inside."""
 
+import gc
 import sys
 import threading
 
@@ -10,6 +11,7 @@ from simulated_ranks import execute, results
 from torch._C import _distributed_c10d as native
 from torch.distributed import distributed_c10d as c10d
 
+from hardware.simulated.compute import Fixed
 from harness.errors import WorkerFailed
 
 
@@ -22,6 +24,8 @@ def state():
         "num_threads": torch.get_num_threads(),
         "multithreaded backward": torch.autograd.is_multithreading_enabled(),
         "random numbers": torch.get_rng_state().tolist(),
+        "streams": dict(vars(torch.cpu)),
+        "frozen objects": gc.get_freeze_count(),
     }
 
 
@@ -48,9 +52,10 @@ def failing(worker):
 
 
 @pytest.mark.parametrize("body", [lambda worker: dist.barrier(), failing], ids=["finishing", "failing"])
-def test_everything_is_put_back(body):
+@pytest.mark.parametrize("streams", [False, True], ids=["host", "streams"])
+def test_everything_is_put_back(body, streams):
     before = state()
-    execute(body, 5)
+    execute(body, 5, compute=Fixed("none", streams=streams, seconds_per_sample=1.0))
     after = state()
     assert after == before
     assert after["world"] is before["world"]

@@ -21,6 +21,8 @@ import torch
 
 from harness.errors import WorkerFailed
 
+_SIMULATOR = str(Path(__file__).parents[1]) + os.sep
+
 
 class Exited(WorkerFailed):
     """A rank has left by `sys.exit`.
@@ -119,6 +121,9 @@ def processes(folder: Path) -> Iterator[None]:
 
 
 def _details(error: Exception) -> str:
-    """The traceback below the line that runs the script."""
-    trace = error.__traceback__
-    return "".join(traceback.format_exception(type(error), error, trace and trace.tb_next))
+    """The traceback below the line that runs the script, down to where the simulator begins."""
+    report = traceback.TracebackException.from_exception(error)
+    frames = report.stack[1:]
+    ours = (i for i, frame in enumerate(frames) if frame.filename.startswith(_SIMULATOR))
+    report.stack = traceback.StackSummary.from_list(frames[: next(ours, None)])
+    return "".join(report.format())
