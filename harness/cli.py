@@ -4,10 +4,11 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -18,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.build import unknown_key
 from harness.errors import TwinclockError, require
 
+CONF = Path(__file__).parents[1] / "conf"
+MISTAKES = (TwinclockError, HydraException, OmegaConfBaseException)  # what ends in one sentence
 HELP = """\
 twinclock: parallel and distributed training, for real and in virtual time.
 
@@ -68,6 +71,16 @@ def command_line(main: Callable[[], None]) -> None:
         sys.exit(1)
 
 
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of `conf/` with these overrides, for a command that is not run by Hydra.
+
+    Raises:
+        HydraException, OmegaConfBaseException: `MISTAKES`, for `sentence`.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [quoted(override) for override in overrides])
+
+
 def quoted(override: str) -> str:
     """An override as Hydra wants it: new keys of a mapping are added, values of the form name(...) are quoted.
 
@@ -109,7 +122,7 @@ class ReportFailures(Callback):
             return
         ReportFailures.failed += 1
         error = job_return._return_value
-        if isinstance(error, TwinclockError | HydraException | OmegaConfBaseException):
+        if isinstance(error, MISTAKES):
             print(getattr(error, "details", ""), f"error: {sentence(error)}", sep="", file=sys.stderr)
             if not self.hands_on:
                 job_return.status, job_return.return_value = JobStatus.COMPLETED, None

@@ -16,7 +16,7 @@ ALLOWED = {  # package -> what of this project it may import
     "hardware/simulated/launch/__main__.py": {"harness.cli", "harness.build", "harness.errors", "hardware"},
 }
 COMMANDS = ("run.py", "hardware/simulated/launch/__main__.py")  # what a user starts
-ONLY_IN = {"wandb": "harness/tracking.py", "simpy": "hardware/simulated/", "hydra": ("harness/", *COMMANDS)}
+ONLY_IN = {"wandb": "harness/tracking.py", "simpy": "hardware/simulated/", "hydra": ("harness/", "run.py")}
 PROJECT = ("harness", "algorithms", "hardware", "experiments", "tests")
 
 

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from hardware.simulated.account import Account
-from hardware.simulated.engine import Engine, TimedOut
+from hardware.simulated.activity import TimedOut
+from hardware.simulated.engine import Engine
 from hardware.simulated.exchange import Part
 from hardware.simulated.pace import Pace
 

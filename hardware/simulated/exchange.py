@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hardware.simulated.engine import Signal
+from hardware.simulated.activity import Signal
 
 
 class Exchange:

@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 
 from hardware.simulated import torch_world
+from hardware.simulated.activity import Signal
 from hardware.simulated.clock import VirtualClock
 from hardware.simulated.compute import Compute
 from hardware.simulated.device import Device
-from hardware.simulated.engine import Engine, Signal
+from hardware.simulated.engine import Engine
 from hardware.simulated.fabric import Fabric
 from hardware.simulated.landing import Landing
 from hardware.simulated.process_group import BACKEND

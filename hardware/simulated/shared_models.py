@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from hardware.simulated import memory_loop
+from hardware.simulated.activity import Signal
 from hardware.simulated.compute import KernelCost
-from hardware.simulated.engine import Engine, Signal
+from hardware.simulated.engine import Engine
 from hardware.simulated.memory import SharedMemory
 from hardware.simulated.memory_loop import Costs, Rows
 from hardware.simulated.pace import Pace

@@ -21,8 +21,9 @@ from math import inf
 import torch
 import torch.distributed as dist
 
+from hardware.simulated.activity import Activity, Signal, TimedOut
 from hardware.simulated.device import Device, ExchangeTimedOut, future_of
-from hardware.simulated.engine import Activity, Engine, Signal, TimedOut
+from hardware.simulated.engine import Engine
 from hardware.simulated.exchange import Part
 from hardware.simulated.pace import Pace
 

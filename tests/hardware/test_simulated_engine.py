@@ -10,7 +10,8 @@ from simulated_ranks import compute_for, execute, machine, program, results
 from torch.distributed import distributed_c10d as c10d
 
 from hardware.simulated import engine as engine_module
-from hardware.simulated.engine import Engine, Signal, TimedOut
+from hardware.simulated.activity import Signal, TimedOut
+from hardware.simulated.engine import Engine
 from harness.errors import UserError, WorkerFailed
 
 

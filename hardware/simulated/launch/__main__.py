@@ -5,16 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
-
 from hardware.simulated.launch.options import Options
 from harness.build import build
-from harness.cli import quoted, sentence
-from harness.errors import TwinclockError, UserError
+from harness.cli import MISTAKES, composed, sentence
+from harness.errors import UserError
 
-CONF = Path(__file__).parents[3] / "conf"
 DESCRIPTION = """\
 Run a script that uses torch.distributed, unmodified, as all ranks of a simulated machine, in virtual time.
 
@@ -53,7 +48,7 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UserError(f"--log-rank must be a rank or all, got {known.log_rank}")
     return Options(
         hardware=known.hardware,
-        overrides=[quoted(override) for override in known.rest[:first]],
+        overrides=known.rest[:first],
         num_workers=known.num_workers,
         log_rank=known.log_rank,
         timeline=known.timeline,
@@ -70,15 +65,14 @@ def main(arguments: Sequence[str]) -> int:
         overrides = [f"hardware={options.hardware}", *options.overrides]
         if options.num_workers is not None:
             overrides.append(f"hardware.num_workers={options.num_workers}")
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            node = compose("config", overrides).hardware
+        node = composed(overrides).hardware
         from hardware.simulated.launch.run import run  # noqa: PLC0415 - imports torch, which --help must not wait for
 
         return run(build(node, "hardware"), options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (TwinclockError, HydraException, OmegaConfBaseException) as error:
+    except MISTAKES as error:
         print(getattr(error, "details", ""), f"error: {sentence(error)}", sep="", file=sys.stderr)
         return int(getattr(error, "status", 1))
 
