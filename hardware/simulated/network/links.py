@@ -16,7 +16,6 @@ from hardware.simulated.network.program import Program, lockstep_s, program
 Ended = Callable[[np.ndarray], None]
 
 _KEPT = 4096  # programs that are remembered
-_RANKS, _TRANSFERS, _HOPS, _WINDOW, _JOBS = 64, 256, 4, 8, 16  # capacities to begin with
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Links:
     def __init__(self, network: Network, engine: Engine, num_devices: int, shortcuts: bool = True) -> None:
         self._engine, self._env, self._shortcuts = engine, engine.env, shortcuts
         self._wires = network.wires(num_devices)
-        self._state = _idle(network, self._wires.names, self._wires.bandwidth_bytes_per_s)
+        self._state = arrays.idle(network, self._wires.names, self._wires.bandwidth_bytes_per_s)
         self._programs: dict[tuple[Plan, bytes], Program] = {}
         self._lockstep: dict[Program, tuple[int, float | None]] = {}
         self._stored: dict[Program, tuple[int, int, int, int]] = {}
@@ -190,7 +189,7 @@ class Links:
             if status == arrays.ENDED:
                 self._collect()
             else:
-                self._state = _more_transfers(self._state)
+                self._state = arrays.more_transfers(self._state)
 
     def _collect(self) -> None:
         """What has ended, by job and rank."""
@@ -214,9 +213,9 @@ class Links:
         first = self._room(num_ranks)
         number = next((i for i in range(len(self._state.jobs)) if i not in self._jobs), len(self._state.jobs))
         if number == len(self._state.jobs):
-            self._state = self._state._replace(jobs=_longer(self._state.jobs))
+            self._state = self._state._replace(jobs=arrays.longer(self._state.jobs))
         while self._state.window.shape[1] < made.plan.depth:
-            self._state = _wider_window(self._state)
+            self._state = arrays.wider_window(self._state)
         state = self._state
         state.jobs[number] = (num_ranks, first, made.plan.depth, made.num_steps, offsets, expect, until, num_ranks)
         state.ranks[first : first + num_ranks] = 0
@@ -224,7 +223,7 @@ class Links:
         state.window[first : first + num_ranks] = 0
         self._jobs[number] = made, ended
         if state.counts[arrays.FREE] == 0:
-            self._state = _more_transfers(state)
+            self._state = arrays.more_transfers(state)
         solver.start(self._state, number, begin_s)
 
     def _room(self, num_ranks: int) -> int:
@@ -236,7 +235,10 @@ class Links:
         while self._ranks_used > len(self._state.ranks):
             s = self._state
             self._state = s._replace(
-                ranks=_longer(s.ranks), window=_longer(s.window), ready=_longer(s.ready), over=_longer(s.over)
+                ranks=arrays.longer(s.ranks),
+                window=arrays.longer(s.window),
+                ready=arrays.longer(s.ready),
+                over=arrays.longer(s.over),
             )
         return first
 
@@ -244,14 +246,14 @@ class Links:
         """Where the program begins in the solver's arrays."""
         if len(self._stored) >= _KEPT and not self._jobs:
             self._stored.clear()
-            self._state = _without_programs(self._state)
+            self._state = arrays.without_programs(self._state)
         if made not in self._stored:
             state = self._state
             sends, offsets = made.sends.copy(), made.offsets + len(state.sends)
             sends["route"] += len(state.routes)
             self._stored[made] = len(state.offsets), len(state.expect), len(state.until), len(state.sends)
             hops = int(sends["hops"].max(initial=0))
-            self._state = _more_hops(state, hops)._replace(
+            self._state = arrays.more_hops(state, hops)._replace(
                 sends=np.concatenate([state.sends, sends]),
                 routes=np.concatenate([state.routes, made.routes]),
                 offsets=np.concatenate([state.offsets, offsets.ravel()]),
@@ -270,99 +272,3 @@ def _rate(links: np.ndarray, made: Program, sends: np.ndarray, used: np.ndarray,
     rate = np.full(len(sends), np.inf)
     np.minimum.at(rate, used, links["capacity"][over])
     return rate[used]
-
-
-def _idle(network: Network, names: list[str], bandwidth: np.ndarray) -> arrays.State:
-    """Links with nothing under way; links of `background` and `changes` that there are not are left out."""
-    index = {name: i for i, name in enumerate(names)}
-    taken = np.zeros(len(names))
-    for name, rate in network.background.items():
-        if name in index:
-            taken[index[name]] = rate
-    links = np.zeros(len(names), arrays.LINK)
-    links["capacity"], links["head"] = bandwidth - taken, -1
-    changes = sorted(
-        (time_s, index[name], max(0.0, bandwidth[index[name]] * factor - taken[index[name]]))
-        for name, factors in network.changes.items()
-        if name in index
-        for time_s, factor in factors.items()
-    )
-    change_s, change_link, change_capacity = np.array(changes, float).reshape(-1, 3).T
-    integers = partial(np.zeros, dtype=np.int64)
-    count = integers(8)
-    count[arrays.FREE] = _TRANSFERS
-    return arrays.State(
-        clock=np.array([0.0, np.inf]),
-        counts=count,
-        links=links,
-        transfers=np.zeros(_TRANSFERS, arrays.TRANSFER),
-        heap=integers(_TRANSFERS),
-        free=np.arange(_TRANSFERS),
-        nodes=integers((_TRANSFERS, _HOPS, 2)),
-        ranks=np.zeros(_RANKS, arrays.RANK),
-        window=integers((_RANKS, _WINDOW)),
-        ready=integers(_RANKS),
-        over=integers(_RANKS),
-        jobs=np.zeros(_JOBS, arrays.JOB),
-        sends=np.zeros(0, arrays.SEND),
-        routes=integers(0),
-        offsets=integers(0),
-        expect=integers(0),
-        until=integers(0),
-        dirty=integers(len(names)),
-        component=integers(len(names)),
-        members=integers(_TRANSFERS),
-        change_s=change_s.copy(),
-        change_link=change_link.astype(np.int64),
-        change_capacity=change_capacity.copy(),
-    )
-
-
-def _longer(array: np.ndarray) -> np.ndarray:
-    """Twice as long, the new half zero."""
-    return np.concatenate([array, np.zeros_like(array)])
-
-
-def _more_transfers(s: arrays.State) -> arrays.State:
-    """Twice the transfers."""
-    size, free = len(s.transfers), _longer(s.free)
-    count = s.counts[arrays.FREE]
-    free[count : count + size] = np.arange(size, 2 * size)
-    s.counts[arrays.FREE] += size
-    return s._replace(
-        transfers=_longer(s.transfers),
-        heap=_longer(s.heap),
-        free=free,
-        nodes=_longer(s.nodes),
-        members=_longer(s.members),
-    )
-
-
-def _more_hops(s: arrays.State, hops: int) -> arrays.State:
-    """Nodes for routes of so many hops."""
-    before = s.nodes.shape[1]
-    if hops <= before:
-        return s
-    nodes = np.zeros((len(s.nodes), hops, 2), np.int64)
-    nodes[:, :before] = _renumbered(s.nodes, before, hops)
-    s.links["head"] = _renumbered(s.links["head"], before, hops)
-    return s._replace(nodes=nodes)
-
-
-def _renumbered(nodes: np.ndarray, before: int, hops: int) -> np.ndarray:
-    return np.where(nodes >= 0, nodes // before * hops + nodes % before, nodes)
-
-
-def _wider_window(s: arrays.State) -> arrays.State:
-    """Twice the steps."""
-    width = s.window.shape[1]
-    window = np.zeros((len(s.window), 2 * width), np.int64)
-    steps = s.ranks["prefix"][:, None] + np.arange(width)
-    rows = np.arange(len(s.window))[:, None]
-    window[rows, steps & (2 * width - 1)] = s.window[rows, steps & (width - 1)]
-    return s._replace(window=window)
-
-
-def _without_programs(s: arrays.State) -> arrays.State:
-    empty = np.zeros(0, np.int64)
-    return s._replace(sends=s.sends[:0], routes=empty, offsets=empty, expect=empty, until=empty)
