@@ -154,7 +154,7 @@ class Links:
 
     def _wake_at(self, time_s: float) -> None:
         self._turn += 1
-        self._due_s = time_s
+        self._due_s = time_s = float(time_s)  # none of the solver's numbers: they would slow the clock down
         if time_s < float("inf"):
             event = self._env.timeout(max(0.0, time_s - self._env.now))
             event.callbacks.append(partial(self._wake, self._turn))
