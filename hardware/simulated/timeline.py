@@ -19,7 +19,6 @@ def write(path: Path, accounts: Sequence[Account]) -> int:
     """Write the timeline of the ranks; returns how many events it has, the earliest `MAX_EVENTS`."""
     spans = sorted(_spans(accounts), key=lambda event: event["ts"])[:MAX_EVENTS]
     events = [*_names(accounts), *spans, *_arrows(spans)]
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "clock": "virtual"})
     path.write_bytes(gzip.compress(text.encode(), compresslevel=4))
     return len(spans)

@@ -279,6 +279,8 @@ def test_a_timeline_can_be_read(script, capsys, tmp_path):
         (["--hardware", "moon", __file__], "error: hardware=moon is unknown: use one of cpu"),
         (["--hardware", "cpu", __file__], "error: --hardware must be simulated, such as sim_ethernet"),
         (["--log-rank", "some", __file__], "error: --log-rank must be a rank or all, got some"),
+        (["--log-rank", "8", __file__], "error: --log-rank must be below the number of ranks, 8, or all, got 8"),
+        (["--timeline", "/nowhere/x.json.gz", __file__], "error: --timeline /nowhere/x.json.gz cannot be written"),
         (["hardware.latency=1", __file__], "error: hardware.latency is not a setting"),
         (["hardware.stragglers={9: 2.0}", __file__], "hardware.stragglers must name ranks below hardware.num_workers"),
     ],
@@ -287,6 +289,15 @@ def test_a_mistake_gets_one_sentence(capsys, arguments, words):
     assert main(arguments) == 1
     seen = capsys.readouterr()
     assert seen.err.startswith("error: ") and words in seen.err and seen.err.count("\n") == 1
+
+
+def test_a_full_disk_loses_the_timeline_alone(script, capsys, tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    assert main(["--num-workers", "2", "--timeline", "/dev/full", script("print('done')")]) == 1
+    seen = capsys.readouterr()
+    assert "[rank0] done" in seen.out and "2 ranks: " in seen.err
+    assert "error: --timeline /dev/full cannot be written (No space left on device)" in seen.err
 
 
 def test_help_waits_for_no_torch():

@@ -94,6 +94,8 @@ class RankProcess:
                 status = request.code if isinstance(request.code, int) else 1
                 words = "" if isinstance(request.code, int) else f": {request.code}"
                 raise Exited(f"rank {self._rank} exited with status {status}{words}", status) from None
+        except WorkerFailed as error:
+            raise WorkerFailed(str(error), _details(error)) from error
         except Exception as error:
             raise WorkerFailed(f"rank {self._rank} failed: {type(error).__name__}: {error}", _details(error)) from error
 

@@ -27,6 +27,7 @@ def run(hardware: Hardware, options: Options) -> int:
     if not isinstance(hardware, Simulated):
         raise UserError("--hardware must be simulated, such as sim_ethernet: for real machines there is torchrun")
     hardware.check()
+    _check(options, hardware.workers_offered)
     simulation = hardware.simulation(options.seed)
     engine, machine = simulation.machine.engine, simulation.machine
     environments = _environments(machine.fabric.hosts)
@@ -46,12 +47,32 @@ def run(hardware: Hardware, options: Options) -> int:
     host_s = time.perf_counter() - began_s
     _show(simulation, host_s)
     if options.timeline:
-        events = timeline.write(Path(options.timeline), [place.timelines.account for place in simulation.places])
-        words = f"  timeline    {options.timeline}: {events} events, for ui.perfetto.dev"
-        Console(stderr=True, highlight=False, soft_wrap=True).print(words)
+        _write_timeline(simulation, Path(options.timeline))
     if simulation.failure is not None:
         raise simulation.failure
     return 0
+
+
+def _check(options: Options, num_ranks: int) -> None:
+    if options.log_rank != "all" and int(options.log_rank) >= num_ranks:
+        raise UserError(f"--log-rank must be below the number of ranks, {num_ranks}, or all, got {options.log_rank}")
+    folder = Path(options.timeline).resolve().parent
+    if options.timeline and not os.access(folder, os.W_OK):
+        raise UserError(f"--timeline {options.timeline} cannot be written: choose a folder that exists and is writable")
+
+
+def _write_timeline(simulation: Simulation, path: Path) -> None:
+    """Write it, or say that it could not be."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        events = timeline.write(path, [place.timelines.account for place in simulation.places])
+    except OSError as error:
+        failure = UserError(
+            f"--timeline {path} cannot be written ({error.strerror}): free disk space, or choose another"
+        )
+        simulation.failure = simulation.failure or failure
+        return
+    console.print(f"  timeline    {path}: {events} events, for ui.perfetto.dev")
 
 
 def _environments(hosts: np.ndarray) -> list[dict[str, str]]:
