@@ -12,7 +12,6 @@ import statistics
 import time
 
 import torch
-from omegaconf import OmegaConf
 from torch.nn.parallel import DistributedDataParallel
 
 from experiments.benchmarks.engine import COMPUTE, NETWORK, PROTOCOL
@@ -20,9 +19,10 @@ from hardware.simulated.compute import Compute, Roofline
 from hardware.simulated.machine import Simulated
 from hardware.simulated.place import SimulatedPlace
 from harness.build import build
+from harness.cli import composed
 
 RANKS, STEPS, BATCH, REPEATS = 256, 20, 32, 3
-DIGITS = build(OmegaConf.load("conf/problem/digits_mlp.yaml"), "problem")
+DIGITS = build(composed(["problem=digits_mlp"]).problem, "problem")
 ROOFLINE = Roofline("none", False, {"float32": 1e11}, 1e10, operator_overhead_s=5e-6, nonzero_s=None)
 
 
