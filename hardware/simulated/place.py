@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-import torch.distributed as dist
 
 from hardware.simulated import torch_world
 from hardware.simulated.activity import Signal
@@ -18,6 +17,7 @@ from hardware.simulated.fabric import Fabric
 from hardware.simulated.landing import Landing
 from hardware.simulated.process_group import BACKEND
 from hardware.simulated.shared_models import SharedModels
+from hardware.simulated.store import SimulatedStore
 from hardware.simulated.values import described
 from harness.errors import UserError
 from harness.kernels import Kernel
@@ -34,10 +34,12 @@ class Machine:
     compute: Compute
     num_ranks: int
     models: SharedModels | None
-    store: dist.Store = field(default_factory=dist.HashStore)
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     tensors: dict[str, tuple[torch.Tensor, Signal]] = field(default_factory=dict)
     observations: list[Observation] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.store = SimulatedStore(self.engine)
 
 
 class SimulatedPlace(Place):

@@ -125,6 +125,51 @@ def test_any_backend_lands_on_the_simulator(script, launch, backend):
     )
 
 
+STORES = {
+    "default": "dist.distributed_c10d._get_default_store()",
+    "tcp": "dist.TCPStore('localhost', 1234, 3, dist.get_rank() == 0)",
+    "file": "dist.FileStore('/tmp/somewhere', 3)",
+}
+
+
+@pytest.mark.parametrize("made", STORES.values(), ids=STORES)
+def test_a_rank_that_waits_for_a_key_lets_the_others_run(script, launch, made):
+    path = script(f"""
+        import time
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        store = {made}
+        rank = dist.get_rank()
+        if rank == 2:
+            time.sleep(5)
+            store.set("key", "value")
+        began_s = time.monotonic()
+        print(store.get("key"), store.add("sum", rank) >= rank, round(time.monotonic() - began_s, 3))
+        store.append("names", str(rank))
+        dist.barrier()
+        print(sorted(store.get("names")) == sorted(b"012"), store.check(["none"]), store.delete_key("none"))
+        if rank == 0:
+            print(store.compare_set("key", "value", "other"), store.multi_get(["key", "sum"]))
+    """)
+    status, lines, _ = launch(path, workers=3)
+    assert status == 0
+    waited = {"[rank0] b'value' True 5.0", "[rank1] b'value' True 5.0", "[rank2] b'value' True 0.0"}
+    assert set(lines[:3]) == waited
+    assert lines.count("[rank1] True False False") == 1 and "[rank0] b'other' [b'other', b'3']" in lines
+
+
+def test_a_key_that_nobody_sets_is_a_deadlock(script, launch):
+    path = script("""
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        if dist.get_rank():
+            dist.distributed_c10d._get_default_store().get("never")
+        dist.barrier()
+    """)
+    status, _, errors = launch(path)
+    assert status == 1 and "rank 1 waits for key" in errors and "never' of the store" in errors
+
+
 def test_a_device_mesh_makes_its_groups(script, launch):
     path = script("""
         import torch, torch.distributed as dist

@@ -88,7 +88,14 @@ def _simulated_groups(store: dist.Store, num_ranks: int) -> Iterator[None]:
         "_new_process_group_helper": simulated,
         "_get_default_timeout": timeout,  # torch's own refuses nccl where it is not compiled in
     }
-    with _replaced(c10d, meanings):
+
+    def tcp(host: str, port: int, *arguments: Any, **options: Any) -> dist.Store:
+        return dist.PrefixStore(f"{host}:{port}", store)
+
+    def file(path: str, *arguments: Any, **options: Any) -> dist.Store:
+        return dist.PrefixStore(str(path), store)
+
+    with _replaced(c10d, meanings), _replaced(dist, {"TCPStore": tcp, "FileStore": file}):
         yield
 
 
