@@ -135,8 +135,7 @@ class HostWork(dist.Work):
 
     def is_completed(self) -> bool:
         """Whether it has ended by this rank's time."""
-        self._engine.sync()
-        return self._part.ended.happened
+        return self._engine.poll(self._part.ended)
 
     def get_future(self) -> torch.futures.Future:
         """A future of the tensors. Inside a backward pass it completes at the pass's end, otherwise now."""

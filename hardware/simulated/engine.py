@@ -33,6 +33,7 @@ from harness.errors import TwinclockError, WorkerFailed
 
 STACK_BYTES = 4 * 2**20  # of a baton thread: address space, touched only as far as it is used
 _NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), os.path.dirname(__file__), "<")
+POLL_S = 1e-6  # virtual seconds of a look that finds nothing, so that a loop of them ends; assumed
 LOOK_S = 0.25  # host seconds between two looks of the main thread
 END_S = 5.0  # host seconds in which some activity must end once the run is over, before the rest is given up
 
@@ -152,6 +153,14 @@ class Engine:
     def happen(self, signal: Signal) -> None:
         """Let it happen at SimPy's time."""
         signal.happen(self.env.now)
+
+    def poll(self, signal: Signal) -> bool:
+        """Whether it has happened by the current activity's time; one that asks in vain has spent `POLL_S`."""
+        self.sync()
+        if signal.at_s <= self.current.local_s:
+            return True
+        self.current.charge(POLL_S)
+        return False
 
     def sync(self) -> None:
         """Let the rest of the world catch up with the current activity."""

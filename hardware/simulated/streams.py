@@ -248,8 +248,7 @@ class StreamDevice(Device):
 
     def passed(self, signal: Signal) -> bool:
         """Whether it has happened by the host's time."""
-        self._engine.sync()
-        return signal.at_s <= self._engine.current.local_s
+        return self._engine.poll(signal)
 
 
 class StreamWork(dist.Work):

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -200,6 +201,54 @@ def test_the_clock_is_virtual_and_sleeping_is_free(script, launch):
     began_s = time.monotonic()
     assert launch(path)[:2] == (0, [f"[rank{rank}] 1200 1200 1200" for rank in range(2)])
     assert time.monotonic() - began_s < 300
+
+
+def test_a_loop_that_polls_ends(script, launch):
+    path = script("""
+        import timeit
+        import torch
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        began_s = timeit.default_timer()
+        work = dist.all_reduce(torch.zeros(100_000), async_op=True)
+        polls = 0
+        while not work.is_completed():
+            polls += 1
+        print(polls > 10, 0 <= timeit.default_timer() - began_s - 1e-6 * polls < 1e-4)
+    """)
+    for hardware in ("sim_ethernet", "sim_dgx"):
+        status, lines, _ = launch("--hardware", hardware, path)
+        assert status == 0 and [line[8:] for line in lines] == ["True True"] * 2, lines
+
+
+def test_a_loop_that_sleeps_can_be_interrupted(script):
+    path = script("""
+        import sys, time
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        print("begun")
+        while dist.get_rank() == 0:
+            time.sleep(0.01)
+        dist.barrier()
+    """)
+    command = [sys.executable, "-m", "hardware.simulated.launch", "--num-workers", "2", "--timeline", "", path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "[rank0] begun\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and errors.endswith("interrupted\n")
+
+
+def test_bytes_are_written_as_text(script, launch):
+    path = script("import sys; sys.stdout.buffer.write(b'bytes' + bytes([10])); print(sys.stdout.encoding)")
+    assert launch(path, workers=1)[1] == ["[rank0] bytes", "[rank0] utf-8"]
+
+
+def test_a_profiler_of_the_host_is_refused(script, launch):
+    path = script("import torch; torch.profiler.profile()")
+    status, _, errors = launch(path)
+    assert status == 1 and errors.splitlines()[-1].startswith("error: torch.profiler measures the host")
+    assert "Traceback" not in errors
 
 
 def test_random_numbers_are_per_rank(script, launch):

@@ -5,16 +5,19 @@ import io
 import sys
 import threading
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
+import torch.profiler
 from torch import distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
 from hardware.simulated.engine import Engine
 from hardware.simulated.process_group import BACKEND
+from harness.errors import UserError
 
 _here = threading.local()  # .rank, in a rank's thread
 
@@ -37,8 +40,13 @@ def patched(engine: Engine, store: dist.Store, num_ranks: int, shown: str, began
         shown: the rank whose output is shown, or "all".
         began_s: what `time.time` says at virtual time 0.
     """
-    with _virtual_time(engine, began_s), _simulated_groups(store, num_ranks), _output(shown):
+    refused = _replaced(torch.profiler, {"profile": _no_profile})
+    with _virtual_time(engine, began_s), _simulated_groups(store, num_ranks), refused, _output(shown):
         yield
+
+
+def _no_profile(*arguments: Any, **options: Any) -> NoReturn:
+    raise UserError("torch.profiler measures the host, and a process has one: look at the timeline of --timeline")
 
 
 @contextmanager
@@ -51,6 +59,7 @@ def _virtual_time(engine: Engine, began_s: float) -> Iterator[None]:
             raise ValueError("sleep length must be non-negative")
         engine.current.now()
         engine.current.charge(seconds)
+        engine.sync()  # a loop that sleeps can be ended
 
     meanings: dict[str, Callable] = {
         "time": lambda: began_s + now_s(),
@@ -61,7 +70,7 @@ def _virtual_time(engine: Engine, began_s: float) -> Iterator[None]:
         "monotonic_ns": lambda: int(now_s() * 1e9),
         "sleep": sleep,
     }
-    with _replaced(time, meanings):
+    with _replaced(time, meanings), _replaced(timeit, {"default_timer": now_s}):
         yield
 
 
@@ -136,8 +145,11 @@ def _replaced(module: Any, meanings: dict[str, Callable]) -> Iterator[None]:
 class _Prefixed(io.TextIOBase):
     """Writes the lines of ranks with their number in front; what other threads write, as it is."""
 
+    encoding = "utf-8"
+
     def __init__(self, target: TextIO, shown: str) -> None:
         self._target, self._shown = target, shown
+        self.buffer = _Decoded(self)
         self._begun: dict[int, str] = {}  # lines without an end, by rank
 
     def writable(self) -> bool:
@@ -166,3 +178,19 @@ class _Prefixed(io.TextIOBase):
             if rest:
                 self._target.write(f"[rank{rank}] {rest}\n")
         self.flush()
+
+
+class _Decoded(io.RawIOBase):
+    """Bytes written here become text."""
+
+    def __init__(self, target: _Prefixed) -> None:
+        self._target = target
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write bytes."""
+        self._target.write(bytes(data).decode("utf-8", "replace"))
+        return len(data)

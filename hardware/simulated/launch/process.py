@@ -19,7 +19,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from harness.errors import WorkerFailed
+from harness.errors import TwinclockError, WorkerFailed
 
 _SIMULATOR = str(Path(__file__).parents[1]) + os.sep
 
@@ -96,6 +96,8 @@ class RankProcess:
                 raise Exited(f"rank {self._rank} exited with status {status}{words}", status) from None
         except WorkerFailed as error:
             raise WorkerFailed(str(error), _details(error)) from error
+        except TwinclockError:
+            raise
         except Exception as error:
             raise WorkerFailed(f"rank {self._rank} failed: {type(error).__name__}: {error}", _details(error)) from error
 
