@@ -35,6 +35,11 @@ class SimulatedGroup(dist.ProcessGroup):
         self._calls = 0
         self._name = self._description = ""
 
+    @property
+    def _device_types(self) -> list[torch.device]:
+        """Of the tensors it takes; torch asks."""
+        return [torch.device("cpu")]
+
     def getBackendName(self) -> str:
         """The name it is registered under."""
         return BACKEND

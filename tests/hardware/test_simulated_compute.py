@@ -3,6 +3,7 @@ import torch
 import torch.distributed as dist
 from simulated_ranks import execute, results
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from hardware.simulated.compute import Fixed, Roofline
 from hardware.simulated.network.topologies import Switch
@@ -137,3 +138,27 @@ def test_fixed_costs_per_sample_dealt():
 def test_free_computing_is_refused(make):
     with pytest.raises(UserError, match=r"hardware\.compute"):
         make()
+
+
+def test_flops_are_those_that_torch_counts():
+    def step():
+        convolutions(torch.ones(2, 3, 8, 8)).sum().backward()
+        query, key, value = torch.ones(3, 2, 4, 8, 16, requires_grad=True)
+        torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+        torch.baddbmm(torch.ones(2, 3, 4), torch.ones(2, 3, 5), torch.ones(2, 5, 4))
+
+    convolutions = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3, stride=2))
+    counted, charged_s = FlopCounterMode(display=False), []
+    with counted:
+        step()
+    with Counted("none", False, {"float32": 1.0}, 1e30, 0.0, None).watch(lambda _, run_s: charged_s.append(run_s), int):
+        step()
+    assert sum(charged_s) == counted.get_total_flops()
+
+
+class Counted(Roofline):
+    """Charges only the operators that torch counts."""
+
+    def operator_s(self, operator, inputs, options, output):
+        counts = operator.overloadpacket in flop_registry
+        return super().operator_s(operator, inputs, options, output) if counts else 0.0

@@ -171,6 +171,28 @@ def test_a_key_that_nobody_sets_is_a_deadlock(script, launch):
     assert status == 1 and "rank 1 waits for key" in errors and "never' of the store" in errors
 
 
+def test_a_distributed_checkpoint_is_saved_and_loaded(script, launch, tmp_path):
+    path = script(f"""
+        import torch
+        import torch.distributed as dist
+        from torch.distributed import checkpoint
+        from torch.distributed.fsdp import fully_shard
+        dist.init_process_group("gloo")
+        assert torch.device("cpu") in dist.group.WORLD._device_types
+        torch.manual_seed(0)
+        model = fully_shard(torch.nn.Linear(4, 4))
+        before = model.weight.full_tensor()
+        state = model.state_dict()
+        checkpoint.save(state, checkpoint_id={str(tmp_path / "saved")!r})
+        with torch.no_grad():
+            model.weight.zero_()
+        checkpoint.load(state, checkpoint_id={str(tmp_path / "saved")!r})
+        print(torch.equal(model.weight.full_tensor(), before))
+    """)
+    status, lines, _ = launch(path, workers=3)
+    assert status == 0 and [line for line in lines if line.endswith("True")] == [f"[rank{i}] True" for i in range(3)]
+
+
 def test_a_device_mesh_makes_its_groups(script, launch):
     path = script("""
         import torch, torch.distributed as dist

@@ -14,7 +14,8 @@ DESCRIPTION = """\
 Run a script that uses torch.distributed, unmodified, as all ranks of a simulated machine, in virtual time.
 
 The script finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and so on in its environment; init_process_group lands on the
-simulator whatever backend it names; the time module reads and spends virtual time."""
+simulator whatever backend it names; the time module reads and spends virtual time (datetime does not). Threads that the
+script starts find no process group."""
 
 
 def parse(arguments: Sequence[str]) -> Options:
