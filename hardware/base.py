@@ -19,7 +19,7 @@ class WorkerReport:
         finish_s: when it left `train`.
         comm_s: in communication, after the last participant arrived.
         idle_s: waiting for others to arrive.
-        compute_s: in computation; the rest of workers x time is "other".
+        compute_s: in computation; the rest of workers x time is "other", such as issuing work to an accelerator.
         sent_bytes: payload sent.
         peak_bytes: peak memory, or None where it cannot be told apart (threads, simulated ranks).
     """

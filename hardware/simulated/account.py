@@ -1,4 +1,4 @@
-"""Where the virtual time of one rank went: each second computes, communicates or is idle."""
+"""Where the virtual time of one rank went: each second computes, communicates, issues work to a device or is idle."""
 
 from array import array
 from dataclasses import dataclass
@@ -13,17 +13,19 @@ _EXCHANGES_KEPT = 10_000
 
 @dataclass(frozen=True)
 class Split:
-    """The seconds of one rank; the first three sum to the time it finished.
+    """The seconds of one rank; the first four sum to the time it finished.
 
     Args:
         compute_s: in which it computes, on whatever stream.
         exposed_s: in which it communicates and does not compute.
+        issuing_s: in which the host issues what an accelerator shall do, and that does neither.
         idle_s: the rest.
         hidden_s: in which it communicates and computes.
     """
 
     compute_s: float
     exposed_s: float
+    issuing_s: float
     idle_s: float
     hidden_s: float
 
@@ -43,6 +45,7 @@ class Account:
     Attributes:
         computing: of its host or default stream.
         communicating: from when all have arrived to when its part has ended.
+        issuing: of the host of an accelerator.
         streams: computing of each.
         exchanges: the first ones, for a timeline.
     """
@@ -50,6 +53,7 @@ class Account:
     def __init__(self) -> None:
         self.communicating = Intervals()
         self.computing = Intervals()
+        self.issuing = Intervals()
         self.streams = [self.computing]
         self.exchanges: list[Exchanged] = []
 
@@ -71,14 +75,15 @@ class Account:
         >>> account.computing.add(0.0, 4.0)
         >>> account.communicating.add(3.0, 6.0)
         >>> account.split(10.0)
-        Split(compute_s=4.0, exposed_s=2.0, idle_s=4.0, hidden_s=1.0)
+        Split(compute_s=4.0, exposed_s=2.0, issuing_s=0.0, idle_s=4.0, hidden_s=1.0)
         """
         computing = np.concatenate([stream.until(finish_s) for stream in self.streams])
         communicating = self.communicating.until(finish_s)
         compute_s, communicate_s = _covered_s(computing), _covered_s(communicating)
         busy_s = _covered_s(np.concatenate([computing, communicating]))
+        issuing_s = _covered_s(np.concatenate([computing, communicating, self.issuing.until(finish_s)])) - busy_s
         hidden_s = max(0.0, compute_s + communicate_s - busy_s)  # rounding
-        return Split(compute_s, busy_s - compute_s, finish_s - busy_s, hidden_s)
+        return Split(compute_s, busy_s - compute_s, issuing_s, finish_s - busy_s - issuing_s, hidden_s)
 
 
 class Intervals:

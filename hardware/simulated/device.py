@@ -126,11 +126,11 @@ class HostWork(dist.Work):
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Block this rank until the end."""
-        part = self._part
+        part, timeout_s = self._part, timeout.total_seconds() if timeout else self._timeout_s
         try:
-            self._engine.wait(part.ended, part.description, timeout_s=self._timeout_s)
+            self._engine.wait(part.ended, part.description, timeout_s=timeout_s)
         except TimedOut:
-            raise ExchangeTimedOut(part, self._timeout_s) from None
+            raise ExchangeTimedOut(part, timeout_s) from None
         return True
 
     def is_completed(self) -> bool:

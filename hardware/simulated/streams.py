@@ -155,7 +155,9 @@ class StreamDevice(Device):
         """The host launches, the current stream runs."""
         activity = self._engine.current
         if not activity.uncharged:
+            begin_s = activity.local_s
             activity.charge(launch_s)
+            self.account.issuing.add(begin_s, activity.local_s)
             if run_s:
                 self.current_stream().compute(run_s, activity.local_s)
 
@@ -268,7 +270,7 @@ class StreamWork(dist.Work):
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Let the current stream wait for its end."""
-        self._device.hold(self._part, self._timeout_s)
+        self._device.hold(self._part, timeout.total_seconds() if timeout else self._timeout_s)
         self._device.current_stream().put(self._part.ended)
         return True
 

@@ -103,6 +103,18 @@ def test_a_link_that_breaks_lets_its_users_time_out():
         assert words.endswith(": nothing passes link host0.up")
 
 
+def test_a_wait_with_a_time_out_of_its_own():
+    def call(worker, group):
+        if worker.rank:
+            compute_for(worker, 5.0)
+        work = dist.all_reduce(torch.ones(1, dtype=torch.float64), group=group, async_op=True)
+        work.wait(timedelta(seconds=2 if worker.rank == 0 else 20))
+
+    first, second = results(caught(call), 2, network=Switch({}, {}, 0.0, 8e9), protocol=GLOO)
+    assert first[0] == 2.0 and first[1].startswith("Timed out waiting 2000ms of virtual time for all_reduce(SUM)")
+    assert second[1] == ""
+
+
 def test_a_link_that_slows_and_recovers_delays():
     def body(worker):
         x = torch.zeros(1000, dtype=torch.float64)

@@ -241,3 +241,15 @@ def test_hidden_communication_is_accounted_as_computing():
 
     for report in execute(body, 2, compute=STREAMS).workers:
         assert (report.compute_s, report.comm_s, report.idle_s, report.finish_s) == (3.0, 1.0, 0.0, 4.0)
+
+
+def test_a_host_that_issues_is_not_idle():
+    def body(worker):
+        x = torch.zeros(10)
+        for _ in range(3):
+            x.add_(1)  # a second to issue, 40 bytes read and 40 written: a second to run
+
+    compute = Roofline("none", True, {"float32": 1e30}, 80.0, operator_overhead_s=1.0, nonzero_s=None)
+    (report,) = execute(body, 1, compute=compute).workers
+    # zeros is issued for a second and writes for half of one
+    assert (report.finish_s, report.compute_s, report.comm_s, report.idle_s) == (5.0, 3.5, 0.0, 0.0)

@@ -109,13 +109,16 @@ def _show(simulation: Simulation, host_s: float) -> None:
     shares = {
         "compute": sum(report.compute_s for report in reports) / total_s,
         "communication not hidden behind it": sum(report.comm_s for report in reports) / total_s,
+        "issuing": sum(split.issuing_s for split in simulation.splits()) / total_s,
         "idle": sum(report.idle_s for report in reports) / total_s,
     }
     overlap_frac = simulation.overlap_frac()
     wire_bytes = sum(carried.wire_bytes for carried in traffic.values())
     console = Console(stderr=True, highlight=False)
     console.print(f"{len(reports)} ranks: {virtual_s:.6g} virtual s in {host_s:.3g} host s")
-    console.print("  time        " + ", ".join(f"{share:.0%} {name}" for name, share in shares.items()))
+    console.print(
+        "  time        " + ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005)
+    )
     if overlap_frac is not None:
         console.print(f"  overlap     {overlap_frac:.0%} of communication is hidden behind computation")
     console.print(
