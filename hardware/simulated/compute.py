@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from hardware.simulated.operators import Operators
+from hardware.simulated.operators import ALLOCATE, LIKE, NEW, Operators
 from hardware.simulated.pace import drawn
 from harness.errors import UserError, require
 
@@ -50,12 +50,15 @@ class Compute(ABC):
         """Seconds a batch costs as such, whatever operators work on it."""
 
     @abstractmethod
-    def watch(self, charge: Charge, read: Callable[[], None]) -> AbstractContextManager[object]:
+    def watch(
+        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool]
+    ) -> AbstractContextManager[object]:
         """A block of the calling thread in which torch operators are charged.
 
         Args:
             charge: called with the seconds that an operator takes to launch, and to run.
             read: called when the host reads the value of a tensor.
+            free: whether operators cost nothing just now.
         """
 
     @property
@@ -83,9 +86,11 @@ class Fixed(Compute):
         """In proportion."""
         return num_samples * self.seconds_per_sample
 
-    def watch(self, charge: Charge, read: Callable[[], None]) -> AbstractContextManager[object]:
+    def watch(
+        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool]
+    ) -> AbstractContextManager[object]:
         """Charges nothing."""
-        return nullcontext()
+        return _Reader(read) if self.streams else nullcontext()
 
     @property
     def kernel(self) -> KernelCost | None:
@@ -99,7 +104,7 @@ class Roofline(Compute):
 
     (Williams, Waterman, Patterson, CACM 2009.) Flops are those of torch's flop counter where it knows the operator,
     else one per element of the largest tensor; bytes are those of the tensors read and of those written. Integers and
-    booleans have bytes only. Views are free: they move nothing.
+    booleans have bytes only. Views and allocations move nothing.
 
     Args:
         flops_per_s: peak by dtype of the result, e.g. {float32: 1e11}.
@@ -129,9 +134,11 @@ class Roofline(Compute):
         """Nothing: its operators are charged."""
         return 0.0
 
-    def watch(self, charge: Charge, read: Callable[[], None]) -> AbstractContextManager[object]:
+    def watch(
+        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool]
+    ) -> AbstractContextManager[object]:
         """Charges every operator as it is called, those of backward passes too."""
-        return _Meter(self, charge, read)
+        return _Meter(self, charge, read, free)
 
     @property
     def kernel(self) -> KernelCost | None:
@@ -144,7 +151,10 @@ class Roofline(Compute):
         Raises:
             UserError: if `flops_per_s` has no peak for the dtype.
         """
-        read, written = _tensors((*inputs, *options.values())), _tensors((output,))
+        name = operator.overloadpacket.__name__
+        if name in ALLOCATE:
+            return 0.0
+        read, written = _tensors(() if name in LIKE + NEW else (*inputs, *options.values())), _tensors((output,))
         moved_bytes = sum([tensor.nbytes for tensor in read.values()] + [tensor.nbytes for tensor in written.values()])
         move_s = moved_bytes / self.memory_bytes_per_s
         dtype = next((tensor.dtype for tensor in written.values() if tensor.dtype.is_floating_point), None)
@@ -230,7 +240,9 @@ class Measured(Compute):
         """Nothing: it is measured."""
         return 0.0
 
-    def watch(self, charge: Charge, read: Callable[[], None]) -> AbstractContextManager[object]:
+    def watch(
+        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool]
+    ) -> AbstractContextManager[object]:
         """Charges nothing by itself."""
         return nullcontext()
 
@@ -243,15 +255,29 @@ class Measured(Compute):
 class _Meter(Operators):
     """Charges operators, and announces those that hand a value to the host."""
 
-    def __init__(self, roofline: Roofline, charge: Charge, read: Callable[[], None]) -> None:
+    def __init__(self, roofline: Roofline, charge: Charge, read: Callable[[], None], free: Callable[[], bool]) -> None:
         super().__init__()
-        self._roofline, self._charge, self._read = roofline, charge, read
+        self._roofline, self._charge, self._read, self._free = roofline, charge, read, free
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if not func.is_view and not self._free():
             run_s = self._roofline.operator_s(func, args, kwargs or {}, output)
             self._charge(self._roofline.operator_overhead_s, run_s)
+        if func in _READS:
+            self._read()
+        return output
+
+
+class _Reader(Operators):
+    """Announces operators that hand a value to the host."""
+
+    def __init__(self, read: Callable[[], None]) -> None:
+        super().__init__()
+        self._read = read
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        output = func(*args, **(kwargs or {}))
         if func in _READS:
             self._read()
         return output

@@ -33,6 +33,8 @@ from harness.errors import TwinclockError, WorkerFailed
 
 STACK_BYTES = 4 * 2**20  # of a baton thread: address space, touched only as far as it is used
 _NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), os.path.dirname(__file__), "<")
+PATIENCE_S = 600.0  # waits of less give up on time; those of torch's usual time-outs (gloo's 1800 s, NCCL's 600 s) only
+# where a rank or a link may fail, or as late as it is noticed
 POLL_S = 1e-6  # virtual seconds of a look that finds nothing, so that a loop of them ends; assumed
 LOOK_S = 0.25  # host seconds between two looks of the main thread
 END_S = 5.0  # host seconds in which some activity must end once the run is over, before the rest is given up
@@ -43,8 +45,8 @@ class Engine:
 
     Args:
         deaths: virtual time at which a rank dies, by rank.
-        mortal: whether waits time out: only where a rank or a link may fail, since otherwise a wait without end is
-            a deadlock, and known as such the moment no event is left.
+        mortal: whether long waits time out too: where a rank or a link may fail. Otherwise a wait without end is a
+            deadlock, and known as such the moment no event is left.
 
     Attributes:
         env: SimPy's environment; whoever runs may schedule events there.
@@ -77,7 +79,7 @@ class Engine:
         self._put(start_s, rank, activity)
         if rank in self.deaths:
             activity.dies_s = self.deaths[rank]
-            self._put(activity.dies_s, rank, activity)
+            activity.dies_s = self._put(activity.dies_s, rank, activity)
         return activity
 
     def run(self, look: Callable[[], None]) -> None:
@@ -141,14 +143,15 @@ class Engine:
         give_up_s = activity.now() + timeout_s
         if not signal.happened:
             signal.then(activity.wake)
-            if self._mortal and timeout_s < float("inf"):
-                self._put(give_up_s, activity.rank, activity)
-            while not (signal.happened or (self._mortal and self.env.now >= give_up_s)):
+            watched = timeout_s < PATIENCE_S or (self._mortal and timeout_s < float("inf"))
+            until_s = self._put(give_up_s, activity.rank, activity) if watched else float("inf")
+            while not signal.happened and self.env.now < until_s:
                 self._suspend(activity, reason)
+        if not signal.happened or (timed and signal.at_s > give_up_s):
+            activity.local_s = max(give_up_s, self.env.now)
+            raise TimedOut
         if timed and activity.local_s < signal.at_s:
-            activity.local_s = min(signal.at_s, give_up_s)
-            if signal.at_s > give_up_s:
-                raise TimedOut
+            activity.local_s = signal.at_s
 
     def happen(self, signal: Signal) -> None:
         """Let it happen at SimPy's time."""
@@ -171,11 +174,12 @@ class Engine:
         """The same, while the current activity still owes what it owes: before it reads, not after it has computed."""
         activity = self.current
         if activity.local_s > self.env.now:
-            self._put(activity.local_s, activity.rank, activity)
-            while activity.local_s > self.env.now:
+            until_s = self._put(activity.local_s, activity.rank, activity)
+            while self.env.now < until_s:
                 self._suspend(activity, "the end of its computation")
 
-    def _put(self, time_s: float, rank: int, entry: Activity | Callable[[], None]) -> None:
+    def _put(self, time_s: float, rank: int, entry: Activity | Callable[[], None]) -> float:
+        """Put it on the agenda; returns its time as SimPy's clock will show it, which may be a rounding off."""
         now_s = self.env.now
         if time_s > now_s:
             time_s = now_s + (time_s - now_s)  # as SimPy will round it
@@ -183,6 +187,7 @@ class Engine:
         else:
             time_s = now_s
         heapq.heappush(self._agenda, (time_s, rank, next(self._sequence), entry))
+        return time_s
 
     def _make_ready(self, activity: Activity) -> None:
         heapq.heappush(self._agenda, (self.env.now, activity.rank, next(self._sequence), activity))
@@ -206,6 +211,7 @@ class Engine:
         if activity.measure is not None:
             activity.measure()  # what it spent on the events of others
         if self.env.now >= activity.dies_s:
+            activity.local_s = activity.dies_s
             raise Died
 
     def _next(self, caller: Activity | None) -> Activity | None:

@@ -14,11 +14,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from hardware.simulated.engine import Engine
-from hardware.simulated.operators import Operators
+from hardware.simulated.operators import LIKE, NEW, Operators
 from hardware.simulated.shared_models import SharedModels
-
-_LIKE = ("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like")
-_NEW = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
 
 
 class Landing(Operators):
@@ -63,7 +60,7 @@ class Landing(Operators):
 
 
 def _touches_memory(func: Any) -> bool:
-    return not func.is_view and func.overloadpacket.__name__ not in _LIKE + _NEW
+    return not func.is_view and func.overloadpacket.__name__ not in LIKE + NEW
 
 
 @cache

@@ -2,6 +2,12 @@
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# operators that take no more than the shape of their first argument
+LIKE = ("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like")
+NEW = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
+# those that write nothing
+ALLOCATE = ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
+
 
 class Operators(TorchDispatchMode):
     """A block of the calling thread whose operators come to `__torch_dispatch__`, those of backward passes too."""

@@ -73,7 +73,7 @@ class SimulatedPlace(Place):
                 self.timelines.synchronize()
                 activity.now()
             finally:
-                self.finish_s = activity.local_s
+                self.finish_s = min(activity.local_s, activity.dies_s)
             for helper in self._helpers:
                 engine.wait(helper, "the end of its background activity")
 
@@ -185,5 +185,8 @@ class SimulatedPlace(Place):
         activity.pay = spend = partial(self.timelines.charge, 0.0)
         activity.measure = self._machine.compute.meter()
         landing = nullcontext() if models is None else Landing(self._machine.engine, models, self.rank, spend)
-        with self._machine.compute.watch(self.timelines.charge, self.timelines.read), landing:
+        with (
+            self._machine.compute.watch(self.timelines.charge, self.timelines.read, lambda: activity.uncharged > 0),
+            landing,
+        ):
             yield

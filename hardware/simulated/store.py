@@ -9,7 +9,7 @@ import torch.distributed as dist
 from hardware.simulated.activity import Signal, TimedOut
 from hardware.simulated.engine import Engine
 
-_TIMEOUT = timedelta(seconds=300)  # torch's
+_TIMEOUT = timedelta(minutes=30)  # longer than torch's 300 s: a key that nobody sets is a deadlock, and known at once
 
 
 class SimulatedStore(dist.Store):

@@ -176,7 +176,8 @@ class StreamDevice(Device):
         self._open[part] = timeout_s
         part.ended.then(partial(self._ended, part))
         lane.wait_stream(self.current_stream())
-        lane.put(lambda stream: part.arrive(stream.end_s))
+        dies_s = self._engine.current.dies_s
+        lane.put(lambda stream: part.arrive(stream.end_s) if stream.end_s < dies_s else None)
         lane.put(part.ended)
         return StreamWork(self, part, tensors, source, timeout_s)
 
@@ -221,15 +222,17 @@ class StreamDevice(Device):
         Raises:
             ExchangeTimedOut: if an exchange on one of the streams takes too long.
         """
-        part, timeout_s = next(iter(self._open.items()), (None, inf))
-        try:
-            self._engine.wait(signal, self._busy_with, timeout_s=timeout_s)
-        except TimedOut:
-            part = next(iter(self._open), part)
-            assert part is not None
-            error = ExchangeTimedOut(part, timeout_s)
-            part.ended.happen(self.host_s())  # aborted, as ProcessGroupNCCL's watchdog does: the stream goes on
-            raise error from None
+        while True:
+            part, timeout_s = next(iter(self._open.items()), (None, inf))
+            try:
+                self._engine.wait(signal, self._busy_with, timeout_s=timeout_s)
+                return
+            except TimedOut:
+                self._engine.sync()
+            if part is not None and not part.ended.happened:  # else it is computing that takes so long
+                error = ExchangeTimedOut(part, timeout_s)
+                part.ended.happen(self.host_s())  # aborted, as ProcessGroupNCCL's watchdog does: the stream goes on
+                raise error
 
     def hold(self, part: Part, timeout_s: float) -> None:
         """Hold the host until the values of an exchange are there; that takes no virtual time."""

@@ -21,6 +21,7 @@ _MEANINGS: dict[str, Callable[..., Any]] = {
     "stream": StreamDevice.stream,
     "synchronize": lambda device, *_: device.synchronize(),
 }
+_READS = ("tolist", "numpy")  # of a tensor, which no operator shows
 
 
 @contextmanager
@@ -33,11 +34,24 @@ def simulated(device_of_thread: Callable[[], object]) -> Iterator[None]:
             return _MEANINGS[name](device, *arguments, **options)
         return kept[name](*arguments, **options)
 
+    def reading(read: Callable[..., Any]) -> Callable[..., Any]:
+        def method(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+            device = device_of_thread()
+            if isinstance(device, StreamDevice):
+                device.read()
+            return read(tensor, *arguments, **options)
+
+        return method
+
     kept = {name: getattr(torch.cpu, name) for name in _MEANINGS}
     try:
         for name in _MEANINGS:
             setattr(torch.cpu, name, partial(call, name))
+        for name in _READS:
+            setattr(torch.Tensor, name, reading(getattr(torch.Tensor, name)))
         yield
     finally:
         for name, before in kept.items():
             setattr(torch.cpu, name, before)
+        for name in _READS:
+            delattr(torch.Tensor, name)  # what it inherits is there again

@@ -140,6 +140,13 @@ def test_free_computing_is_refused(make):
         make()
 
 
+def test_allocating_is_free_and_filling_writes():
+    cost = Roofline("none", False, {"float32": 1e30}, 4.0, 0.0, None)  # an element a second
+    x = torch.empty(10)
+    assert seconds(lambda: torch.empty(100), cost) == seconds(lambda: torch.empty_like(x), cost) == 0.0
+    assert seconds(lambda: torch.zeros_like(x), cost) == seconds(lambda: x.new_ones(10), cost) == 10.0
+
+
 def test_flops_are_those_that_torch_counts():
     def step():
         convolutions(torch.ones(2, 3, 8, 8)).sum().backward()
@@ -151,7 +158,9 @@ def test_flops_are_those_that_torch_counts():
     counted, charged_s = FlopCounterMode(display=False), []
     with counted:
         step()
-    with Counted("none", False, {"float32": 1.0}, 1e30, 0.0, None).watch(lambda _, run_s: charged_s.append(run_s), int):
+    with Counted("none", False, {"float32": 1.0}, 1e30, 0.0, None).watch(
+        lambda _, run_s: charged_s.append(run_s), int, bool
+    ):
         step()
     assert sum(charged_s) == counted.get_total_flops()
 

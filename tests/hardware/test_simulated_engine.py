@@ -6,6 +6,8 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from simulated_ranks import compute_for, execute, machine, program, results
 from torch.distributed import distributed_c10d as c10d
 
@@ -292,3 +294,17 @@ def test_wait_that_is_too_long_times_out_though_it_would_end():
     engine.spawn(0, "rank 0", waits, 0.0)
     engine.at(5.0, 0, lambda: engine.happen(late))
     engine.run(lambda: None)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.floats(1e-9, 1e3), min_size=2, max_size=6))
+def test_rounding_keeps_nobody_waiting(seconds):  # SimPy's clock reaches now + (then - now), which may be before then
+    def body(worker):
+        for each in seconds:
+            compute_for(worker, each)
+            compute_for(worker, each / 3)
+            worker._place.add("samples", 1)
+        return worker.clock.now()
+
+    (finish_s,) = results(body, 1)
+    assert finish_s == pytest.approx(sum(seconds) * 4 / 3, rel=1e-12)

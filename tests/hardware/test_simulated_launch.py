@@ -293,6 +293,35 @@ def test_random_numbers_are_per_rank(script, launch):
     assert launch(path, log="0")[1] == shown[0]
 
 
+def test_default_dtype_and_directory_are_per_rank(script, launch):
+    path = script("""
+        import os
+        import torch
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        print(torch.get_default_dtype(), os.getcwd() == "/")
+        dist.barrier()
+        if dist.get_rank() == 0:
+            torch.set_default_dtype(torch.float64)
+            os.chdir("/")
+        dist.barrier()
+        print(torch.get_default_dtype(), os.getcwd() == "/")
+    """)
+    before = os.getcwd()
+    _, lines, _ = launch(path)
+    assert sorted(lines[:2]) == ["[rank0] torch.float32 False", "[rank1] torch.float32 False"]
+    assert sorted(lines[2:]) == ["[rank0] torch.float64 True", "[rank1] torch.float32 False"]
+    assert torch.get_default_dtype() is torch.float32 and os.getcwd() == before
+
+
+def test_installed_packages_in_the_folder_are_shared(script, launch, tmp_path):
+    packages = tmp_path / ".venv" / "lib" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "installed.py").write_text("import itertools; count = itertools.count()")
+    path = script(f"import sys; sys.path.append({str(packages)!r}); import installed; print(next(installed.count))")
+    assert sorted(launch(path)[1]) == ["[rank0] 0", "[rank1] 1"]
+
+
 def test_modules_of_the_script_are_per_rank(script, launch):
     path = script(
         """

@@ -11,6 +11,7 @@ from simulated_ranks import GLOO, compute_for, execute, results
 
 from hardware.simulated.compute import Fixed
 from hardware.simulated.network.topologies import FatTree, Switch
+from harness.errors import UserError
 
 
 def messy(worker):
@@ -141,3 +142,74 @@ def test_a_host_that_waits_for_streams_learns_which_link_broke():
         assert words.endswith(
             "all_reduce(SUM) of float64[1000], collective 0 of ranks [0, 1]: nothing passes link host0.up"
         )
+
+
+def test_not_even_a_barrier_passes_a_broken_link():
+    def call(worker, group):
+        compute_for(worker, 1.0)
+        dist.barrier(group=group)
+
+    network = Switch({}, {"host0.up": {0.5: 0.0}}, 0.5, 8.0)
+    for time_s, words in results(caught(call), 2, network=network):
+        assert time_s == 31.0 and words.endswith("nothing passes link host0.up")
+
+
+def test_a_barrier_waits_for_a_link_that_recovers():
+    def body(worker):
+        compute_for(worker, 1.0)
+        dist.barrier()
+        return worker.clock.now()
+
+    network = Switch({}, {"host0.up": {0.5: 0.0, 4.0: 1.0}}, 0.5, 8.0)
+    assert results(body, 2, network=network) == [4.5, 4.5]
+
+
+def test_a_dead_rank_stops_what_its_streams_were_to_do():
+    def call(worker, group):
+        compute_for(worker, 5.0)
+        dist.all_reduce(torch.ones(2), group=group)
+        torch.cpu.synchronize()
+
+    found = {}
+
+    def body(worker):
+        found[worker.rank] = caught(call)(worker)
+
+    streams = Fixed("none", streams=True, seconds_per_sample=1.0)
+    done = execute(body, 2, compute=streams, deaths={1: 3.0})
+    assert set(found) == {0} and found[0][1].endswith("rank 1 died at 3 s")
+    assert done.workers[1].finish_s == done.workers[1].compute_s == 3.0
+
+
+def test_long_computing_is_no_time_out_of_what_was_issued_before():
+    def call(worker, group):
+        work = dist.all_reduce(torch.ones(2), group=group, async_op=True)
+        compute_for(worker, 100.0)
+        torch.cpu.synchronize()
+        work.wait()
+
+    streams = Fixed("none", streams=True, seconds_per_sample=1.0)
+    assert results(caught(call), 2, compute=streams) == [(100.0, "")] * 2
+
+
+def test_who_times_out_goes_on_from_there():
+    def body(worker):
+        group = dist.new_group([0, 1], timeout=timedelta(seconds=10))
+        x = torch.ones(1, dtype=torch.float64)  # a second on a link, and half of one to arrive
+        if worker.rank == 0:
+            with pytest.raises(dist.DistBackendError):
+                dist.all_reduce(x, group=group)
+            dist.send(x, 2)
+        elif worker.rank == 1:
+            compute_for(worker, 100.0)
+        else:
+            dist.recv(x, 0)
+        return worker.clock.now()
+
+    assert results(body, 3) == [11.5, 100.0, 11.5]
+
+
+def test_what_the_background_leaves_of_a_slowed_link():
+    network = Switch({"host0.up": 6.0}, {"host0.up": {1.0: 0.5}}, 0.5, 8.0)
+    with pytest.raises(UserError, match=r"changes.host0.up must leave more than the background takes, 6 bytes/s"):
+        network.check(2)

@@ -243,6 +243,17 @@ def test_hidden_communication_is_accounted_as_computing():
         assert (report.compute_s, report.comm_s, report.idle_s, report.finish_s) == (3.0, 1.0, 0.0, 4.0)
 
 
+@pytest.mark.parametrize("read", [torch.Tensor.tolist, torch.Tensor.numpy, lambda x: x.sum().item()])
+def test_reading_values_waits_for_the_stream(read):
+    def body(worker):
+        x = torch.ones(4)
+        compute_for(worker, 7.0)
+        getattr(x, read.__name__, lambda: read(x))()
+        return worker.clock.now()
+
+    assert results(body, 1, compute=Fixed("none", streams=True, seconds_per_sample=1.0)) == [7.0]
+
+
 def test_a_host_that_issues_is_not_idle():
     def body(worker):
         x = torch.zeros(10)

@@ -1,8 +1,8 @@
 """What each rank of a script has of its own, as if it were a process: changed over whenever the baton changes hands.
 
-That is its environment, its arguments, the modules of the script's folder and the generators of random numbers of
-torch, numpy and Python. Where a script seeds nothing a fresh process would draw from the system; a rank draws numbers
-of its own that repeat.
+That is its environment, its arguments, the modules of the script's folder, the generators of random numbers of torch,
+numpy and Python, torch's default dtype and the working directory. Where a script seeds nothing a fresh process would
+draw from the system; a rank draws numbers of its own that repeat.
 """
 # mypy: disable-error-code="attr-defined"
 
@@ -21,6 +21,7 @@ import torch
 
 from harness.errors import TwinclockError, WorkerFailed
 
+_INSTALLED = {"site-packages", "dist-packages"}
 _SIMULATOR = str(Path(__file__).parents[1]) + os.sep
 
 
@@ -61,6 +62,7 @@ class RankProcess:
         self._random = random.Random(number).getstate()
         self._numpy = np.random.RandomState(number).get_state()
         self._torch = torch.Generator().manual_seed(number).get_state()
+        self._dtype, self._directory = torch.get_default_dtype(), os.getcwd()
 
     def enter(self) -> None:
         """Put its own in place of what is there."""
@@ -71,10 +73,15 @@ class RankProcess:
         random.setstate(self._random)
         np.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)
+        if torch.get_default_dtype() != self._dtype:
+            torch.set_default_dtype(self._dtype)
+        if os.getcwd() != self._directory:
+            os.chdir(self._directory)
 
     def leave(self) -> None:
         """Keep what there is now."""
         self._random, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        self._dtype, self._directory = torch.get_default_dtype(), os.getcwd()
         self._keep_new_modules()
         for name in self._modules:
             sys.modules.pop(name, None)
@@ -104,9 +111,13 @@ class RankProcess:
     def _keep_new_modules(self) -> None:
         added = len(sys.modules) - self._known
         for name in list(islice(reversed(sys.modules), max(0, added))):
-            file = getattr(sys.modules[name], "__file__", None)
-            if file is not None and str(Path(file).resolve()).startswith(self._folder + os.sep):
+            if self._is_own(getattr(sys.modules[name], "__file__", None)):
                 self._modules[name] = sys.modules[name]
+
+    def _is_own(self, file: str | None) -> bool:
+        """Whether a module lies in the script's folder, and in none of installed packages in it."""
+        path = None if file is None else Path(file).resolve()
+        return path is not None and path.is_relative_to(self._folder) and not _INSTALLED & {*path.parts}
 
 
 @contextmanager
@@ -114,6 +125,7 @@ def processes(folder: Path) -> Iterator[None]:
     """A block in which ranks may change over; everything is as before afterwards."""
     kept = os.environ._data, sys.argv, sys.modules["__main__"]
     random_state, numpy_state = random.getstate(), np.random.get_state()
+    dtype, directory = torch.get_default_dtype(), os.getcwd()
     sys.path.insert(0, str(folder.resolve()))
     try:
         yield
@@ -122,6 +134,8 @@ def processes(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder.resolve()))
         random.setstate(random_state)
         np.random.set_state(numpy_state)
+        torch.set_default_dtype(dtype)
+        os.chdir(directory)
 
 
 def _details(error: Exception) -> str:

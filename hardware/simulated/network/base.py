@@ -81,3 +81,7 @@ class Network(ABC):
         for link, taken in self.background.items():
             rule = f"must be in [0, {bandwidth[link]:g}), the link's bandwidth"
             require(0 <= taken < bandwidth[link], f"hardware.network.background.{link}", rule, taken)
+            for factor in self.changes.get(link, {}).values():
+                rule = f"must leave more than the background takes, {taken:g} bytes/s, or be 0 for a break"
+                fits = factor == 0 or factor * bandwidth[link] > taken
+                require(fits, f"hardware.network.changes.{link}", rule, factor)

@@ -95,14 +95,16 @@ def _pace(made: Program, index: int, capacity: np.ndarray) -> tuple[float, float
     first, latency_s = sends["wire_bytes"][0], sends["latency_s"][0]
     if (sends["wire_bytes"] != first).any() or (sends["latency_s"] != latency_s).any():
         return None
+    begin, end = int(sends["route"][0]), int(sends["route"][-1] + sends["hops"][-1])
+    if (capacity[made.routes[begin:end]] <= 0).any():
+        return None
     if first == 0 or sends["hops"].max() == 0:
         return 0.0, float(latency_s)
-    begin, end = int(sends["route"][0]), int(sends["route"][-1] + sends["hops"][-1])
     links, hops = made.routes[begin:end], sends["hops"]
     if hops.min() == 0 or np.bincount(links).max() > 1:
         return None
     rate = np.minimum.reduceat(capacity[links], sends["route"] - begin)
-    if (rate != rate[0]).any() or rate[0] <= 0:
+    if (rate != rate[0]).any():
         return None
     return float(first / rate[0]), float(latency_s)
 

@@ -194,7 +194,7 @@ def _begin(s, slot, index):
     transfer.source, transfer.step = slot, rank.step
     transfer.destination = s.jobs[rank.job].first + send.destination
     transfer.latency_s, transfer.route, transfer.hops = send.latency_s, send.route, send.hops
-    if send.wire_bytes > 0 and send.hops > 0:
+    if send.hops > 0 and (send.wire_bytes > 0 or _is_broken(s, send)):
         transfer.kind, transfer.key = FLOWS, np.inf
         transfer.left_bytes, transfer.rate, transfer.since_s = send.wire_bytes, 0.0, s.clock[0]
         rank.sending += 1
@@ -202,6 +202,15 @@ def _begin(s, slot, index):
     else:
         transfer.kind, transfer.key = TRAVELS, s.clock[0] + send.latency_s
     _push(s, t)
+
+
+@njit(cache=True, nogil=True)
+def _is_broken(s, send):
+    """Whether nothing passes its route, not even a message of no bytes."""
+    broken = False
+    for hop in range(send.hops):
+        broken |= s.links[s.routes[send.route + hop]].capacity <= 0
+    return broken
 
 
 @njit(cache=True, nogil=True)

@@ -268,6 +268,8 @@ class Edges(Network):
         for edge in self.edges:
             rule = "must be lists [one end, other end, latency in s >= 0, bytes/s > 0]"
             require(_is_edge(edge), "hardware.network.edges", rule, edge)
+            twins = [other for other in self.edges if {*other[:2]} == {*edge[:2]}]
+            require(len(twins) == 1, "hardware.network.edges", "must name each pair of ends once", twins)
 
     def hosts(self, num_devices: int) -> np.ndarray:
         """Filled one after the other."""
