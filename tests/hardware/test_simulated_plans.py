@@ -10,7 +10,7 @@ from simulated_networks import ALPHA, BANDWIDTH, ETHERNET, PAYLOAD, carried
 from hardware.simulated.network import doubling, hierarchy, plans, trees
 from hardware.simulated.network.plans import Plan
 from hardware.simulated.network.protocol import ALGORITHMS, Gloo, Nccl
-from hardware.simulated.network.topologies import Rails
+from hardware.simulated.network.topologies import Rails, Switch
 from harness.errors import UserError
 
 BETA = 1 / BANDWIDTH
@@ -215,8 +215,15 @@ def test_nccl_chooses_by_size_and_hosts(payload_bytes, num_hosts, steps, depth, 
 
 
 def test_nccl_has_less_overhead_inside_a_host():
-    assert NCCL.plan("message", np.array([0, 0]), 1e6, 0, None).overhead_s == 3e-6
-    assert NCCL.plan("message", np.array([0, 1]), 1e6, 0, None).overhead_s == 3e-5
+    def steps_s(hosts):
+        plan = NCCL.plan("all_reduce", np.array(hosts), 4e6, 0, None)
+        return duration_s(plan, Switch({}, {}, 0.0, 1e30)) - plan.setup_s
+
+    assert duration_s(NCCL.plan("message", np.array([0, 0]), 1e6, 0, None), Switch({}, {}, 0.0, 1e30)) == pytest.approx(
+        6e-6
+    )
+    # inside two hosts, between them and inside again: a reduce-scatter, a ring of two and an all-gather
+    assert steps_s([0, 0, 1, 1]) == pytest.approx(3e-6 + 2 * 3e-5 + 3e-6, rel=1e-9)
 
 
 def test_gloo_cuts_its_ring_into_segments():
@@ -257,3 +264,11 @@ def test_every_knob_moves_the_answer():
 
 def test_a_plan_without_ranks_that_send_is_empty():
     assert isinstance(hierarchy.hierarchical_all_reduce(np.zeros(1, int), PAYLOAD), Plan)
+
+
+@pytest.mark.parametrize("name", ["direct", "pairwise"])
+def test_equal_parts_cost_the_same_given_by_size(name):
+    protocol = Gloo(**{**vars(GLOO), "algorithms": {"all_to_all": name}})
+    equal = protocol.plan("all_to_all", np.arange(4), PAYLOAD, 0, None)
+    given = protocol.plan("all_to_all", np.arange(4), PAYLOAD, 0, np.full((4, 4), PAYLOAD / 4))
+    assert duration_s(given) == pytest.approx(duration_s(equal), rel=1e-12)

@@ -53,6 +53,8 @@ class Plan:
         depth: steps that a rank may have under way together, >= 1.
         setup_s: seconds before the first step.
         overhead_s: seconds that every transfer takes beyond the latency of its route.
+        inside_overhead_s: the same between two ranks of one host.
+        hosts: of each rank, shape (ranks,); None where no two ranks share one, or both overheads are equal.
         efficiency: payload over bytes on the wire, in (0, 1].
     """
 
@@ -61,6 +63,8 @@ class Plan:
     depth: int = 1
     setup_s: float = 0.0
     overhead_s: float = 0.0
+    inside_overhead_s: float = 0.0
+    hosts: np.ndarray | None = None
     efficiency: float = 1.0
 
     def steps(self) -> Iterator[Step]:
@@ -115,6 +119,15 @@ def unequal_all_to_all(parts: np.ndarray) -> Plan:
         targets = (ranks + k) % len(parts)
         steps.append(Step(ranks, targets, parts[ranks, targets].astype(np.float64)))
     return Plan(len(parts), tuple((one, 1) for one in steps))
+
+
+def at_once(plan: Plan) -> Plan:
+    """All its transfers in one step."""
+    steps = list(plan.steps())
+    if not steps:
+        return plan
+    columns = zip(*((one.sources, one.destinations, one.payload_bytes) for one in steps), strict=True)
+    return Plan(plan.num_ranks, ((Step(*map(np.concatenate, columns)), 1),))
 
 
 def direct_all_to_all(num_ranks: int, payload_bytes: float) -> Plan:

@@ -121,6 +121,9 @@ def _sends(step: Step, plan: Plan, devices: np.ndarray, wires: Wires) -> tuple[n
     sends["payload_bytes"] = step.payload_bytes[order]
     sends["wire_bytes"] = sends["payload_bytes"] / plan.efficiency
     sends["latency_s"] = latency_s + plan.overhead_s
+    if plan.hosts is not None:
+        inside = plan.hosts[sources] == plan.hosts[destinations]
+        sends["latency_s"][inside] += plan.inside_overhead_s - plan.overhead_s
     sends["destination"], sends["hops"] = destinations, used.sum(1)
     sends["route"] = np.append(0, np.cumsum(sends["hops"]))[:-1]
     return sends, route[used], np.bincount(sources, minlength=plan.num_ranks)

@@ -127,10 +127,12 @@ class Protocol(ABC):
             hosts, payload_bytes, root: see `Order`.
             parts: bytes from rank i to rank j of an all_to_all with unequal parts, shape (ranks, ranks), else None.
         """
-        if parts is not None:
-            return self.priced(plans.unequal_all_to_all(parts), hosts, float(parts.sum(1).max()))
-        order = Order(hosts, payload_bytes, root, self.segment_bytes, self.segments, self.in_flight)
         name = self.algorithms.get(kind) or self.choice(kind, hosts, payload_bytes)
+        if parts is not None:
+            one_by_one = plans.unequal_all_to_all(parts)
+            made = plans.at_once(one_by_one) if name == "direct" else one_by_one
+            return self.priced(made, hosts, float(parts.sum(1).max()))
+        order = Order(hosts, payload_bytes, root, self.segment_bytes, self.segments, self.in_flight)
         return self.priced(ALGORITHMS[kind][name](len(hosts), payload_bytes, order), hosts, payload_bytes)
 
     @abstractmethod
@@ -167,7 +169,7 @@ class Gloo(Protocol):
         "reduce": "ring",
         "gather": "direct",
         "scatter": "direct",
-        "all_to_all": "pairwise",
+        "all_to_all": "direct",
         "barrier": "dissemination",
         "message": "direct",
     }
@@ -198,8 +200,8 @@ class Nccl(Protocol):
         tree_below_bytes: an all-reduce of less goes along the double tree, >= 0.
         ll_below_bytes, ll128_below_bytes: payloads of less go by that wire protocol, >= 0.
         setup_s: of each wire protocol, seconds before the first step, >= 0.
-        inside_overhead_s: of each, seconds of every transfer where all ranks are on one host, >= 0.
-        overhead_s: the same where they are not, >= 0.
+        inside_overhead_s: of each, seconds of every transfer between two ranks of one host, >= 0.
+        overhead_s: the same between two hosts, >= 0.
         efficiency: of each, payload over bytes on the wire, in (0, 1].
     """
 
@@ -250,6 +252,11 @@ class Nccl(Protocol):
         """By wire protocol."""
         small, middling = payload_bytes < self.ll_below_bytes, payload_bytes < self.ll128_below_bytes
         wire = "LL" if small else "LL128" if middling else "Simple"
-        inside = (hosts == hosts[0]).all()
-        overhead_s = (self.inside_overhead_s if inside else self.overhead_s)[wire]
-        return replace(plan, setup_s=self.setup_s[wire], overhead_s=overhead_s, efficiency=self.efficiency[wire])
+        return replace(
+            plan,
+            setup_s=self.setup_s[wire],
+            overhead_s=self.overhead_s[wire],
+            inside_overhead_s=self.inside_overhead_s[wire],
+            hosts=hosts,
+            efficiency=self.efficiency[wire],
+        )
