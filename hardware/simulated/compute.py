@@ -160,10 +160,9 @@ class Roofline(Compute):
         dtype = next((tensor.dtype for tensor in written.values() if tensor.dtype.is_floating_point), None)
         if dtype is None:
             return move_s
-        if operator.overloadpacket in flop_registry:
-            flops = _flops(
-                operator.overloadpacket, _shapes(inputs), tuple(options), *_shapes((*options.values(), output))
-            )
+        counted = _COUNTED_AS.get(operator.overloadpacket, operator.overloadpacket)
+        if counted in flop_registry:
+            flops = _flops(counted, _shapes(inputs), tuple(options), *_shapes((*options.values(), output)))
         else:
             flops = max([tensor.numel() for tensor in (read | written).values()])
         return max(move_s, flops / self._peak(dtype))
@@ -284,4 +283,8 @@ class _Reader(Operators):
 
 
 _aten = torch.ops.aten
+_COUNTED_AS = {  # what torch counts by another name alone
+    _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
+}
 _READS = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.equal.default, _aten.masked_select.default}

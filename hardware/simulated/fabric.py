@@ -167,6 +167,8 @@ class Channel:
 
     def post(self, sends: bool, rank: int, peer: int | None, tag: int, tensor: torch.Tensor) -> Post:
         """Post one side of a message, now; once its other side is posted its exchange is known."""
+        if peer is not None and not 0 <= peer < len(self.ranks):
+            raise WorkerFailed(f"there is no rank {peer} to exchange a message with: the group has {len(self.ranks)}")
         engine, device = self._fabric.engine, None if peer is None else self.ranks[peer]
         other = "anyone" if device is None else f"rank {device}"
         words = f"{'send' if sends else 'receive'} {described(tensor)} {'to' if sends else 'from'} {other}, tag {tag}"

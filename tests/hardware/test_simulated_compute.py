@@ -147,6 +147,18 @@ def test_allocating_is_free_and_filling_writes():
     assert seconds(lambda: torch.zeros_like(x), cost) == seconds(lambda: x.new_ones(10), cost) == 10.0
 
 
+def test_fused_attention_costs_its_flops():
+    compute = Roofline("none", False, {"float32": 1.0}, 1e30, 0.0, None)
+    shape, flops = (1, 2, 256, 16), 2 * (2 * 2 * 256 * 256 * 16)  # two products of (256 x 16) and (16 x 256), 2 heads
+
+    def attend():
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+            query, key, value = torch.ones(3, *shape)
+            torch.nn.functional.scaled_dot_product_attention(query, key, value)
+
+    assert flops <= seconds(attend, compute) < 1.1 * flops
+
+
 def test_flops_are_those_that_torch_counts():
     def step():
         convolutions(torch.ones(2, 3, 8, 8)).sum().backward()

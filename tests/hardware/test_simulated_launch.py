@@ -266,6 +266,28 @@ def test_bytes_are_written_as_text(script, launch):
     assert launch(path, workers=1)[1] == ["[rank0] bytes", "[rank0] utf-8"]
 
 
+def test_a_forked_worker_has_the_clock_of_the_host(script, launch):
+    path = script("""
+        import time
+        import torch
+        from torch.utils.data import DataLoader
+
+        class Clock(torch.utils.data.Dataset):
+            def __len__(self):
+                return 1
+
+            def __getitem__(self, index):
+                before = time.monotonic()
+                for _ in range(10_000_000):
+                    if time.monotonic() > before:
+                        return True
+                return False
+
+        print(next(iter(DataLoader(Clock(), num_workers=1))).item())
+    """)
+    assert launch(path, workers=1)[1][-1] == "[rank0] True"
+
+
 def test_a_profiler_of_the_host_is_refused(script, launch):
     path = script("import torch; torch.profiler.profile()")
     status, _, errors = launch(path)
@@ -426,6 +448,7 @@ def test_a_timeline_can_be_read(script, capsys, tmp_path):
         (["--log-rank", "some", __file__], "error: --log-rank must be a rank or all, got some"),
         (["--log-rank", "8", __file__], "error: --log-rank must be below the number of ranks, 8, or all, got 8"),
         (["--timeline", "/nowhere/x.json.gz", __file__], "error: --timeline /nowhere/x.json.gz cannot be written"),
+        (["--seed", "-1", __file__], "error: --seed must be >= 0, got -1"),
         (["hardware.latency=1", __file__], "error: hardware.latency is not a setting"),
         (["hardware.stragglers={9: 2.0}", __file__], "hardware.stragglers must name ranks below hardware.num_workers"),
     ],

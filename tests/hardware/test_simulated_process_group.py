@@ -335,6 +335,7 @@ def test_disagreement_on_a_message_names_both_ranks():
     ("call", "words"),
     [
         (lambda: dist.monitored_barrier(group=dist.group.WORLD), "monitored_barrier"),
+        (lambda: dist.send(torch.zeros(1), 17), "there is no rank 17 to exchange a message with: the group has 2"),
         (
             lambda: dist.all_to_all_single(torch.zeros(3), torch.zeros(3), [1, 2], [1, 2]),
             "rank 1 of the group sends 1 elements",

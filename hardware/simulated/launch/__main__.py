@@ -45,6 +45,8 @@ def parse(arguments: Sequence[str]) -> Options:
     script = Path(known.rest[first])
     if not script.is_file():
         raise UserError(f"script {script} does not exist: name a Python file")
+    if known.seed < 0:
+        raise UserError(f"--seed must be >= 0, got {known.seed}")
     if known.log_rank != "all" and not known.log_rank.isdecimal():
         raise UserError(f"--log-rank must be a rank or all, got {known.log_rank}")
     return Options(

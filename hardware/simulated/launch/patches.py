@@ -2,6 +2,7 @@
 # mypy: disable-error-code="attr-defined"
 
 import io
+import os
 import sys
 import threading
 import time
@@ -20,6 +21,15 @@ from hardware.simulated.process_group import BACKEND
 from harness.errors import UserError
 
 _here = threading.local()  # .rank, in a rank's thread
+
+
+def _leave() -> None:
+    """A process that a rank forks, such as a DataLoader's worker, is none: its clock is the host's."""
+    vars(_here).clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave)
 
 
 @contextmanager
