@@ -138,23 +138,65 @@ class HostWork(dist.Work):
         return self._engine.poll(self._part.ended)
 
     def get_future(self) -> torch.futures.Future:
-        """A future of the tensors. Inside a backward pass it completes at the pass's end, otherwise now."""
+        """A future of the tensors."""
         return future_of(self, self._tensors)
 
     def _source_rank(self) -> int:
         return self._source()
 
 
+class LazyFuture(torch.futures.Future):
+    """A future whose value is made when somebody asks for it, at the latest at the end of the backward pass under way.
+
+    Torch's own threads would make it; here a rank has none to spare.
+    """
+
+    def __init__(self, make: Callable[[], object]) -> None:
+        super().__init__()
+        self._make = make
+        if torch._C._current_graph_task_id() >= 0:
+            # DistributedDataParallel waits for its buckets in a callback queued after this one
+            torch.autograd.Variable._execution_engine.queue_callback(self._complete)
+
+    def wait(self) -> object:
+        """Its value."""
+        self._complete()
+        return super().wait()
+
+    def value(self) -> object:
+        """Its value."""
+        self._complete()
+        return super().value()
+
+    def then(self, callback: Callable[[torch.futures.Future], object]) -> "LazyFuture":
+        """A future of what `callback` makes of this one."""
+
+        def make() -> object:
+            self._complete()
+            return callback(self)
+
+        return LazyFuture(make)
+
+    def add_done_callback(self, callback: Callable[[torch.futures.Future], None]) -> None:
+        """Call it when there is a value: outside a backward pass that is now."""
+        super().add_done_callback(callback)
+        if torch._C._current_graph_task_id() < 0:
+            self._complete()
+
+    def _complete(self) -> None:
+        if self.done():
+            return
+        try:
+            self.set_result(self._make())
+        except Exception as error:
+            self.set_exception(error)
+
+
 def future_of(work: dist.Work, tensors: Sequence[torch.Tensor]) -> torch.futures.Future:
-    """A future of the tensors of `work`. Inside a backward pass it completes at the pass's end, otherwise now."""
-    future: torch.futures.Future = torch.futures.Future()
+    """A future of the tensors of `work`."""
 
-    def complete() -> None:
+    def make() -> list[torch.Tensor]:
         work.wait()
-        future.set_result(list(tensors))
+        return list(tensors)
 
-    if torch._C._current_graph_task_id() < 0:
-        complete()
-    else:  # DistributedDataParallel waits for its buckets in a callback queued after this one
-        torch.autograd.Variable._execution_engine.queue_callback(complete)
-    return future
+    return LazyFuture(make)

@@ -282,7 +282,7 @@ class StreamWork(dist.Work):
         return self._device.passed(self._part.ended)
 
     def get_future(self) -> torch.futures.Future:
-        """A future of the tensors. Inside a backward pass it completes at the pass's end, otherwise now."""
+        """A future of the tensors."""
         return future_of(self, self._tensors)
 
     def _source_rank(self) -> int:

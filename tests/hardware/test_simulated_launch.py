@@ -83,7 +83,10 @@ def test_a_training_script_computes_what_it_does_under_torchrun(script, launch, 
     path = script(TRAIN, model=MODEL)
     status, lines, _ = launch(path, "--steps", "5", workers=2, log="0")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    real = subprocess.run([*command, path, "--steps", "5"], capture_output=True, text=True, timeout=120)
+    for _ in range(4):  # on a busy machine torch now and then aborts as it leaves: "terminate called without ..."
+        real = subprocess.run([*command, path, "--steps", "5"], capture_output=True, text=True, timeout=120)
+        if real.returncode == 0:
+            break
     assert real.returncode == 0, real.stderr
     virtual_loss, real_loss = (float(text.split()[-1]) for text in (lines[0], real.stdout.strip()))
     assert status == 0

@@ -3,6 +3,7 @@ import torch
 import torch.distributed as dist
 from simulated_ranks import compute_for, execute, results
 from torch.distributed import ReduceOp
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from hardware.simulated.compute import Roofline
@@ -391,3 +392,51 @@ def test_distributed_data_parallel_runs_unmodified_and_overlaps():
     first, *others = results(body(0.5), 3, **options)
     assert first.abs().sum() > 0 and all(torch.equal(first, other) for other in others)
     assert execute(body(0.5), 3, **options).run_s < execute(body(100.0), 3, **options).run_s
+
+
+def test_a_future_overlaps_until_somebody_waits_for_it():
+    def body(worker):
+        x = torch.ones(4, dtype=torch.float64)  # 1.5 s a step of two
+        doubled = dist.all_reduce(x, async_op=True).get_future().then(lambda future: 2 * future.value()[0])
+        compute_for(worker, 10.0)
+        value = doubled.wait()
+        return worker.clock.now(), value.tolist()
+
+    assert results(body, 2) == [(10.0, [4.0] * 4)] * 2
+
+
+def waiting_hook(state, bucket):
+    """Waits inside the backward pass."""
+    tensor = bucket.buffer() / dist.get_world_size()
+    summed = dist.all_reduce(tensor, async_op=True).get_future().wait()[0]
+    future = torch.futures.Future()
+    future.set_result(summed)
+    return future
+
+
+@pytest.mark.parametrize("hook", ["waiting", "power_sgd", "fp16"])
+def test_communication_hooks(hook):
+    def body(worker):
+        torch.manual_seed(0)
+        model = DistributedDataParallel(torch.nn.Linear(8, 8))
+        if hook == "waiting":
+            model.register_comm_hook(None, waiting_hook)
+        elif hook == "fp16":
+            model.register_comm_hook(None, default_hooks.fp16_compress_hook)
+        else:
+            state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=8, start_powerSGD_iter=2)
+            model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+        for _ in range(4):
+            model.zero_grad()
+            model(torch.full((2, 8), 1.0 + worker.rank)).square().mean().backward()
+        return model.module.weight.grad
+
+    def alone():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(8, 8)
+        sum(model(torch.full((2, 8), 1.0 + rank)).square().mean() / 2 for rank in range(2)).backward()
+        return model.weight.grad
+
+    expected = alone()
+    for gradient in results(body, 2):
+        torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-2)
