@@ -50,6 +50,7 @@ class Activity:
         enter, leave: called in its thread when it gets the baton and before another gets it.
         local_s: virtual time up to which it has computed; never behind SimPy's clock while it runs.
         waits_for: what it waits for.
+        alarm_s: virtual time at which it will next be woken to see whether it has waited too long.
         dies_s: virtual time at which its rank dies.
     """
 
@@ -57,7 +58,7 @@ class Activity:
         self.rank, self.name, self.body, self.local_s = rank, name, body, start_s
         self.waits_for: Reason = "its start"
         self.finished = False
-        self.dies_s = float("inf")
+        self.dies_s = self.alarm_s = float("inf")
         self.pay: Callable[[float], None] = self.charge  # how it computes what it owes
         self.measure: Callable[[], float] | None = None  # seconds it has computed since last asked
         self.enter: Callable[[], None] | None = None

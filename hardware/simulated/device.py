@@ -23,12 +23,17 @@ class ExchangeTimedOut(dist.DistBackendError, TimedOut):
     Args:
         part: that did not end.
         timeout_s: virtual seconds for which it was waited for.
+        by_s: virtual time at which that ended.
+
+    Attributes:
+        missing: ranks of the run that had not come by then.
     """
 
-    def __init__(self, part: Part, timeout_s: float) -> None:
-        why = part.why()
+    def __init__(self, part: Part, timeout_s: float, by_s: float) -> None:
+        why = part.why(by_s)
         words = f"Timed out waiting {timeout_s * 1e3:.0f}ms of virtual time for {part.description}"
         super().__init__(f"{words}: {why}" if why else words)
+        self.missing = part.missing(by_s)
 
 
 class Device(ABC):
@@ -128,9 +133,9 @@ class HostWork(dist.Work):
         """Block this rank until the end."""
         part, timeout_s = self._part, timeout.total_seconds() if timeout else self._timeout_s
         try:
-            self._engine.wait(part.ended, part.description, timeout_s=timeout_s)
+            self._engine.wait(part.ended, part.waited_for, timeout_s=timeout_s)
         except TimedOut:
-            raise ExchangeTimedOut(part, timeout_s) from None
+            raise ExchangeTimedOut(part, timeout_s, self._engine.current.local_s) from None
         return True
 
     def is_completed(self) -> bool:

@@ -20,11 +20,12 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from types import FrameType
+from typing import NoReturn
 
 import simpy
 
@@ -144,14 +145,24 @@ class Engine:
         if not signal.happened:
             signal.then(activity.wake)
             watched = timeout_s < PATIENCE_S or (self._mortal and timeout_s < float("inf"))
-            until_s = self._put(give_up_s, activity.rank, activity) if watched else float("inf")
-            while not signal.happened and self.env.now < until_s:
+            while not signal.happened and (not watched or self.env.now < give_up_s):
+                if watched and not self.env.now < activity.alarm_s <= give_up_s:
+                    activity.alarm_s = self._put(give_up_s, activity.rank, activity)
                 self._suspend(activity, reason)
         if not signal.happened or (timed and signal.at_s > give_up_s):
             activity.local_s = max(give_up_s, self.env.now)
             raise TimedOut
         if timed and activity.local_s < signal.at_s:
             activity.local_s = signal.at_s
+
+    def fail(self, message: str) -> NoReturn:
+        """End the run with an error at the current activity's place in the user's code, whatever that catches.
+
+        Raises:
+            Aborted: always.
+        """
+        self._fail(WorkerFailed(message + _place(sys._getframe())))
+        raise Aborted
 
     def happen(self, signal: Signal) -> None:
         """Let it happen at SimPy's time."""
@@ -282,7 +293,8 @@ class Engine:
     def _give_up(self) -> None:
         cause = "" if self._failure is None else f", after {self._failure}"
         self._failure = WorkerFailed(
-            f"{self.current.name} does not end: it makes no call that could stop it, and its thread runs on{cause}"
+            f"{self.current.name} does not end: it makes no call that could stop it, and its thread runs on"
+            f"{_place(_frames([self.current]).get(self.current))}{cause}"
         )
 
     def _fail(self, failure: BaseException) -> None:
@@ -291,13 +303,11 @@ class Engine:
 
     def _who_waits(self) -> str:
         """What every activity waits for, and where in its code; those who wait alike are named together."""
-        frames = sys._current_frames()
+        frames = _frames(self._activities)
         waiting: dict[str, list[str]] = {}
         for activity in self._activities:
             reason = activity.waits_for if isinstance(activity.waits_for, str) else activity.waits_for()
-            thread = activity.thread
-            frame = None if thread is None or activity.finished else frames.get(thread.ident or 0)
-            waiting.setdefault(reason + _place(frame), []).append(activity.name)
+            waiting.setdefault(reason + _place(frames.get(activity)), []).append(activity.name)
         return "; ".join(
             f"{names[0]} waits for {what}" if len(names) == 1 else f"{', '.join(names)} wait for {what}"
             for what, names in waiting.items()
@@ -323,6 +333,13 @@ def _old_objects_at_rest() -> Iterator[None]:
     finally:
         if not others_froze:
             gc.unfreeze()
+
+
+def _frames(activities: Iterable[Activity]) -> dict[Activity, FrameType]:
+    """Where those that run or wait are."""
+    known = sys._current_frames()
+    alive = {a: a.thread.ident or 0 for a in activities if a.thread is not None and not a.finished}
+    return {activity: known[ident] for activity, ident in alive.items() if ident in known}
 
 
 def _place(frame: FrameType | None) -> str:

@@ -6,6 +6,7 @@ move when the last rank has called: nobody may read them before `wait`. A collec
 arrived, a message when both sides have.
 """
 
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ import numpy as np
 import torch
 
 from hardware.simulated.activity import Signal
+
+_EVER_S = sys.float_info.max  # later than anything that has a time
 
 
 class Exchange:
@@ -54,6 +57,15 @@ class Exchange:
             if not part.ended.happened:  # it may have been aborted
                 part.ended.happen(at_s)
 
+    def missing(self, by_s: float) -> list[int]:
+        """Ranks of the run that have not arrived by then."""
+        parts = zip(self.ranks, self.parts, strict=True)
+        return [rank for rank, part in parts if part is None or not part.arrived_s <= min(by_s, _EVER_S)]
+
+    def unended(self) -> list[int]:
+        """Ranks of the run whose part has not ended."""
+        return [rank for rank, part in zip(self.ranks, self.parts, strict=True) if part and not part.ended.happened]
+
     def _begin(self) -> None:
         if not self._missing and self.valued.happened:
             self.began_s = self._last_s
@@ -67,7 +79,7 @@ class Part:
     """One rank's part in an exchange.
 
     Args:
-        why: says in words why a part does not end.
+        why: says in words why a part has not ended by a virtual time.
         peer: rank of the run on the other side of a message, where it is known.
 
     Attributes:
@@ -85,7 +97,7 @@ class Part:
         self,
         description: str,
         lane: Hashable,
-        why: "Callable[[Part], str]",
+        why: "Callable[[Part, float], str]",
         exchange: Exchange | None = None,
         gives: bool = False,
         peer: int | None = None,
@@ -96,18 +108,19 @@ class Part:
         self.arrived_s = float("inf")
         self._why, self._peer = why, peer
 
-    def why(self) -> str:
-        """Why it has not ended, in words; empty if that is not known."""
-        return self._why(self)
+    def waited_for(self) -> str:
+        """What one waits for who waits for its end, and why that does not come, in words."""
+        return ": ".join(filter(None, (self.description, self.why(float("inf")))))
 
-    def missing(self) -> list[int]:
-        """Ranks of the run that have not come, as far as it is known who should."""
+    def why(self, by_s: float) -> str:
+        """Why it has not ended by then, in words; empty if that is not known."""
+        return self._why(self, by_s)
+
+    def missing(self, by_s: float) -> list[int]:
+        """Ranks of the run that have not come by then, as far as it is known who should."""
         if self.exchange is None:
             return [] if self._peer is None else [self._peer]
-        if self.exchange.began_s < float("inf"):
-            return []
-        parts = zip(self.exchange.ranks, self.exchange.parts, strict=True)
-        return [rank for rank, part in parts if part is None or part.arrived_s == float("inf")]
+        return self.exchange.missing(by_s)
 
     @property
     def began_s(self) -> float:

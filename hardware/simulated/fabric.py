@@ -8,7 +8,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from math import inf
 
 import numpy as np
 import torch
@@ -33,13 +32,11 @@ class Fabric:
     Attributes:
         links: what carries the plans.
         sent_bytes: payload each rank has handed in for others.
-        late: exchanges that began in SimPy's past: a stream came to them before what the host had waited for.
     """
 
     def __init__(self, engine: Engine, network: Network, protocol: Protocol, num_ranks: int) -> None:
         self.engine, self.protocol = engine, protocol
         self.sent_bytes = [0] * num_ranks
-        self.late = 0
         self.links = Links(network, engine, num_ranks)
         self.hosts = network.hosts(num_ranks)
         self._channels: dict[GroupKey, Channel] = {}
@@ -60,12 +57,11 @@ class Fabric:
             exchange.number = next(self._numbers)
 
             def ended(indices: np.ndarray) -> None:
-                exchange.ended(indices, env.now)
+                if not self._dead(exchange.unended(), env.now):  # nothing more comes from them, or gets to them
+                    exchange.ended(indices, env.now)
 
             table = None if parts is None else parts()
             plan = self._plan(kind, payload_bytes, root, table, devices)
-            if exchange.began_s < env.now:
-                self.late += 1
             if exchange.began_s <= env.now:
                 self.links.carry(plan, devices, ended)
             else:
@@ -74,16 +70,21 @@ class Fabric:
 
         return carry
 
-    def why(self, part: Part) -> str:
-        """Why a part has not ended, in words; empty if that is not known."""
-        missing = part.missing()
-        dead = {rank: at_s for rank in missing if (at_s := self.engine.deaths.get(rank, inf)) <= self.engine.env.now}
-        if dead:
-            return ", ".join(f"rank {rank} died at {at_s:.6g} s" for rank, at_s in dead.items())
+    def why(self, part: Part, by_s: float) -> str:
+        """Why a part has not ended by then, in words; empty if that is not known."""
+        missing = part.missing(by_s)
+        concerned = missing if missing or part.exchange is None else part.exchange.unended()
+        if dead := self._dead(concerned, by_s):
+            return ", ".join(f"rank {rank} died at {self.engine.deaths[rank]:.6g} s" for rank in dead)
         if missing:
             return f"rank {missing[0]} has not come" if len(missing) == 1 else f"ranks {listed(missing)} have not come"
         broken = self.links.broken()
         return f"nothing passes link {', '.join(broken)}" if broken else ""
+
+    def _dead(self, ranks: Sequence[int], by_s: float) -> list[int]:
+        """Those of them that have died by then."""
+        deaths = self.engine.deaths
+        return [rank for rank in ranks if rank in deaths and deaths[rank] <= by_s] if deaths else []
 
     def _plan(self, kind: str, payload_bytes: float, root: int, parts: np.ndarray | None, devices: np.ndarray) -> Plan:
         key = kind, payload_bytes, root, None if parts is None else parts.tobytes(), devices.tobytes()
@@ -139,8 +140,7 @@ class Channel:
         Args:
             unequal: whether what a rank gives to each other one differs in size.
 
-        Raises:
-            WorkerFailed: if another rank has called something else at this number.
+        Another rank that has called something else at this number ends the run.
         """
         engine, fabric = self._fabric.engine, self._fabric
         meeting = self._meetings.get(number)
@@ -150,7 +150,7 @@ class Channel:
             words = f"{call}, collective {number} of ranks {self._words}"
             meeting = self._meetings[number] = _Meeting(words, Exchange(self.ranks, carry), rank, calls)
         elif not call.agrees(meeting.calls[meeting.first]):
-            raise WorkerFailed(
+            engine.fail(
                 f"ranks disagree on collective {number} of ranks {self._words}: rank {self.ranks[meeting.first]} "
                 f"calls {meeting.calls[meeting.first]}, rank {self.ranks[rank]} calls {call}"
             )

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from hardware.simulated import values
-from hardware.simulated.device import Device
+from hardware.simulated.device import Device, ExchangeTimedOut
 from hardware.simulated.fabric import Channel
 from hardware.simulated.torch_world import current_world
 from hardware.simulated.values import Call
@@ -178,8 +178,8 @@ class SimulatedGroup(dist.ProcessGroup):
         work = self._device.work(part, (), lambda: 0, timeout_s)
         try:
             work.wait()
-        except dist.DistBackendError:
-            missing = ", ".join(map(str, part.missing()))
+        except ExchangeTimedOut as error:
+            missing = ", ".join(map(str, error.missing))
             raise RuntimeError(
                 f"Rank(s) {missing} failed to pass monitored_barrier in {timeout_s * 1e3:.0f} ms of virtual time"
             ) from None

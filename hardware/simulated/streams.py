@@ -6,8 +6,7 @@ its lane after what the current stream has been given, and `wait` makes the curr
 goes on. That is how ProcessGroupNCCL uses CUDA streams, but that messages to and from a peer have a lane each.
 
 Values are computed as they are issued. A host that waits for an exchange is held, without spending virtual time, until
-its peers have called it and the values are there; it may then issue, at its own earlier time, what others see late:
-`Fabric.late` counts exchanges that were ready before SimPy's clock.
+its peers have called it and the values are there; it may then issue, at its own earlier time, what others see late.
 """
 # mypy: disable-error-code="call-arg, override"
 
@@ -230,7 +229,7 @@ class StreamDevice(Device):
             except TimedOut:
                 self._engine.sync()
             if part is not None and not part.ended.happened:  # else it is computing that takes so long
-                error = ExchangeTimedOut(part, timeout_s)
+                error = ExchangeTimedOut(part, timeout_s, self.host_s())
                 part.ended.happen(self.host_s())  # aborted, as ProcessGroupNCCL's watchdog does: the stream goes on
                 raise error
 
@@ -239,13 +238,13 @@ class StreamDevice(Device):
         if part.gives:
             return
         try:
-            self._engine.wait(part.valued, part.description, timed=False, timeout_s=timeout_s)
+            self._engine.wait(part.valued, part.waited_for, timed=False, timeout_s=timeout_s)
         except TimedOut:
-            raise ExchangeTimedOut(part, timeout_s) from None
+            raise ExchangeTimedOut(part, timeout_s, self.host_s()) from None
 
     def _busy_with(self) -> str:
         part = next(iter(self._open), None)
-        return "its device" if part is None else f"its device, and that for {part.description}"
+        return "its device" if part is None else f"its device, and that for {part.waited_for()}"
 
     def _ended(self, part: Part) -> None:
         del self._open[part]

@@ -66,8 +66,9 @@ def test_deadlock_says_what_every_rank_waits_for():
     assert isinstance(failure, WorkerFailed)
     assert str(failure) == (
         "deadlock at 0 s of virtual time: "
-        f"rank 0 waits for all_reduce(SUM) of float32[3], collective 0 of ranks [0, 1, 2], at {here}:{line}; "
-        f"rank 1 waits for receive int64[2] from rank 0, tag 7, at {here}:{line + 2}; "
+        f"rank 0 waits for all_reduce(SUM) of float32[3], collective 0 of ranks [0, 1, 2]: ranks [1, 2] have not come, "
+        f"at {here}:{line}; "
+        f"rank 1 waits for receive int64[2] from rank 0, tag 7: rank 0 has not come, at {here}:{line + 2}; "
         "rank 2 waits for nothing: it has finished"
     )
 

@@ -365,6 +365,20 @@ def test_modules_of_the_script_are_per_rank(script, launch):
     assert "state" not in sys.modules and "late" not in sys.modules
 
 
+def test_a_module_may_communicate_while_it_is_imported(script, launch):
+    module = """
+        import torch
+        import torch.distributed as dist
+
+        dist.init_process_group()
+        total = torch.ones(1)
+        dist.all_reduce(total)
+    """
+    path = script("import early; print(early.total.item())", early=module)
+    status, lines, _ = launch(path, workers=3)
+    assert status == 0 and sorted(lines) == [f"[rank{rank}] 3.0" for rank in range(3)]
+
+
 def test_output_of_one_rank_is_shown(script, launch):
     path = script("""
         import os, sys

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
@@ -85,6 +86,42 @@ def test_peers_of_a_rank_that_dies_time_out():
             "Timed out waiting 30000ms of virtual time for all_reduce(SUM) of float64[1], collective 1 of ranks "
             "[0, 1, 2]: rank 1 died at 3 s"
         )
+
+
+def test_a_rank_that_dies_in_the_middle_of_a_transfer_does_not_complete_it():
+    def call(worker, group):
+        x = torch.zeros(1000, dtype=torch.float64)
+        if worker.rank == 0:
+            dist.send(x, 1, group=group)
+        else:
+            dist.recv(x, 0, group=group)
+
+    found = {}
+
+    def body(worker):
+        found[worker.rank] = caught(call)(worker)
+
+    execute(body, 2, deaths={0: 3.0}, network=Switch({}, {}, 0.0, 1000.0), protocol=GLOO)  # it would take 8 s
+    assert set(found) == {1}
+    assert found[1][0] == pytest.approx(30.0) and found[1][1].endswith("rank 0 died at 3 s")
+
+
+def test_who_came_after_the_time_out_is_named():
+    def call(worker, group):
+        compute_for(worker, 100.0 * worker.rank)
+        dist.barrier(group=group)
+
+    done = results(caught(call), 2)
+    assert done[0][0] == pytest.approx(30.0) and done[0][1].endswith("rank 1 has not come")
+
+
+def test_disagreement_ends_the_run_though_a_rank_catches_everything():
+    def body(worker):
+        with suppress(Exception):
+            dist.all_reduce(torch.zeros(3 + worker.rank))
+
+    failure = execute(body, 2).failure
+    assert str(failure).startswith("ranks disagree on collective 0")
 
 
 def test_a_link_that_breaks_lets_its_users_time_out():

@@ -1,6 +1,6 @@
 """What each rank of a script has of its own, as if it were a process: changed over whenever the baton changes hands.
 
-That is its environment, its arguments, the modules of the script's folder, the generators of random numbers of torch,
+That is its environment, its arguments, the modules of the script's folder, the locks under which it imports them, the generators of random numbers of torch,
 numpy and Python, torch's default dtype and the working directory. Where a script seeds nothing a fresh process would
 draw from the system; a rank draws numbers of its own that repeat.
 """
@@ -9,18 +9,21 @@ draw from the system; a rank draws numbers of its own that repeat.
 import os
 import random
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 
 from harness.errors import TwinclockError, WorkerFailed
 
+_MODULE_LOCKS: dict[str, Any] = sys.modules["_frozen_importlib"]._module_locks  # Python's, by name: weak references
 _INSTALLED = {"site-packages", "dist-packages"}
 _SIMULATOR = str(Path(__file__).parents[1]) + os.sep
 
@@ -57,6 +60,7 @@ class RankProcess:
         self._main = ModuleType("__main__")
         vars(self._main).update(__file__=str(script), __builtins__=__builtins__)
         self._modules: dict[str, ModuleType] = {"__main__": self._main}
+        self._importing: dict[str, Any] = {}  # locks of modules of which it is in the middle
         self._known = 0
         number = int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
         self._random = random.Random(number).getstate()
@@ -69,6 +73,7 @@ class RankProcess:
         os.environ._data = self._environment
         sys.argv = self._arguments
         sys.modules.update(self._modules)
+        _MODULE_LOCKS.update(self._importing)
         self._known = len(sys.modules)
         random.setstate(self._random)
         np.random.set_state(self._numpy)
@@ -83,6 +88,10 @@ class RankProcess:
         self._random, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
         self._dtype, self._directory = torch.get_default_dtype(), os.getcwd()
         self._keep_new_modules()
+        me = threading.get_ident()
+        self._importing = {name: ref for name, ref in [*_MODULE_LOCKS.items()] if getattr(ref(), "owner", None) == me}
+        for name in self._importing:
+            del _MODULE_LOCKS[name]
         for name in self._modules:
             sys.modules.pop(name, None)
 

@@ -59,6 +59,7 @@ ALGORITHMS: dict[str, dict[str, Maker]] = {
     "all_gather": {
         "ring": lambda p, n, order: plans.ring_all_gather(p, n),
         "pipelined_ring": lambda p, n, order: order.pipelined(plans.ring_all_gather(p, n)),
+        "halved_ring": lambda p, n, order: plans.pipelined(plans.ring_all_gather(p, n), 2, 2),
         "direct": lambda p, n, order: plans.direct_all_gather(p, n),
     },
     "reduce_scatter": {
@@ -148,8 +149,8 @@ class Protocol(ABC):
 class Gloo(Protocol):
     """Gloo, the library of CPUs.
 
-    Its default all-reduce is a ring in segments of at most 1 MiB, at least two of a rank's part, two in flight;
-    c10d makes its reduce-scatter of an all-reduce.
+    Its default all-reduce is a ring in segments of at most 1 MiB, at least two of a rank's part, two in flight; its
+    all-gather a ring in halves, both in flight; c10d makes its reduce-scatter of an all-reduce.
 
     Args:
         setup_s: seconds before the first step of every collective, >= 0.
@@ -163,7 +164,7 @@ class Gloo(Protocol):
 
     CHOICES: ClassVar[dict[str, str]] = {
         "all_reduce": "pipelined_ring",
-        "all_gather": "ring",
+        "all_gather": "halved_ring",
         "reduce_scatter": "all_reduce",
         "broadcast": "tree",
         "reduce": "ring",
