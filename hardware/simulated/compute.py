@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import flop_registry
 
-from hardware.simulated.operators import ALLOCATE, LIKE, NEW, Operators
+from hardware.simulated.linear_algebra import FLOPS
+from hardware.simulated.operators import ALLOCATE, LIKE, MOVE, NEW, Operators
 from hardware.simulated.pace import drawn
 from harness.errors import UserError, require
 
@@ -44,6 +45,11 @@ class Compute(ABC):
     def meter(self) -> Callable[[], float] | None:
         """What measures the calling thread: seconds since last asked; None where nothing is measured."""
         return None
+
+    @property
+    def launch_s(self) -> float:
+        """Seconds in which a host issues one thing to an accelerator."""
+        return 0.0
 
     @abstractmethod
     def batch_s(self, num_samples: int) -> float:
@@ -102,9 +108,9 @@ class Fixed(Compute):
 class Roofline(Compute):
     """Every operator costs overhead + max(flops / peak, bytes / bandwidth).
 
-    (Williams, Waterman, Patterson, CACM 2009.) Flops are those of torch's flop counter where it knows the operator,
-    else one per element of the largest tensor; bytes are those of the tensors read and of those written. Integers and
-    booleans have bytes only. Views and allocations move nothing.
+    (Williams, Waterman, Patterson, CACM 2009.) Flops are those of torch's flop counter where it knows the operator, of
+    `linear_algebra.FLOPS`, else one per element of the largest tensor; bytes are those of the tensors read and of those
+    written. Integers, booleans and what only moves values have bytes alone. Views and allocations move nothing.
 
     Args:
         flops_per_s: peak by dtype of the result, e.g. {float32: 1e11}.
@@ -141,6 +147,11 @@ class Roofline(Compute):
         return _Meter(self, charge, read, free)
 
     @property
+    def launch_s(self) -> float:
+        """That of an operator."""
+        return self.operator_overhead_s
+
+    @property
     def kernel(self) -> KernelCost | None:
         """Per nonzero."""
         return None if self.nonzero_s is None else KernelCost(0.0, self.nonzero_s)
@@ -158,11 +169,13 @@ class Roofline(Compute):
         moved_bytes = sum([tensor.nbytes for tensor in read.values()] + [tensor.nbytes for tensor in written.values()])
         move_s = moved_bytes / self.memory_bytes_per_s
         dtype = next((tensor.dtype for tensor in written.values() if tensor.dtype.is_floating_point), None)
-        if dtype is None:
+        if dtype is None or name in MOVE:
             return move_s
         counted = _COUNTED_AS.get(operator.overloadpacket, operator.overloadpacket)
         if counted in flop_registry:
             flops = _flops(counted, _shapes(inputs), tuple(options), *_shapes((*options.values(), output)))
+        elif name in FLOPS:
+            flops = FLOPS[name](*[argument.shape for argument in inputs if isinstance(argument, torch.Tensor)])
         else:
             flops = max([tensor.numel() for tensor in (read | written).values()])
         return max(move_s, flops / self._peak(dtype))
@@ -197,14 +210,23 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _tensors(tree: Iterable) -> dict[int, torch.Tensor]:
-    """The tensors among arguments and in their lists, each once, by identity."""
+    """The tensors among arguments and in their lists, of sparse ones the parts, each once, by identity."""
     found: dict[int, torch.Tensor] = {}
     for leaf in tree:
         if isinstance(leaf, torch.Tensor):
-            found[id(leaf)] = leaf
+            for part in (leaf,) if leaf.layout is torch.strided else _parts(leaf):
+                found[id(part)] = part
         elif isinstance(leaf, list | tuple):
             found |= _tensors(leaf)
     return found
+
+
+def _parts(sparse: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    if sparse.layout is torch.sparse_coo:
+        return sparse._values(), sparse._indices()
+    if sparse.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return sparse.values(), sparse.crow_indices(), sparse.col_indices()
+    return sparse.values(), sparse.ccol_indices(), sparse.row_indices()
 
 
 @dataclass(frozen=True)

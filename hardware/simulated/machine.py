@@ -10,7 +10,7 @@ from hardware.base import Execution, Hardware, WorkerReport
 from hardware.simulated import timeline, torch_world
 from hardware.simulated.account import Split
 from hardware.simulated.compute import Compute
-from hardware.simulated.device import HostDevice
+from hardware.simulated.device import Device, HostDevice
 from hardware.simulated.engine import Engine
 from hardware.simulated.fabric import Fabric
 from hardware.simulated.memory import SharedMemory
@@ -141,9 +141,8 @@ class Simulation:
     """
 
     def __init__(self, machine: Machine, paces: Sequence[Pace], seed: int) -> None:
-        device = StreamDevice if machine.compute.streams else HostDevice
         self.machine = machine
-        self.places = [SimulatedPlace(machine, rank, device(machine.engine, pace)) for rank, pace in enumerate(paces)]
+        self.places = [SimulatedPlace(machine, rank, _device(machine, pace)) for rank, pace in enumerate(paces)]
         self.failure: BaseException | None = None
         self._seed = seed
 
@@ -195,6 +194,12 @@ class Simulation:
         links = self.machine.fabric.links.traffic()
         busiest = sorted(links, key=lambda name: -links[name].busy_s)
         return {name: links[name] for name in busiest if links[name].wire_bytes}
+
+
+def _device(machine: Machine, pace: Pace) -> Device:
+    if machine.compute.streams:
+        return StreamDevice(machine.engine, pace, machine.compute.launch_s)
+    return HostDevice(machine.engine, pace)
 
 
 def _require_all(items: Iterable[tuple[object, float]], name: str, rule: str, holds: Callable[[float], bool]) -> None:

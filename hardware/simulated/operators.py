@@ -8,6 +8,11 @@ NEW = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
 # those that write nothing
 ALLOCATE = ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
 
+# those that move values and compute nothing
+MOVE = {"_to_copy", "cat", "clone", "constant_pad_nd", "copy_", "embedding", "fill_", "flip", "full_like", "gather"}
+MOVE |= {"index", "index_put_", "index_select", "new_full", "new_ones", "new_zeros", "ones_like", "repeat", "roll"}
+MOVE |= {"scatter", "scatter_", "select_backward", "slice_backward", "stack", "tril", "triu", "zero_", "zeros_like"}
+
 
 class Operators(TorchDispatchMode):
     """A block of the calling thread whose operators come to `__torch_dispatch__`, those of backward passes too."""

@@ -136,14 +136,18 @@ class Event:
 
 
 class StreamDevice(Device):
-    """An accelerator with a host thread that issues what it does."""
+    """An accelerator with a host thread that issues what it does.
+
+    Args:
+        launch_s: seconds in which the host issues an exchange.
+    """
 
     streams = True
 
-    def __init__(self, engine: Engine, pace: Pace) -> None:
+    def __init__(self, engine: Engine, pace: Pace, launch_s: float) -> None:
         super().__init__()
         self.pace = pace
-        self._engine = engine
+        self._engine, self._launch_s = engine, launch_s
         self._default = Stream(self)
         self._streams = [self._default]
         self._lanes: dict[Hashable, Stream] = {}
@@ -169,6 +173,7 @@ class StreamDevice(Device):
         self, part: Part, tensors: Sequence[torch.Tensor], source: Callable[[], int], timeout_s: float
     ) -> dist.Work:
         """Arrives when its lane comes to it."""
+        self.charge(self._launch_s, 0.0)
         lane = self._lanes.get(part.lane)
         if lane is None:
             lane = self._lanes[part.lane] = self.new_stream()

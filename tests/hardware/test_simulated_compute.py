@@ -183,3 +183,34 @@ class Counted(Roofline):
     def operator_s(self, operator, inputs, options, output):
         counts = operator.overloadpacket in flop_registry
         return super().operator_s(operator, inputs, options, output) if counts else 0.0
+
+
+def test_moving_values_needs_no_peak_of_their_type():
+    def cast(worker):
+        torch.ones(4).to(torch.bfloat16)
+
+    assert execute(cast, 1, compute=ROOFLINE).failure is None
+
+
+@pytest.mark.parametrize(
+    ("function", "flops"),
+    [
+        (torch.linalg.cholesky, 1000**3 / 3),
+        (torch.linalg.qr, 4 * (1000**3 - 1000**3 / 3)),
+        (torch.linalg.inv, 2 * 1000**3),
+        (torch.linalg.svd, 22 * 1000**3),
+        (torch.linalg.eigh, 9 * 1000**3),
+        (lambda matrix: torch.linalg.solve(matrix, matrix[:, :10]), 2 * 1000**3 / 3 + 20 * 1000**2),
+    ],
+)
+def test_linear_algebra_costs_its_flops(function, flops):
+    matrix = torch.eye(1000)
+    # other operators that it calls have bytes alone
+    assert seconds(lambda: function(matrix)) == pytest.approx(flops / PEAK, rel=0.3)
+    assert seconds(lambda: function(matrix)) >= flops / PEAK
+
+
+def test_a_sparse_tensor_has_the_bytes_of_its_parts():
+    sparse = torch.eye(1000).to_sparse()
+    bytes_moved = 2 * 1000 * (4 + 2 * 8)
+    assert seconds(lambda: sparse.clone()) == pytest.approx(OVERHEAD + bytes_moved / RATE, rel=0.2)

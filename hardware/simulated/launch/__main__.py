@@ -38,27 +38,46 @@ def parse(arguments: Sequence[str]) -> Options:
         "--seed", type=int, default=0, help="of the jitter, and of what the script does not seed (default: %(default)s)"
     )
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    known = parser.parse_args(arguments)
-    first = next((i for i, argument in enumerate(known.rest) if "=" not in argument), len(known.rest))
-    if first == len(known.rest):
+    known, rest = argparse.Namespace(), list(arguments)
+    overrides: list[str] = []
+    while True:  # options and overrides in any order
+        known.rest = []
+        parser.parse_args(rest, known)
+        first = next((i for i, argument in enumerate(known.rest) if not _is_override(argument)), len(known.rest))
+        overrides, rest = overrides + known.rest[:first], known.rest[first:]
+        if not (rest and rest[0].startswith("-")):
+            break
+    if not rest:
         parser.error("name a script")
-    script = Path(known.rest[first])
+    script = Path(rest[0])
     if not script.is_file():
         raise UserError(f"script {script} does not exist: name a Python file")
+    for override in overrides:
+        if not override.lstrip("+~").startswith("hardware"):
+            raise UserError(
+                f"{override} does not describe the hardware: overrides begin with hardware, and what the script takes "
+                "comes after its name"
+            )
+    if known.num_workers is not None and any(one.startswith("hardware.num_workers=") for one in overrides):
+        raise UserError("--num-workers and hardware.num_workers say the same: give one of them")
     if known.seed < 0:
         raise UserError(f"--seed must be >= 0, got {known.seed}")
     if known.log_rank != "all" and not known.log_rank.isdecimal():
         raise UserError(f"--log-rank must be a rank or all, got {known.log_rank}")
     return Options(
         hardware=known.hardware,
-        overrides=known.rest[:first],
+        overrides=overrides,
         num_workers=known.num_workers,
         log_rank=known.log_rank,
         timeline=known.timeline,
         seed=known.seed,
         script=script,
-        arguments=known.rest[first + 1 :],
+        arguments=rest[1:],
     )
+
+
+def _is_override(argument: str) -> bool:
+    return "=" in argument and not argument.startswith("-")
 
 
 def main(arguments: Sequence[str]) -> int:

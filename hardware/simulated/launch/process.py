@@ -1,8 +1,8 @@
 """What each rank of a script has of its own, as if it were a process: changed over whenever the baton changes hands.
 
-That is its environment, its arguments, the modules of the script's folder, the locks under which it imports them, the generators of random numbers of torch,
-numpy and Python, torch's default dtype and the working directory. Where a script seeds nothing a fresh process would
-draw from the system; a rank draws numbers of its own that repeat.
+That is its environment, its arguments, the modules of the script's folder, the locks under which it imports them, the
+generators of random numbers of torch, numpy and Python, torch's default dtype and the working directory. Where a script
+seeds nothing a fresh process would draw from the system; a rank draws numbers of its own that repeat.
 """
 # mypy: disable-error-code="attr-defined"
 
