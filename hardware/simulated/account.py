@@ -8,8 +8,6 @@ import numpy as np
 
 from hardware.simulated.exchange import Part
 
-_EXCHANGES_KEPT = 10_000
-
 
 @dataclass(frozen=True)
 class Split:
@@ -47,7 +45,7 @@ class Account:
         communicating: from when all have arrived to when its part has ended.
         issuing: of the host of an accelerator.
         streams: computing of each.
-        exchanges: the first ones, for a timeline.
+        exchanges: the first `exchanges_kept`, for a timeline.
     """
 
     def __init__(self) -> None:
@@ -56,6 +54,7 @@ class Account:
         self.issuing = Intervals()
         self.streams = [self.computing]
         self.exchanges: list[Exchanged] = []
+        self.exchanges_kept = 10_000
 
     def stream(self) -> "Intervals":
         """Another stream's computing."""
@@ -65,7 +64,7 @@ class Account:
     def exchanged(self, part: Part) -> None:
         """A part in an exchange has ended."""
         self.communicating.add(part.began_s, part.ended.at_s)
-        if len(self.exchanges) < _EXCHANGES_KEPT:
+        if len(self.exchanges) < self.exchanges_kept:
             self.exchanges.append(Exchanged(part.description, part.number, part.began_s, part.ended.at_s))
 
     def split(self, finish_s: float) -> Split:

@@ -21,7 +21,7 @@ from hardware.simulated.network.protocol import Protocol
 from hardware.simulated.values import Call, described
 from harness.errors import WorkerFailed
 
-_PLANS_KEPT = 4096  # a program repeats itself
+_KEPT_BYTES = 32 * 2**20  # of plans: a program repeats itself
 _LISTED = 16  # ranks that are named one by one
 GroupKey = tuple[str, tuple[int, ...]]  # torch's name of a group, its global ranks
 
@@ -41,6 +41,7 @@ class Fabric:
         self.hosts = network.hosts(num_ranks)
         self._channels: dict[GroupKey, Channel] = {}
         self._plans: dict[Hashable, Plan] = {}
+        self._plans_bytes = 0
         self._numbers = count()
 
     def channel(self, key: GroupKey) -> "Channel":
@@ -61,6 +62,8 @@ class Fabric:
                     exchange.ended(indices, env.now)
 
             table = None if parts is None else parts()
+            if table is not None and (table == table[0, 0]).all():
+                table = None  # they might differ, and do not
             plan = self._plan(kind, payload_bytes, root, table, devices)
             if exchange.began_s <= env.now:
                 self.links.carry(plan, devices, ended)
@@ -90,9 +93,11 @@ class Fabric:
         key = kind, payload_bytes, root, None if parts is None else parts.tobytes(), devices.tobytes()
         plan = self._plans.get(key)
         if plan is None:
-            if len(self._plans) >= _PLANS_KEPT:
+            if self._plans_bytes > _KEPT_BYTES:
                 self._plans.clear()
+                self._plans_bytes = 0
             plan = self._plans[key] = self.protocol.plan(kind, self.hosts[devices], payload_bytes, root, parts)
+            self._plans_bytes += plan.nbytes
         return plan
 
 
@@ -105,9 +110,9 @@ class _Meeting:
 
 
 def _parts(calls: dict[int, Call]) -> np.ndarray:
-    """Bytes from each rank to each, shape (ranks, ranks)."""
+    """Bytes from each rank to each, shape (ranks, ranks); who gives one tensor gives it to all."""
     rows = [[tensor.nbytes for tensor in calls[rank].inputs] for rank in range(len(calls))]
-    return np.array(rows, np.float64)
+    return np.broadcast_to(np.array(rows, np.float64), (len(calls), len(calls)))
 
 
 class Channel:
@@ -161,7 +166,10 @@ class Channel:
         if len(meeting.calls) == len(self.ranks):
             del self._meetings[number]
             with torch.no_grad(), engine.uncharged():
-                combine([meeting.calls[i] for i in range(len(self.ranks))])
+                try:
+                    combine([meeting.calls[i] for i in range(len(self.ranks))])
+                except WorkerFailed as disagreement:
+                    engine.fail(str(disagreement))
             meeting.exchange.moved(engine.env.now)
         return part
 

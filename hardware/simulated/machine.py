@@ -143,6 +143,8 @@ class Simulation:
     def __init__(self, machine: Machine, paces: Sequence[Pace], seed: int) -> None:
         self.machine = machine
         self.places = [SimulatedPlace(machine, rank, _device(machine, pace)) for rank, pace in enumerate(paces)]
+        for place in self.places:
+            place.timelines.account.exchanges_kept = max(64, timeline.MAX_EVENTS // len(self.places))
         self.failure: BaseException | None = None
         self._seed = seed
 

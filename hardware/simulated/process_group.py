@@ -18,7 +18,7 @@ from hardware.simulated import values
 from hardware.simulated.device import Device, ExchangeTimedOut
 from hardware.simulated.fabric import Channel
 from hardware.simulated.torch_world import current_world
-from hardware.simulated.values import Call
+from hardware.simulated.values import Call, described
 
 BACKEND = "simulated"
 
@@ -83,8 +83,14 @@ class SimulatedGroup(dist.ProcessGroup):
         return self._meet(call, partial(values.reduce, by=by, root=root), "reduce", _nbytes(tensors), root)
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> dist.Work:
-        """Everyone gets everyone's tensor."""
-        return self._all_gather(outputs[0], inputs)
+        """Everyone gets everyone's tensor; they may differ in size."""
+        if len({tensor.numel() for tensor in outputs[0]}) == 1:
+            return self._all_gather(outputs[0], inputs)
+        given, place = inputs[0], outputs[0][self._my_rank]
+        if given.numel() != place.numel():
+            raise ValueError(f"all_gather of {described(given)}, but its place in the list is {described(place)}")
+        call = Call("all_gather", outputs[0], inputs, outputs[0])
+        return self._meet(call, values.all_gather, "all_gather", _nbytes(outputs[0]), unequal=True)
 
     def allgather_coalesced(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> dist.Work:
         """Everyone gets everyone's tensors, as one message; `outputs[rank][place]`."""
@@ -146,18 +152,21 @@ class SimulatedGroup(dist.ProcessGroup):
         return self._meet(call, partial(values.scatter, root=root), "scatter", payload_bytes, root)
 
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> dist.Work:
-        """Rank i's j-th output is rank j's i-th input; all parts are of one size."""
-        call = Call("all_to_all", inputs, inputs, outputs)
-        return self._meet(call, values.all_to_all, "all_to_all", _nbytes(inputs))
+        """Rank i's j-th output is rank j's i-th input."""
+        return self._all_to_all("all_to_all", outputs, inputs)
 
     def all_to_all_single(
         self, output: Tensor, input: Tensor, output_sizes: list[int], input_sizes: list[int], opts: Any = None
     ) -> dist.Work:
         """The same with parts back to back, equal ones or as many rows as the sizes say."""
         if not (output_sizes or input_sizes):
-            return self.alltoall(self._chunks(output), self._chunks(input))
-        outputs, inputs = self._rows(output, output_sizes), self._rows(input, input_sizes)
-        operation = f"all_to_all_single of {output.dtype} in parts".replace("torch.", "")
+            parts = self._chunks(input)
+            call = Call("all_to_all", parts, parts, self._chunks(output))
+            return self._meet(call, values.all_to_all, "all_to_all", _nbytes(parts))
+        return self._all_to_all("all_to_all_single", self._rows(output, output_sizes), self._rows(input, input_sizes))
+
+    def _all_to_all(self, name: str, outputs: list[Tensor], inputs: list[Tensor]) -> dist.Work:
+        operation = f"{name} of {inputs[0].dtype} in parts".replace("torch.", "")
         call = Call(operation, inputs=inputs, outputs=outputs)
         return self._meet(call, values.all_to_all, "all_to_all", _nbytes(inputs), unequal=True)
 

@@ -264,3 +264,15 @@ def test_a_host_that_issues_is_not_idle():
     (report,) = execute(body, 1, compute=compute).workers
     # zeros is issued for a second and writes for half of one
     assert (report.finish_s, report.compute_s, report.comm_s, report.idle_s) == (5.0, 3.5, 0.0, 0.0)
+
+
+def test_an_exchange_costs_its_host_a_launch():
+    compute = Roofline("none", True, {"float32": 1e9}, 1e9, 0.5, None)
+
+    def body(worker):
+        tensor = torch.ones(1)
+        begin_s = worker.clock.now()
+        dist.all_reduce(tensor, async_op=True)
+        return worker.clock.now() - begin_s
+
+    assert results(body, 2, compute=compute) == [0.5, 0.5]

@@ -15,7 +15,7 @@ from hardware.simulated.network.program import Program, lockstep_s, program
 
 Ended = Callable[[np.ndarray], None]
 
-_KEPT = 4096  # programs that are remembered
+_KEPT_BYTES = 32 * 2**20  # of programs that are remembered
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Links:
         self._wires = network.wires(num_devices)
         self._state = arrays.idle(network, self._wires.names, self._wires.bandwidth_bytes_per_s)
         self._programs: dict[tuple[Plan, bytes], Program] = {}
+        self._programs_bytes = 0
         self._lockstep: dict[Program, tuple[int, float | None]] = {}
         self._stored: dict[Program, tuple[int, int, int, int]] = {}
         self._jobs: dict[int, tuple[Program, Ended]] = {}
@@ -106,10 +107,12 @@ class Links:
     def _program(self, plan: Plan, devices: np.ndarray) -> Program:
         key = plan, devices.tobytes()
         if key not in self._programs:
-            if len(self._programs) >= _KEPT:
+            if self._programs_bytes > _KEPT_BYTES:
                 self._programs.clear()
                 self._lockstep.clear()
+                self._programs_bytes = 0
             self._programs[key] = program(plan, devices, self._wires)
+            self._programs_bytes += self._programs[key].nbytes + plan.nbytes
         return self._programs[key]
 
     def _lockstep_s(self, made: Program) -> float | None:
@@ -244,10 +247,10 @@ class Links:
 
     def _store(self, made: Program) -> tuple[int, int, int]:
         """Where the program begins in the solver's arrays."""
-        if len(self._stored) >= _KEPT and not self._jobs:
-            self._stored.clear()
-            self._state = arrays.without_programs(self._state)
         if made not in self._stored:
+            if self._state.sends.nbytes > _KEPT_BYTES and not self._jobs:
+                self._stored.clear()
+                self._state = arrays.without_programs(self._state)
             state = self._state
             sends, offsets = made.sends.copy(), made.offsets + len(state.sends)
             sends["route"] += len(state.routes)

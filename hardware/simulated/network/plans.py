@@ -67,6 +67,11 @@ class Plan:
     hosts: np.ndarray | None = None
     efficiency: float = 1.0
 
+    @property
+    def nbytes(self) -> int:
+        """Of memory, nearly."""
+        return 500 + sum(500 + 3 * step.sources.nbytes for step, _ in self.rounds)
+
     def steps(self) -> Iterator[Step]:
         """All steps in order."""
         for step, times in self.rounds:

@@ -30,6 +30,11 @@ class Program:
     expect: np.ndarray
 
     @property
+    def nbytes(self) -> int:
+        """Of its arrays."""
+        return self.sends.nbytes + self.routes.nbytes + self.offsets.nbytes + self.expect.nbytes
+
+    @property
     def num_steps(self) -> int:
         """Of the plan."""
         return int(self.until[-1]) if len(self.until) else 0
