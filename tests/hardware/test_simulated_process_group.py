@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -440,3 +442,33 @@ def test_communication_hooks(hook):
     expected = alone()
     for gradient in results(body, 2):
         torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-2)
+
+
+def test_parts_of_different_sizes_arrive():
+    """As NCCL moves them; gloo refuses lists of different sizes."""
+
+    def body(worker):
+        rank, sizes = worker.rank, [1, 2, 3]
+        parts = [torch.zeros(size) for size in sizes]
+        dist.all_gather(parts, torch.full((sizes[rank],), float(rank)))
+        boxes = [torch.zeros(1 + (rank + peer) % 3) for peer in range(3)]
+        dist.all_to_all(boxes, [torch.full_like(box, float(rank)) for box in boxes])
+        return [part.tolist() for part in (*parts, *boxes)]
+
+    for rank, found in enumerate(results(body, 3)):
+        boxes = [[float(peer)] * (1 + (rank + peer) % 3) for peer in range(3)]
+        assert found == [[0.0], [1.0, 1.0], [2.0, 2.0, 2.0], *boxes]
+
+
+def test_lists_of_equal_parts_take_the_plan_of_equal_parts():
+    def body(worker, call):
+        call([torch.zeros(1000, dtype=torch.float64) for _ in range(3)])
+        return worker.clock.now()
+
+    def listed(parts):
+        dist.all_to_all([part.clone() for part in parts], parts)
+
+    def single(parts):
+        dist.all_to_all_single(torch.cat(parts), torch.cat(parts))
+
+    assert results(partial(body, call=listed), 3) == results(partial(body, call=single), 3)

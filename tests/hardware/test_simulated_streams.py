@@ -222,6 +222,27 @@ def test_fully_sharded_layers_prefetch(gather_s):
     assert on_streams(body, 2, network=all_reduce_taking(2 * gather_s)) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("gather_s", [0.5, 2.0, 3.0, 4.5, 6.0, 20.0])
+def test_fully_sharded_layers_that_wait_for_the_network_take_the_time_of_its_queue(gather_s):
+    """All-gathers and reduce-scatters are of one group: they queue up in the order in which they are issued."""
+
+    def body(worker):
+        return third_step_s(worker, sharded(worker))
+
+    network_s = computed_s = 0.0
+    for _ in range(LAYERS):
+        network_s += gather_s
+        computed_s = max(computed_s, network_s) + FORWARD_S
+    network_s = gathered_s = network_s + gather_s  # of the last layer, for its backward pass
+    for layer in reversed(range(LAYERS)):
+        computed_s = max(computed_s, gathered_s) + BACKWARD_S
+        if layer:
+            network_s = gathered_s = network_s + gather_s  # of the layer before, issued before the reduce-scatter
+        network_s = max(network_s, computed_s) + gather_s
+    expected = [network_s] * 2
+    assert on_streams(body, 2, network=all_reduce_taking(2 * gather_s)) == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("gather_s", [0.5, 3.0])
 def test_without_streams_all_is_in_a_row(gather_s):
     def body(worker):

@@ -162,6 +162,29 @@ def reduces(asynchronous=False):
     return reduced(call, asynchronous)
 
 
+def reduce_scatters(asynchronous=False):
+    ranks = dist.get_world_size()
+
+    def whole(x, op, asynchronous):
+        part = torch.zeros(2, dtype=x.dtype)
+        lots = torch.cat([x[:2] + i for i in range(ranks)])
+        done(dist.reduce_scatter_tensor(part, lots, op, async_op=asynchronous), asynchronous)
+        return part
+
+    def listed(x, op, asynchronous):
+        part = torch.zeros(2, dtype=x.dtype)
+        done(
+            dist.reduce_scatter(part, [x[:2] * (i + 1) for i in range(ranks)], op, async_op=asynchronous), asynchronous
+        )
+        return part
+
+    return reduced(whole, asynchronous) + reduced(listed, asynchronous)
+
+
+def reduce_scatters_async():
+    return reduce_scatters(True)
+
+
 def movers(asynchronous=False):
     rank, ranks = dist.get_rank(), dist.get_world_size()
     results = []
@@ -184,6 +207,8 @@ def movers(asynchronous=False):
     out = torch.zeros(3, dtype=torch.float64)
     lots = [given((3,)) + i for i in range(ranks)] if rank == 1 else None
     take(dist.scatter(out, lots, 1, async_op=asynchronous), out)
+    boxes = [torch.zeros(2, dtype=torch.float64) for _ in range(ranks)]
+    take(dist.all_to_all(boxes, [given((2,)) + i for i in range(ranks)], async_op=asynchronous), *boxes)
     target = torch.zeros(2 * ranks, dtype=torch.float64)
     take(dist.all_to_all_single(target, given((2 * ranks,)), async_op=asynchronous), target)
     sizes = [1 + (rank + peer) % 3 for peer in range(ranks)]
@@ -279,7 +304,8 @@ def works():
 
 CASES = [
     ddp, fsdp2, fsdp2_of_the_root, zero, tensor_parallel, gpipe, one_forward_one_backward, interleaved, zero_bubble,
-    zero_bubble_v, all_reduces, all_reduces_async, reduces, reduces_async, movers, movers_async, coalesced, objects,
+    zero_bubble_v, all_reduces, all_reduces_async, reduces, reduces_async,
+    reduce_scatters, reduce_scatters_async, movers, movers_async, coalesced, objects,
     messages, functionals, groups, barriers, works,
 ]  # fmt: skip
 
