@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -36,11 +36,11 @@ def instantiate(cls: type, values: Mapping[str, Any], field: str) -> Any:
     """An instance of dataclass `cls` from plain values, checked against its annotations; raises like `build`."""
     schema = OmegaConf.structured(cls)
     OmegaConf.set_readonly(schema, False)  # frozen dataclasses make it read-only
-    names = [f.name for f in fields(cls)]
+    names, hints = [f.name for f in fields(cls)], get_type_hints(cls)
     for key, value in values.items():
         if key not in names:
             raise UserError(unknown_key(_join(field, key), key, names))
-        _assign(schema, key, value, field)
+        _assign(schema, key, _with_float_keys(value, hints[key]), field)
     _require_finite(OmegaConf.to_container(schema), field)
     try:
         return OmegaConf.to_object(schema)
@@ -84,7 +84,24 @@ def _assign(schema: DictConfig, key: str, value: Any, field: str) -> None:
     try:
         schema[key] = value
     except OmegaConfBaseException as error:
-        raise UserError(f"{_join(field, error.full_key or key)} {_type_rule(str(error).splitlines()[0])}") from error
+        inner = str(error.full_key or key)
+        path = inner if inner.startswith(key) else f"{key}.{inner}"
+        raise UserError(f"{_join(field, path)} {_type_rule(str(error).splitlines()[0])}") from error
+
+
+def _with_float_keys(value: Any, hint: Any) -> Any:
+    """A mapping with whole numbers as floats where its type asks for floats; OmegaConf converts values alone.
+
+    >>> _with_float_keys({3: {5: 0.1}}, dict[int, dict[float, float]])
+    {3: {5.0: 0.1}}
+    """
+    if get_origin(hint) is not dict or not isinstance(value, dict):
+        return value
+    keys, values = get_args(hint)
+    return {
+        float(key) if keys is float and type(key) is int else key: _with_float_keys(item, values)
+        for key, item in value.items()
+    }
 
 
 def _type_rule(message: str) -> str:

@@ -143,6 +143,8 @@ def sentence(error: BaseException) -> str:
     override = re.search(r"Could not override '([^']+)'", text)
     if override and "No match in the defaults list" in text:
         return f"{override[1]} is neither a group nor a setting: `python run.py --help` lists the groups"
+    if merged := re.search(r"Error merging override (\S+?)=(.*)", text):
+        return f"{merged[1]} cannot be {merged[2]}: give a value of the kind that its file has"
     if override:
         return _unknown_override(override[1], error.__cause__)
     if isinstance(error, OverrideParseException):

@@ -7,7 +7,7 @@ import composed
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from harness.build import build, target_class
+from harness.build import build, instantiate, target_class
 from harness.errors import UserError
 from harness.setup import PROBLEM_HINTS
 
@@ -100,3 +100,13 @@ def test_mistake_names_the_field(changes, message):
     with pytest.raises(UserError) as error:
         build(outer(**changes), "outer")
     assert str(error.value).startswith(message)
+
+
+def test_a_whole_number_may_be_a_time_and_a_wrong_value_is_named_with_its_place():
+    @dataclass(frozen=True)
+    class Slowed:
+        slowdowns: dict[int, dict[float, float]]
+
+    assert instantiate(Slowed, {"slowdowns": {3: {5: 2}}}, "hardware").slowdowns == {3: {5.0: 2.0}}
+    with pytest.raises(UserError, match=r"hardware\.slowdowns\.3\.5\.0 must be a number, got 'x'"):
+        instantiate(Slowed, {"slowdowns": {3: {5: "x"}}}, "hardware")

@@ -466,6 +466,10 @@ def test_a_timeline_can_be_read(script, capsys, tmp_path):
         (["--log-rank", "8", __file__], "error: --log-rank must be below the number of ranks, 8, or all, got 8"),
         (["--timeline", "/nowhere/x.json.gz", __file__], "error: --timeline /nowhere/x.json.gz cannot be written"),
         (["--seed", "-1", __file__], "error: --seed must be >= 0, got -1"),
+        (
+            ["hardware.network.background=[1]", __file__],
+            "error: hardware.network.background cannot be [1]: give a value",
+        ),
         (["algorithm.lr=1", __file__], "error: algorithm.lr=1 does not describe the hardware"),
         (["--num-workers", "2", "hardware.num_workers=3", __file__], "error: --num-workers and hardware.num_workers"),
         (["hardware.num_workers=3", "--seed", "-1", __file__], "error: --seed must be >= 0, got -1"),
