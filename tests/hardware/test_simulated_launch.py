@@ -379,6 +379,12 @@ def test_a_module_may_communicate_while_it_is_imported(script, launch):
     assert status == 0 and sorted(lines) == [f"[rank{rank}] 3.0" for rank in range(3)]
 
 
+def test_who_died_is_said_at_the_end(script, launch):
+    path = script("import time; time.sleep(5)")
+    status, _, words = launch("hardware.deaths={1: 3.0, 2: 9.0}", path, workers=3)
+    assert status == 0 and "died        rank 1 at 3 s" in words and "rank 2" not in words
+
+
 def test_output_of_one_rank_is_shown(script, launch):
     path = script("""
         import os, sys

@@ -2,6 +2,7 @@
 
 import os
 import time
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,9 @@ def _show(simulation: Simulation, host_s: float) -> None:
     console.print(
         f"  bytes       {sum(report.sent_bytes for report in reports):.4g} handed in, {wire_bytes:.4g} on links"
     )
+    for report in reports:
+        if report.finish_s >= (dies_s := simulation.machine.engine.deaths.get(report.rank, inf)):
+            console.print(f"  died        rank {report.rank} at {dies_s:.6g} s")
     for name, busiest in [*traffic.items()][:1]:
         busy = busiest.busy_s / virtual_s if virtual_s else 0.0
         console.print(

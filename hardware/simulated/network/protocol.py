@@ -94,6 +94,15 @@ ALGORITHMS: dict[str, dict[str, Maker]] = {
     "message": {"direct": lambda p, n, order: plans.message(n)},
 }
 
+_COMMON = {  # choices of every library
+    "broadcast": "tree",
+    "gather": "direct",
+    "scatter": "direct",
+    "all_to_all": "direct",
+    "barrier": "dissemination",
+    "message": "direct",
+}
+
 
 @dataclass(frozen=True)
 class Protocol(ABC):
@@ -162,17 +171,11 @@ class Gloo(Protocol):
     overhead_s: float
     efficiency: float
 
-    CHOICES: ClassVar[dict[str, str]] = {
+    CHOICES: ClassVar[dict[str, str]] = _COMMON | {
         "all_reduce": "pipelined_ring",
         "all_gather": "halved_ring",
         "reduce_scatter": "all_reduce",
-        "broadcast": "tree",
         "reduce": "ring",
-        "gather": "direct",
-        "scatter": "direct",
-        "all_to_all": "direct",
-        "barrier": "dissemination",
-        "message": "direct",
     }
 
     def __post_init__(self) -> None:
@@ -215,16 +218,10 @@ class Nccl(Protocol):
     efficiency: dict[str, float]
 
     WIRE_PROTOCOLS: ClassVar[tuple[str, ...]] = ("LL", "LL128", "Simple")
-    CHOICES: ClassVar[dict[str, str]] = {
+    CHOICES: ClassVar[dict[str, str]] = _COMMON | {
         "all_gather": "pipelined_ring",
         "reduce_scatter": "pipelined_ring",
-        "broadcast": "tree",
         "reduce": "tree",
-        "gather": "direct",
-        "scatter": "direct",
-        "all_to_all": "direct",
-        "barrier": "dissemination",
-        "message": "direct",
     }
 
     def __post_init__(self) -> None:
