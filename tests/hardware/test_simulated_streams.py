@@ -6,6 +6,7 @@ import torch.distributed as dist
 from simulated_ranks import compute_for, execute, results
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.parallel import DistributedDataParallel
 
 from hardware.simulated.compute import Fixed, Roofline
@@ -251,6 +252,32 @@ def test_without_streams_all_is_in_a_row(gather_s):
     expected = LAYERS * (2 * gather_s + FORWARD_S + BACKWARD_S + gather_s)
     times = results(body, 2, compute=HOST, network=all_reduce_taking(2 * gather_s))
     assert times == pytest.approx([expected] * 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("message_s", [0.0, 0.25, 0.75])
+@pytest.mark.parametrize(("schedule", "waited_for"), [(ScheduleGPipe, 8), (Schedule1F1B, 5)])
+def test_a_pipeline_waits_for_what_it_receives_and_not_for_what_it_sends(schedule, waited_for, message_s):
+    """Torch receives behind what the current stream has been given: two stages see every message they receive.
+
+    GPipe: F + m (c + F), then B + m (c + B). 1F1B: the second stage F + m (c + F + B), then the first c + B.
+    """
+    microbatches = 4
+
+    def body(worker):
+        stage = PipelineStage(Layer(worker), worker.rank, 2, torch.device("cpu"))
+        runner = schedule(stage, microbatches, loss_fn=lambda out, _: out.sum())
+        x = torch.zeros(microbatches, 1, dtype=torch.float64)
+        for _ in range(3):  # in the first the stages agree on shapes
+            torch.cpu.synchronize()
+            begin_s = worker.clock.now()
+            runner.step(x) if worker.rank == 0 else runner.step(target=x)
+            torch.cpu.synchronize()
+        return worker.clock.now() - begin_s
+
+    network = Switch({}, {}, 0.0, 8 / message_s if message_s else 1e30)
+    took_s, _ = on_streams(body, 2, network=network)
+    expected_s = (microbatches + 1) * (FORWARD_S + BACKWARD_S) + waited_for * message_s
+    assert took_s == pytest.approx(expected_s, rel=1e-9)
 
 
 def test_hidden_communication_is_accounted_as_computing():
