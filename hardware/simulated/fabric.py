@@ -58,8 +58,9 @@ class Fabric:
             exchange.number = next(self._numbers)
 
             def ended(indices: np.ndarray) -> None:
-                if not self._dead(exchange.unended(), env.now):  # nothing more comes from them, or gets to them
-                    exchange.ended(indices, env.now)
+                if self.engine.deaths and self._dead(exchange.unended(), env.now):
+                    return  # nothing more comes from the dead, or gets to them
+                exchange.ended(indices, env.now)
 
             table = None if parts is None else parts()
             if table is not None and (table == table[0, 0]).all():
@@ -87,7 +88,7 @@ class Fabric:
     def _dead(self, ranks: Sequence[int], by_s: float) -> list[int]:
         """Those of them that have died by then."""
         deaths = self.engine.deaths
-        return [rank for rank in ranks if rank in deaths and deaths[rank] <= by_s] if deaths else []
+        return [rank for rank in ranks if rank in deaths and deaths[rank] <= by_s]
 
     def _plan(self, kind: str, payload_bytes: float, root: int, parts: np.ndarray | None, devices: np.ndarray) -> Plan:
         key = kind, payload_bytes, root, None if parts is None else parts.tobytes(), devices.tobytes()
