@@ -57,6 +57,9 @@ class Algorithm(ABC):
     def train(self, worker: Worker, problem: Problem) -> None:
         """Do one worker's whole training."""
 
+    def warm_up(self, problem: Problem) -> None:  # noqa: B027 - only native kernels are compiled
+        """Compile what `train` will run, so that no clock sees it."""
+
     def releases_gil(self, problem: Problem) -> bool:
         """Whether the inner loop is a native kernel, so that threads serve as workers."""
         return False

@@ -9,6 +9,8 @@ a shuffled queue instead of with replacement, and the step is constant instead o
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters
 from algorithms.sgd import descend
@@ -28,6 +30,11 @@ class Hogwild(Algorithm):
         model = problem.build_model(worker.device, worker.seed)
         weights = worker.shared("model", flat_parameters(model))
         descend(self, worker, problem, model, weights)
+
+    def warm_up(self, problem: Problem) -> None:
+        """Compile the kernel."""
+        if self.releases_gil(problem):
+            problem.kernel.warm_up(flat_parameters(problem.build_model(torch.device("cpu"), seed=0)))
 
     def releases_gil(self, problem: Problem) -> bool:
         """With one sample per update and a native kernel."""

@@ -29,6 +29,11 @@ class SGD(Algorithm):
         model = problem.build_model(worker.device, worker.seed)
         descend(self, worker, problem, model, flat_parameters(model))
 
+    def warm_up(self, problem: Problem) -> None:
+        """Compile the kernel."""
+        if self.releases_gil(problem):
+            warm_up_kernel(problem)
+
     def releases_gil(self, problem: Problem) -> bool:
         """With one sample per update and a native kernel."""
         return self.batch_size == 1 and problem.kernel is not None
@@ -49,6 +54,12 @@ def descend(algorithm: Algorithm, worker: Worker, problem: Problem, model: nn.Mo
         weights.sub_(gradient, alpha=algorithm.learning_rate)
         gradient.zero_()
         worker.observe(weights, samples=len(batch))
+
+
+def warm_up_kernel(problem: Problem) -> None:
+    """Compile the problem's kernel for its model."""
+    assert problem.kernel is not None
+    problem.kernel.warm_up(flat_parameters(problem.build_model(torch.device("cpu"), seed=0)))
 
 
 def _run_kernel(algorithm: Algorithm, worker: Worker, problem: Problem, weights: torch.Tensor) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from harness.errors import UserError
-from harness.sparse_kernel import SparseRows
+from harness.kernels.sparse_rows import SparseRows
 
 _COMPRESSIONS = (".gz", ".bz2")
 _SILENCE_S = 30.0  # without a byte from the server

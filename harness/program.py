@@ -29,6 +29,10 @@ class Program:
     budget_samples: int
     milestones: Sequence[int]
 
+    def warm_up(self) -> None:
+        """Compile what workers will run."""
+        self.algorithm.warm_up(self.problem)
+
     def run(self, worker: "Worker") -> None:
         """Do one worker's whole training."""
         self.algorithm.train(worker, self.problem)

@@ -16,7 +16,8 @@ from torch.nn.utils import parameters_to_vector
 
 from harness.clock import Clock
 from harness.errors import Diverged
-from harness.kernels import Kernel
+from harness.kernels.access import Access
+from harness.kernels.base import Kernel, Model
 from harness.problems.base import Problem
 from harness.program import Program
 
@@ -70,8 +71,16 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
-        """Run a native kernel over a chunk of samples, and spend its time."""
+    def run(
+        self,
+        kernel: Kernel,
+        model: Model,
+        samples: torch.Tensor,
+        learning_rate: float,
+        access: Access,
+        salt: int,
+    ) -> None:
+        """Run a native kernel over a chunk of samples, and spend its time; see `Kernel.__call__`."""
 
     @abstractmethod
     def background(self, activity: Callable[[], None]) -> None:
@@ -108,6 +117,7 @@ class Worker:
         self._budget = program.budget_samples
         self._milestones = program.milestones
         self._data = program.data
+        self._salt = int(torch.randint(2**62, (), generator=self.generator))
         self._orders: dict[int, torch.Tensor] = {}
         self._order(program.problem.num_samples)  # now, so that no clock sees it
 
@@ -143,9 +153,23 @@ class Worker:
         """One tensor seen by all workers, initialised from rank 0's `tensor` (needs shared memory)."""
         return self._place.shared(name, tensor)
 
-    def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
-        """Run a native kernel: one call when real, one event per read and write when simulated."""
-        self._place.run(kernel, model, samples, learning_rate)
+    def run(
+        self,
+        kernel: Kernel,
+        model: Model,
+        samples: torch.Tensor,
+        learning_rate: float,
+        access: Access | None = None,
+    ) -> None:
+        """Run a native kernel: one call when real, one event per read and write when simulated.
+
+        Args:
+            model: private, shared or split.
+            samples: int32 indices, shape (n,).
+            access: how updates get to a shared model; lock-free by default. All workers must use the same.
+        """
+        self._place.run(kernel, model, samples, learning_rate, access or Access(), self._salt)
+        self._salt = (self._salt + len(samples)) % 2**63
 
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity of this worker, such as a server or passive averaging."""

@@ -16,7 +16,8 @@ from hardware.real.messages import Arrived, Failed, Line, Observed
 from hardware.real.parcel import Parcel
 from hardware.real.placement import apply_policy, prove, tensor_over
 from hardware.real.segment import Segment
-from harness.kernels import Kernel
+from harness.kernels.access import Access
+from harness.kernels.base import Kernel, Model
 from harness.worker import Observation, Place
 
 
@@ -83,9 +84,17 @@ class ProcessPlace(Place):
         self._shared[name] = common
         return common
 
-    def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+    def run(
+        self,
+        kernel: Kernel,
+        model: Model,
+        samples: torch.Tensor,
+        learning_rate: float,
+        access: Access,
+        salt: int,
+    ) -> None:
         """Run a native kernel."""
-        kernel(model, samples, learning_rate)
+        kernel(model, samples, learning_rate, access, salt)
 
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity, a thread of this process."""

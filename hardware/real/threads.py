@@ -22,7 +22,8 @@ from hardware.real.messages import Arrived, disagreement
 from hardware.real.placement import allocate, prove
 from hardware.real.signals import deaf
 from harness.errors import WorkerFailed
-from harness.kernels import Kernel
+from harness.kernels.access import Access
+from harness.kernels.base import Kernel, Model
 from harness.program import Program
 from harness.worker import Observation, Place, Worker
 
@@ -32,8 +33,7 @@ GRACE_S = 4.0  # for all threads to leave once they should; a native call is of 
 
 def run_in_threads(crew: Crew, program: Program, progress: Callable[[int], None]) -> Execution:
     """Run a program on one thread per worker; see `Hardware.execute`."""
-    if program.problem.kernel is not None:
-        program.problem.kernel.warm_up()
+    program.warm_up()
     torch_threads = torch.get_num_threads()
     run = _Run(crew, program)
     try:
@@ -207,11 +207,19 @@ class ThreadPlace(Place):
         self._num_shared += 1
         return run.shared[self._num_shared - 1].tensor
 
-    def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+    def run(
+        self,
+        kernel: Kernel,
+        model: Model,
+        samples: torch.Tensor,
+        learning_rate: float,
+        access: Access,
+        salt: int,
+    ) -> None:
         """Run a native kernel."""
         self._leave_if_stopping()
         begin_s = time.perf_counter()
-        kernel(model, samples, learning_rate)
+        kernel(model, samples, learning_rate, access, salt)
         self.kernel_s += time.perf_counter() - begin_s
 
     def background(self, activity: Callable[[], None]) -> None:

@@ -61,8 +61,7 @@ def touch(program: Program) -> None:
     """One forward and backward pass on a throw-away model: data are loaded, torch and kernels are warm."""
     model = program.problem.build_model(torch.device("cpu"), program.seed)
     program.problem.loss(model, torch.zeros(1, dtype=torch.int32)).backward()
-    if program.problem.kernel is not None:
-        program.problem.kernel.warm_up()
+    program.warm_up()
 
 
 def warm_up(meter: Meter) -> None:

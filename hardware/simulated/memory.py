@@ -33,6 +33,9 @@ class SharedMemory:
         local_memory_s: a line from the memory of the core's own socket.
         remote_memory_s: a line from the memory of another socket.
         outstanding_misses: misses of one core under way together, >= 1.
+        atomic_s: an atomic operation on a line at hand.
+        wake_s: what it costs to wake who sleeps on a mutex.
+        sleep_s: from being woken on a mutex to running again.
     """
 
     sockets: int
@@ -43,6 +46,9 @@ class SharedMemory:
     local_memory_s: float
     remote_memory_s: float
     outstanding_misses: float
+    atomic_s: float
+    wake_s: float
+    sleep_s: float
 
     def __post_init__(self) -> None:
         for name in ("sockets", "cores_per_socket", "outstanding_misses"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -20,8 +20,8 @@ from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.store import SimulatedStore
 from hardware.simulated.values import described
 from harness.errors import UserError
-from harness.kernels import Kernel
-from harness.sparse_kernel import SparseLinearKernel
+from harness.kernels.access import Access
+from harness.kernels.base import Kernel, Model, SplitModel
 from harness.worker import COUNTERS, Observation, Place
 
 
@@ -118,12 +118,21 @@ class SimulatedPlace(Place):
         machine.engine.wait(ready, f"rank 0 to share {name!r}")
         return shared
 
-    def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+    def run(
+        self,
+        kernel: Kernel,
+        model: Model,
+        samples: torch.Tensor,
+        learning_rate: float,
+        access: Access,
+        salt: int,
+    ) -> None:
         """Run a native kernel: update by update on a shared model, at once on a private one.
 
         Raises:
-            UserError: if the kernel does not say what it costs, or the model is a part of a shared one.
+            UserError: if the hardware does not say what a kernel costs, or the model is a part of a shared one.
         """
+        whole = model.cold if isinstance(model, SplitModel) else model
         machine, cost = self._machine, self._machine.compute.kernel
         if cost is None:
             raise UserError(
@@ -131,22 +140,21 @@ class SimulatedPlace(Place):
                 "or choose a hardware/compute with nonzero_s"
             )
         machine.engine.current.owe(0.0)  # a kernel's samples cost what the kernel costs
-        if machine.models is not None and machine.models.holds(model):
+        if machine.models is not None and machine.models.holds(whole):
             begin_s = self.clock.now()
-            machine.models.run(self.rank, kernel, model, samples, learning_rate)
+            machine.models.run(self.rank, kernel, model, samples, learning_rate, access, salt)
             self.timelines.account.computing.add(begin_s, self.clock.now())
             return
-        if machine.models is not None and machine.models.shares_storage(model):
+        if machine.models is not None and machine.models.shares_storage(whole):
             raise UserError(
                 "worker.run must be given a whole shared model or a private one, got a view of "
-                f"{described(model)} into a shared one: share each part under a name of its own"
+                f"{described(whole)} into a shared one: share each part under a name of its own"
             )
-        if not isinstance(kernel, SparseLinearKernel):
-            raise UserError(f"worker.run must be given a kernel whose nonzeros can be counted, got {kernel!r}")
-        kernel(model, samples, learning_rate)
+        kernel(model, samples, learning_rate, replace(access, delay_s=0.0), salt)
         with machine.engine.uncharged():
             nonzeros = kernel.nonzeros(samples)
-        self.timelines.charge(0.0, len(samples) * cost.sample_s + nonzeros * cost.nonzero_s)
+        each_s = cost.sample_s + access.delay_s
+        self.timelines.charge(0.0, len(samples) * each_s + nonzeros * kernel.block * cost.nonzero_s)
 
     def background(self, activity: Callable[[], None]) -> None:
         """Start another activity of this rank, at this rank's virtual time."""

@@ -4,7 +4,7 @@ Chunks of all ranks advance together, in virtual time, up to the next event of t
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,11 +15,11 @@ from hardware.simulated.activity import Signal
 from hardware.simulated.compute import KernelCost
 from hardware.simulated.engine import Engine
 from hardware.simulated.memory import SharedMemory
-from hardware.simulated.memory_loop import Costs, Rows
+from hardware.simulated.memory_loop import Costs, Ledger, Locks
 from hardware.simulated.pace import Pace
 from harness.errors import UserError
-from harness.kernels import Kernel
-from harness.sparse_kernel import SparseLinearKernel
+from harness.kernels.access import Access
+from harness.kernels.base import Kernel, Model, SplitModel, native_model
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,16 @@ class _Model:
     first_line: int
     first_coordinate: int
     size: int
+
+
+@dataclass(frozen=True)
+class _Programme:
+    """What all ranks do with shared models at a time."""
+
+    kernel: Kernel
+    access: Access
+    like: torch.dtype | None  # of the models, None where their hottest coordinates are replicated
+    native: tuple  # what compiled code sees of all that, in the order of `memory_loop.advance`
 
 
 class SharedModels:
@@ -53,28 +63,31 @@ class SharedModels:
         )  # by reader and owner, the last column from memory: shape (ranks, ranks + 1)
         self._samples = np.zeros((num_ranks, 0), np.int32)
         self._lines = np.zeros(0, memory_loop.LINE)
-        self._written = np.zeros(0, np.int64)
-        self._versions = np.zeros(0, np.int64)
-        self._bins = np.zeros(memory_loop.STALENESS_BINS, np.int64)
-        self._tally = np.zeros(1, memory_loop.TALLY)
+        self._ledger = Ledger(
+            np.zeros(0, np.int64),
+            np.zeros(0, np.int64),
+            np.zeros(memory_loop.STALENESS_BINS, np.int64),
+            np.zeros(1, memory_loop.TALLY),
+        )
         self._models: dict[int, _Model] = {}
-        self._kernel: SparseLinearKernel | None = None
-        self._rows: Rows
-        self._costs: Costs
+        self._programme: _Programme | None = None
         self._ends = [Signal() for _ in range(num_ranks)]
         self._alarm = 0
 
     def add(self, tensor: torch.Tensor) -> None:
         """Make a tensor known as shared; the caller keeps it alive."""
         lines_needed = -(-tensor.nbytes // self._memory.line_bytes)
+        ledger = self._ledger
         self._models[tensor.data_ptr()] = _Model(
-            len(self._versions), len(self._lines), len(self._written), tensor.numel()
+            len(ledger.versions), len(self._lines), len(ledger.written), tensor.numel()
         )
         fresh = np.zeros(lines_needed, memory_loop.LINE)
         fresh["owner"] = len(self._workers)
         self._lines = np.concatenate([self._lines, fresh])
-        self._written = np.concatenate([self._written, np.zeros(tensor.numel(), np.int64)])
-        self._versions = np.concatenate([self._versions, np.zeros(1, np.int64)])
+        self._ledger = ledger._replace(
+            written=np.concatenate([ledger.written, np.zeros(tensor.numel(), np.int64)]),
+            versions=np.concatenate([ledger.versions, np.zeros(1, np.int64)]),
+        )
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` is one of these models."""
@@ -106,25 +119,34 @@ class SharedModels:
             lines["sharers"], lines["owner"] = me, rank
         return self._stall_s(prices)
 
-    def run(self, rank: int, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+    def run(
+        self,
+        rank: int,
+        kernel: Kernel,
+        model: Model,
+        samples: torch.Tensor,
+        learning_rate: float,
+        access: Access,
+        salt: int,
+    ) -> None:
         """Run a chunk of samples on a shared model, as the current activity, and spend its time."""
         engine = self._engine
         engine.sync()
         if len(samples) == 0:
             return
-        self._adopt(kernel)
-        self._enter(rank, model, samples, learning_rate)
+        self._adopt(kernel, model, access)
+        self._enter(rank, model, samples, learning_rate, salt)
         self._ends[rank] = Signal()
         self._schedule()
         engine.wait(self._ends[rank], "the end of its chunk of samples")
 
     def metrics(self) -> dict[str, object]:
         """Staleness and conflicts of all updates by kernels; empty if there were none."""
-        tally = self._tally[0]
+        tally = self._ledger.tally[0]
         updates = int(tally["updates"])
         if updates == 0:
             return {}
-        counts = np.trim_zeros(self._bins, "b")
+        counts = np.trim_zeros(self._ledger.bins, "b")
         return {
             "async/staleness_mean": int(tally["staleness"]) / updates,
             "async/staleness_p95": int(np.searchsorted(np.cumsum(counts), 0.95 * updates)),
@@ -149,45 +171,67 @@ class SharedModels:
         dearest = max(float(price.max(initial=0.0)) for price in prices)
         return max(dearest, sum(float(price.sum()) for price in prices) / self._memory.outstanding_misses)
 
-    def _adopt(self, kernel: Kernel) -> None:
-        if kernel is self._kernel:
+    def _adopt(self, kernel: Kernel, model: Model, access: Access) -> None:
+        """Make ready for a kernel; all that run at a time must run the same."""
+        like = None if isinstance(model, SplitModel) else model.dtype
+        known = self._programme
+        if known is not None and known.kernel is kernel and known.access.agrees(access) and known.like == like:
             return
-        if not isinstance(kernel, SparseLinearKernel) or self._kernel is not None:
+        if known is not None and np.isfinite(self._workers["next_s"]).any():
             raise UserError(
-                "worker.run must be given one and the same SparseLinearKernel where memory is shared and simulated, "
-                f"got {kernel!r}: use one kernel, or a hardware without hardware.memory"
+                "worker.run must be given one kernel and one way of locking by all workers at a time where memory is "
+                f"shared and simulated, got {kernel!r} while {known.kernel!r} runs: meet in between"
             )
-        rows, cost = kernel.rows, self._kernel_cost
+        self._programme = _Programme(kernel, access, like, ())
+        self._programme = replace(self._programme, native=self._compose(self._programme, model))
+
+    def _compose(self, programme: _Programme, model: Model) -> tuple:
+        kernel, access, cost, memory = programme.kernel, programme.access, self._kernel_cost, self._memory
         assert cost is not None  # checked by who calls
-        self._kernel = kernel
-        self._rows = Rows(
-            rows.indptr.numpy(), rows.indices.numpy(), rows.values.numpy(), kernel.labels.numpy(), kernel.loss_code
-        )
-        memory = self._memory
-        coordinates_per_line = memory.line_bytes // rows.values.itemsize
-        self._costs = Costs(
+        like = native_model(model)
+        slots = model.slots.numpy() if isinstance(model, SplitModel) else np.empty(0, np.int32)
+        number = model.cold if isinstance(model, SplitModel) else model
+        costs = Costs(
             sample_s=cost.sample_s,
-            nonzero_s=cost.nonzero_s,
+            nonzero_s=cost.nonzero_s * kernel.block,
+            delay_s=float(access.delay_s),
+            atomic_s=float(memory.atomic_s),
+            wake_s=float(memory.wake_s),
+            sleep_s=float(memory.sleep_s),
             fetch_s=self._fetch_s,
             same_socket_s=float(memory.same_socket_s),
             cross_socket_s=float(memory.cross_socket_s),
             outstanding_misses=float(memory.outstanding_misses),
-            line_shift=np.uint64(coordinates_per_line.bit_length() - 1),
+            line_shift=np.uint64((memory.line_bytes // number.itemsize).bit_length() - 1),
+            block=np.uint64(kernel.block),
         )
+        return kernel.native(), like, slots, float(access.quantum), self._locks(access), costs
 
-    def _enter(self, rank: int, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
+    def _locks(self, access: Access) -> Locks:
+        words, first_line = access.words, 0
+        if words.numel():
+            first_line = self._models[words.data_ptr()].first_line
+        state = np.zeros(1, memory_loop.LOCK)
+        state["last"] = memory_loop.NOBODY
+        return Locks(access.code, state, np.zeros(len(words)), np.uint64(first_line))
+
+    def _enter(self, rank: int, model: Model, samples: torch.Tensor, learning_rate: float, salt: int) -> None:
         if len(samples) > self._samples.shape[1]:
             wider = np.zeros((len(self._workers), len(samples)), np.int32)
             wider[:, : self._samples.shape[1]] = self._samples
             self._samples = wider
         self._samples[rank, : len(samples)] = samples.numpy()
-        place, worker = self._models[model.data_ptr()], self._workers[rank]
+        cold = model.cold if isinstance(model, SplitModel) else model
+        place, worker = self._models[cold.data_ptr()], self._workers[rank]
         worker["next_s"], worker["learning_rate"] = self._engine.env.now, learning_rate
         worker["pace"] = self._paces[rank].stretch(1.0, self._engine.env.now)
-        worker["weights"], worker["num_weights"] = model.data_ptr(), model.numel()
+        worker["weights"], worker["num_weights"] = cold.data_ptr(), cold.numel()
+        if isinstance(model, SplitModel):
+            worker["hot"], worker["num_hot"] = model.hot.data_ptr(), model.hot.numel()
         worker["model"] = place.index
         worker["first_line"], worker["first_coordinate"] = place.first_line, place.first_coordinate
-        worker["position"], worker["count"], worker["writes"] = 0, len(samples), 0
+        worker["position"], worker["count"], worker["event"], worker["salt"] = 0, len(samples), 0, salt
+        worker["since_s"] = np.inf
 
     def _schedule(self) -> None:
         """Wake at the earliest event of any worker; an alarm set before for a later one is void."""
@@ -200,21 +244,22 @@ class SharedModels:
     def _advance(self, alarm: int) -> None:
         if alarm != self._alarm:
             return
-        env, updates_before = self._engine.env, int(self._tally[0]["updates"])
-        rank = memory_loop.advance(
+        assert self._programme is not None
+        env, tally = self._engine.env, self._ledger.tally[0]
+        updates_before = int(tally["updates"])
+        *native, costs = self._programme.native
+        advance = memory_loop.advance if self._programme.kernel.is_cached else memory_loop.advance_uncached
+        rank: int = advance(
             env.now,
             self._engine.next_s(),
             self._workers,
             self._samples,
             self._lines,
-            self._written,
-            self._versions,
-            self._bins,
-            self._tally,
-            self._rows,
-            self._costs,
+            *native,
+            self._ledger,
+            costs,
         )
-        self._engine.events += 2 * (int(self._tally[0]["updates"]) - updates_before)
+        self._engine.events += 2 * (int(tally["updates"]) - updates_before)
         if rank != memory_loop.NOBODY:
             self._engine.at(
                 float(self._workers["finish_s"][rank]), rank, partial(self._engine.happen, self._ends[rank])

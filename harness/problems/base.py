@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from harness.errors import require
-from harness.kernels import Kernel
+from harness.kernels.base import Kernel
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from harness.errors import require
+from harness.kernels.sparse_linear import SQUARES, SparseLinearKernel
+from harness.kernels.sparse_rows import SparseRows
 from harness.problems.base import Problem
-from harness.sparse_kernel import SQUARES, SparseLinearKernel, SparseRows
 
 
 class DenseLinear(nn.Module):

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch.nn.functional import softplus
 
+from harness.kernels.sparse_linear import LOGISTIC
 from harness.problems.sparse_linear import SparseLinear
-from harness.sparse_kernel import LOGISTIC
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from torch.nn.functional import embedding_bag
 
 from harness import datasets
 from harness.errors import UserError, require
+from harness.kernels.sparse_linear import SparseLinearKernel
+from harness.kernels.sparse_rows import SparseRows
 from harness.problems.base import Problem
 from harness.problems.synthetic import sparse_rows
-from harness.sparse_kernel import SparseLinearKernel, SparseRows
 
 
 class LinearModel(nn.Module):

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import torch
 
+from harness.kernels.sparse_linear import HINGE
 from harness.problems.sparse_linear import SparseLinear
-from harness.sparse_kernel import HINGE
 
 
 @dataclass(frozen=True)

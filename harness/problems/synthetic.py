@@ -9,7 +9,7 @@ of a planted model, some of them flipped; its weights are normal with variance q
 import numpy as np
 import torch
 
-from harness.sparse_kernel import SparseRows
+from harness.kernels.sparse_rows import SparseRows
 
 _PLANTED = 0.1  # share of features that matter
 _SPREAD = 0.5  # of the logarithm of the term frequency

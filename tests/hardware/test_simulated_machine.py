@@ -19,7 +19,8 @@ from hardware.simulated.memory import SharedMemory
 from hardware.simulated.network.topologies import Switch
 from harness.build import build
 from harness.errors import Diverged, UserError
-from harness.sparse_kernel import LOGISTIC, SparseLinearKernel, SparseRows
+from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
+from harness.kernels.sparse_rows import SparseRows
 
 CONF = Path(__file__).parents[2] / "conf" / "hardware"
 FILES = sorted(CONF.glob("sim_*.yaml"))
@@ -261,12 +262,12 @@ def test_budget_is_dealt_once_in_order_of_virtual_time():
 
 
 def test_ranks_are_spread_over_sockets():
-    memory = SharedMemory(2, 2, 64, 0.0, 0.0, 0.0, 0.0, 1)
+    memory = SharedMemory(2, 2, 64, 0.0, 0.0, 0.0, 0.0, 1, 0.0, 0.0, 0.0)
     assert execute(lambda worker: None, 3, memory=memory).facts == {"sockets": [0, 1, 0]}
 
 
 def test_no_number_of_workers_means_every_core():
-    memory = SharedMemory(2, 3, 64, 0.0, 0.0, 0.0, 0.0, 1)
+    memory = SharedMemory(2, 3, 64, 0.0, 0.0, 0.0, 0.0, 1, 0.0, 0.0, 0.0)
     assert simulated(None, memory=memory).workers_offered == 6
     with pytest.raises(UserError, match=r"hardware\.num_workers must be a number where hardware\.memory is null"):
         simulated(None)

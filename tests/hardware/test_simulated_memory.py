@@ -8,13 +8,14 @@ from simulated_ranks import execute, results
 from hardware.simulated.compute import Fixed, Roofline
 from hardware.simulated.memory import SharedMemory
 from harness.errors import UserError
-from harness.kernels import Kernel
-from harness.sparse_kernel import HINGE, LOGISTIC, SQUARES, SparseLinearKernel, SparseRows
+from harness.kernels.sparse_linear import HINGE, LOGISTIC, SQUARES, SparseLinearKernel
+from harness.kernels.sparse_rows import SparseRows
+from tests.hardware.toys import ToyKernel
 
 NONZERO_S = 1e-9
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, NONZERO_S)  # operators are free
-FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10)
-NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4)
+FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10, 0.0, 0.0, 0.0)
+NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0)
 FEATURES = 64
 
 
@@ -390,21 +391,19 @@ def test_shapes_of_a_shared_tensor_must_agree():
     assert isinstance(failure, UserError) and "float32[1]" in str(failure) and "float32[2]" in str(failure)
 
 
-class Uncounted(Kernel):
-    def __call__(self, model, samples, learning_rate):
-        model += 1
-
-    def warm_up(self):
-        pass
-
-
 @pytest.mark.parametrize("memory", [None, NUMA])
-def test_a_kernel_without_a_cost_is_an_error(memory):
+def test_a_users_own_kernel_runs_as_it_does_for_real(memory):
+    mine, samples = ToyKernel(torch.arange(64.0)), torch.arange(64, dtype=torch.int32)
+
     def body(worker):
         model = worker.shared("x", torch.zeros(1)) if memory else torch.zeros(1)
-        worker.run(Uncounted(), model, torch.zeros(1, dtype=torch.int32), 0.1)
+        worker.run(mine, model, samples, 0.1)
+        return model.clone()
 
-    assert isinstance(execute(body, 1, memory=memory).failure, UserError)
+    native = torch.zeros(1)
+    mine(native, samples, 0.1)
+    assert native > 0 and torch.equal(results(body, 1, memory=memory, compute=COMPUTE)[0], native)
+    assert not mine.is_cached
 
 
 def test_fixed_costs_a_kernel_per_sample_once():

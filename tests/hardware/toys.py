@@ -6,17 +6,20 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numba.extending import overload
 from torch import nn
 
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters
 from hardware.real.machine import RealMachine
 from harness.data import Partitioned
-from harness.kernels import Kernel
+from harness.kernels.base import Kernel, prefetch_sample, read, write
+from harness.kernels.numbers import add, load
 from harness.problems.base import Problem
 from harness.program import Program
 from tests.small_steps import flat_gradient, set_gradient_, sgd_step_
@@ -25,15 +28,50 @@ from tests.small_steps import flat_gradient, set_gradient_, sgd_step_
 class ToyKernel(Kernel):
     """w <- w - eta (w - x_i), sample by sample."""
 
+    name: ClassVar[str] = "toy"
+
     def __init__(self, numbers):
         self.numbers = numbers
 
-    def __call__(self, model, samples, learning_rate):
-        for i in samples.tolist():
-            model += learning_rate * (self.numbers[i] - model)
+    @cached_property
+    def indptr(self):
+        return torch.arange(len(self.numbers) + 1)
 
-    def warm_up(self):
-        pass
+    @cached_property
+    def indices(self):
+        return torch.zeros(len(self.numbers), dtype=torch.int32)
+
+    def native(self):
+        return Numbers(self.indptr.numpy(), self.indices.numpy(), self.numbers.numpy())
+
+
+class Numbers(NamedTuple):
+    indptr: np.ndarray
+    indices: np.ndarray
+    numbers: np.ndarray
+
+
+@overload(prefetch_sample)
+def _prefetch(kernel, weights, sample):
+    if getattr(kernel, "instance_class", None) is Numbers:
+        return lambda kernel, weights, sample: None
+    return None
+
+
+@overload(read)
+def _read(kernel, weights, sample, step):
+    if getattr(kernel, "instance_class", None) is Numbers:
+        return lambda kernel, weights, sample, step: load(weights, 0, step) - kernel.numbers[sample]
+    return None
+
+
+@overload(write)
+def _write(kernel, weights, sample, slope, step, salt):
+    if getattr(kernel, "instance_class", None) is Numbers:
+        return lambda kernel, weights, sample, slope, step, salt: add(
+            weights, 0, -step.learning_rate * slope, step, salt
+        )
+    return None
 
 
 @dataclass(frozen=True)
@@ -225,6 +263,9 @@ class Wild(Algorithm):
 
     def releases_gil(self, problem):
         return self.native
+
+    def warm_up(self, problem):
+        problem.kernel.warm_up(flat_parameters(problem.build_model(torch.device("cpu"), 0)))
 
     def train(self, worker, problem):
         weights = worker.shared(self.name(worker), flat_parameters(problem.build_model(worker.device, worker.seed)))

@@ -7,9 +7,10 @@ import scipy.sparse as sp
 import torch
 from sklearn.linear_model import SGDClassifier
 
-from harness import sparse_kernel
+from harness.kernels import loop
+from harness.kernels.sparse_linear import HINGE, LOGISTIC, SQUARES, SparseLinearKernel, slope_of
+from harness.kernels.sparse_rows import SparseRows
 from harness.problems.synthetic import sparse_rows
-from harness.sparse_kernel import HINGE, LOGISTIC, SQUARES, SparseLinearKernel, SparseRows, slope
 
 SAMPLES, FEATURES = 500, 300
 
@@ -60,7 +61,7 @@ def test_update_is_the_formula(data, loss_code):
     expected = weights.clone()
     samples = torch.tensor([7, 3, 7, 499], dtype=torch.int32)
     for i in samples.tolist():
-        expected -= 0.3 * slope.py_func(loss_code, float(dense[i] @ expected), float(labels[i])) * dense[i]
+        expected -= 0.3 * slope_of.py_func(loss_code, float(dense[i] @ expected), float(labels[i])) * dense[i]
     SparseLinearKernel(rows, labels, loss_code)(weights, samples, 0.3)
     torch.testing.assert_close(weights, expected, rtol=1e-12, atol=1e-15)
 
@@ -84,10 +85,12 @@ def test_an_empty_chunk_changes_nothing(data):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_warm_up_compiles_what_is_used(data, dtype):
     kernel = SparseLinearKernel(data[0].to(dtype), data[1].to(dtype), HINGE)
-    kernel.warm_up()
-    compiled = set(sparse_kernel._sgd.signatures)
-    kernel(torch.zeros(FEATURES, dtype=dtype), torch.arange(SAMPLES, dtype=torch.int32)[5:9], 1)
-    assert set(sparse_kernel._sgd.signatures) == compiled
+    model = torch.ones(FEATURES, dtype=dtype)
+    kernel.warm_up(model)
+    assert torch.equal(model, torch.ones(FEATURES, dtype=dtype))
+    compiled = set(loop.run.signatures)
+    kernel(model, torch.arange(SAMPLES, dtype=torch.int32)[5:9], 1)
+    assert set(loop.run.signatures) == compiled
 
 
 def test_nonzeros_are_counted_exactly(data):
@@ -100,12 +103,12 @@ def test_nonzeros_are_counted_exactly(data):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_slope_of_huge_margins_is_finite(dtype):
     margins, labels = np.array([-1e4, 1e4], dtype), np.array([1, 1], dtype)
-    slopes = [slope(LOGISTIC, m, y) for m, y in zip(margins, labels, strict=True)]
+    slopes = [slope_of(LOGISTIC, m, y) for m, y in zip(margins, labels, strict=True)]
     assert slopes == [-1, 0]
 
 
 def test_slope_at_the_kink_of_the_hinge():
-    assert [slope(HINGE, margin, -1.0) for margin in (-1.0, -1.0 - 1e-9)] == [1.0, 0.0]
+    assert [slope_of(HINGE, margin, -1.0) for margin in (-1.0, -1.0 - 1e-9)] == [1.0, 0.0]
 
 
 def test_gather_margins_and_parts(data):
@@ -152,7 +155,7 @@ def test_tensors_may_move_to_shared_memory_between_calls(data):
 
 def test_other_threads_run_meanwhile(data):
     kernel = SparseLinearKernel(*data, LOGISTIC)
-    kernel.warm_up()
+    kernel.warm_up(torch.zeros(FEATURES, dtype=torch.float64))
     samples = torch.arange(SAMPLES, dtype=torch.int32).repeat(8_000)  # a few tenths of a second
     span, ticks = [], []
 

@@ -1,0 +1,139 @@
+"""What algorithms on a shared model have in common: how it is shared, updated and stored.
+
+Orthogonal to the method (SGD, SVRG, coordinate descent, Langevin dynamics): each runs with each.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from algorithms.base import Algorithm
+from algorithms.flat import flat_parameters
+from algorithms.precision import check_precision, encode
+from algorithms.replicas import MERGES, SHARING, HotReplica, Merged, Replica, Shared
+from harness.errors import require
+from harness.kernels.access import Access, check_locking, lock_words, open_mutex
+from harness.kernels.base import Kernel, Model, SplitModel
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+
+@dataclass(frozen=True)
+class SharedModelAlgorithm(Algorithm):
+    """Workers that update one model, or replicas of it that are merged.
+
+    Args:
+        step_decay: factor of the step after every epoch, in (0, 1].
+        sharing: shared, replica_per_worker, replica_per_node or hot_replica (algorithms/replicas.py).
+        merge: of replicas: delta_sum, average or ring.
+        merge_every: samples of a worker between two merges, >= 1.
+        hot_coordinates: how many hot_replica replicates, >= 1.
+        locking: none, atomic, global_spin, global_mutex, per_coordinate or round_robin (harness/kernels/access.py).
+        precision: of a model that is shared: full, bfloat16 or int8, the latter two with stochastic rounding.
+        quantum: what one step of an int8 model is worth, > 0.
+        gradient_delay_s: by which every gradient of a kernel artificially takes longer, >= 0 s.
+    """
+
+    synchronous: ClassVar[bool] = False
+    needs_shared_memory: ClassVar[bool] = True
+
+    step_decay: float
+    sharing: str
+    merge: str
+    merge_every: int
+    hot_coordinates: int
+    locking: str
+    precision: str
+    quantum: float
+    gradient_delay_s: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_locking(self.locking)
+        check_precision(self.precision, self.quantum)
+        require(0 < self.step_decay <= 1, "algorithm.step_decay", "must be in (0, 1]", self.step_decay)
+        require(self.sharing in SHARING, "algorithm.sharing", f"must be one of {', '.join(SHARING)}", self.sharing)
+        require(self.merge in MERGES, "algorithm.merge", f"must be one of {', '.join(MERGES)}", self.merge)
+        require(self.merge_every >= 1, "algorithm.merge_every", "must be >= 1", self.merge_every)
+        require(self.hot_coordinates >= 1, "algorithm.hot_coordinates", "must be >= 1", self.hot_coordinates)
+        require(self.gradient_delay_s >= 0, "algorithm.gradient_delay_s", "must be >= 0 s", self.gradient_delay_s)
+        if self.sharing != "shared":
+            rule = f"must be full with algorithm.sharing={self.sharing}: rounded numbers cannot be merged"
+            require(self.precision == "full", "algorithm.precision", rule, self.precision)
+        if self.precision != "full":
+            rule = f"must not be atomic with algorithm.precision={self.precision}: cores add only floats so"
+            require(self.locking != "atomic", "algorithm.locking", rule, self.locking)
+
+    def releases_gil(self, problem: Problem) -> bool:
+        """With one sample per update and a native kernel."""
+        return self.batch_size == 1 and problem.kernel is not None
+
+    def check(self, problem: Problem) -> None:
+        """Refuse what needs a native kernel where none runs.
+
+        Raises:
+            UserError: naming the field.
+        """
+        if self.releases_gil(problem):
+            return
+        rule = "needs a native kernel (algorithm.batch_size=1, and a problem that has one)"
+        require(self.sharing != "hot_replica", "algorithm.sharing", f"hot_replica {rule}", self.sharing)
+        require(self.precision == "full", "algorithm.precision", f"{self.precision} {rule}", self.precision)
+        require(self.gradient_delay_s == 0, "algorithm.gradient_delay_s", rule, self.gradient_delay_s)
+        known = self.locking in ("none", "global_mutex")
+        require(known, "algorithm.locking", f"{self.locking} {rule}; use none or global_mutex", self.locking)
+
+    def replica(self, worker: Worker, problem: Problem, weights: torch.Tensor) -> Replica:
+        """The model that this worker works on; every worker calls it.
+
+        Args:
+            weights: initial, shape (parameters,).
+        """
+        access = self._access(worker, problem)
+        if self.sharing == "shared":
+            return Shared(worker, weights, access, self.precision)
+        if self.sharing == "hot_replica":
+            hot = hottest(problem.kernel, self.hot_coordinates)
+            return HotReplica(worker, weights, access, hot, self.merge, self.merge_every)
+        per_worker = self.sharing == "replica_per_worker"
+        member, members = (worker.rank, worker.num_workers) if per_worker else (worker.node, worker.num_nodes)
+        return Merged(worker, weights, access, member, members, self.merge, self.merge_every)
+
+    def step(self, worker: Worker) -> float:
+        """The learning rate of the worker's epoch."""
+        return self.learning_rate * self.step_decay**worker.epoch
+
+    def example(self, problem: Problem) -> tuple[Model, Access]:
+        """A model and an access like those that workers will use, to compile for."""
+        weights = flat_parameters(problem.build_model(torch.device("cpu"), seed=0))
+        model: Model = encode(weights, self.precision, self.quantum)
+        if self.sharing == "hot_replica":
+            model = SplitModel(weights, weights[:1].clone(), torch.zeros(len(weights), dtype=torch.int32))
+        return model, Access(self.locking, lock_words(self.locking, 1), self.quantum)
+
+    def _access(self, worker: Worker, problem: Problem) -> Access:
+        if not self.releases_gil(problem):
+            return Access(self.locking)
+        assert problem.kernel is not None
+        words = lock_words(self.locking, problem.kernel.num_coordinates)
+        if words.numel():
+            words = worker.shared("locks", words)
+            if worker.rank == 0:
+                open_mutex(words)
+            worker.meet()
+        return Access(self.locking, words, self.quantum, self.gradient_delay_s)
+
+
+def hottest(kernel: Kernel | None, count: int) -> torch.Tensor:
+    """The coordinates that most samples touch, int64, shape (min(count, coordinates),)."""
+    assert kernel is not None
+    counts = torch.bincount(kernel.indices, minlength=kernel.num_coordinates)
+    return counts.argsort(descending=True, stable=True)[:count]
+
+
+def train(
+    algorithm: SharedModelAlgorithm, worker: Worker, problem: Problem, model: nn.Module, kernel: Kernel | None
+) -> None:
+    """Take one step per sample by a kernel, or per batch by torch, until the budget is spent."""

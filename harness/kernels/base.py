@@ -1,0 +1,144 @@
+"""The Kernel, and the three functions that each kind defines.
+
+A kernel is data (rows, labels, ...) and an update, cut in two so that the simulator can let time pass between them:
+
+    read      what the gradient needs of the model, as it is then: one number, the slope
+    write     the additions to the model that follow from it, landing on the model as it is by then
+    prefetch  asks for the rows of a sample that will be visited soon; optional in effect
+
+The three are compiled for each kind of kernel: `numba.extending.overload` chooses by the class of `Kernel.native()`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from harness.kernels.access import Access
+from harness.kernels.numbers import Hot, Step
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """A model whose hottest coordinates are replicated.
+
+    Args:
+        cold: shape (parameters,), shared; its hot coordinates are not used.
+        hot: shape (K,), the replica.
+        slots: int32, shape (parameters,): where in `hot` a coordinate lies, or -1.
+    """
+
+    cold: torch.Tensor
+    hot: torch.Tensor
+    slots: torch.Tensor
+
+
+Model = torch.Tensor | SplitModel
+
+
+class Kernel(ABC):
+    """Per-sample updates of a flat model.
+
+    Real hardware runs a chunk of samples in one call; the simulator interleaves the updates in virtual time.
+
+    Attributes:
+        name: under which a device file may know its cost.
+        block: parameters, contiguous, that a coordinate stands for.
+    """
+
+    name: ClassVar[str]
+    block: int = 1
+
+    @property
+    @abstractmethod
+    def indptr(self) -> torch.Tensor:
+        """int64, shape (samples + 1,): where in `indices` the coordinates of each sample begin."""
+
+    @property
+    @abstractmethod
+    def indices(self) -> torch.Tensor:
+        """int32, shape (touched,): coordinates, ascending within a sample."""
+
+    @abstractmethod
+    def native(self) -> Any:
+        """What compiled code sees: a NamedTuple of numpy views and numbers, with `indptr` and `indices` among them.
+
+        Made anew for every call: sharing a tensor with another process moves its storage.
+        """
+
+    def __call__(
+        self,
+        model: Model,
+        samples: torch.Tensor,
+        learning_rate: float,
+        access: Access | None = None,
+        salt: int = 0,
+    ) -> None:
+        """Apply one update per sample, in order, to `model` in place. Releases the interpreter's lock.
+
+        Args:
+            model: shape (parameters,), contiguous, possibly written by others meanwhile.
+            samples: int32 indices, shape (n,).
+            access: how updates get to the model; lock-free by default.
+            salt: of the random numbers, < 2^63; n from here on are used.
+        """
+        from harness.kernels.loop import run, run_uncached  # noqa: PLC0415 - the loop is compiled over what is here
+
+        access = access or Access()
+        (run if self.is_cached else run_uncached)(
+            self.native(),
+            native_model(model),
+            samples.numpy(),
+            native_step(learning_rate, access),
+            np.uint64(salt),
+            access.code,
+            access.words.numpy(),
+            access.delay_s,
+        )
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether its compiled code is kept between runs: a cache would not see that another file has changed."""
+        return type(self).__module__.startswith("harness.kernels.")
+
+    def warm_up(self, model: Model, access: Access | None = None) -> None:
+        """Compile, so that no clock sees it, for models like `model`, which is not changed."""
+        self(model, torch.empty(0, dtype=torch.int32), 0.0, access)
+
+    def nonzeros(self, samples: torch.Tensor) -> int:
+        """Coordinates that a chunk of samples touches, exactly: what the chunk costs."""
+        return int((self.indptr[samples + 1] - self.indptr[samples]).sum())
+
+
+def native_model(model: Model) -> np.ndarray | Hot:
+    """What compiled code sees of a model."""
+    if isinstance(model, SplitModel):
+        return Hot(model.cold.numpy(), model.hot.numpy(), model.slots.numpy())
+    return model.numpy()
+
+
+def native_step(learning_rate: float, access: Access) -> Step:
+    """What compiled code sees of how a chunk is applied."""
+    return Step(float(learning_rate), access.locking == "atomic", float(access.quantum))
+
+
+def read(kernel: Any, weights: Any, sample: int, step: Step) -> float:
+    """What the gradient of a sample needs of the model: one number. Changes nothing of the model."""
+    raise NotImplementedError
+
+
+def write(kernel: Any, weights: Any, sample: int, slope: float, step: Step, salt: int) -> None:
+    """Add a sample's update to the model.
+
+    Args:
+        slope: what `read` returned.
+        salt: uint64, of the random numbers of this update.
+    """
+    raise NotImplementedError
+
+
+def prefetch_sample(kernel: Any, weights: Any, sample: int) -> None:
+    """Ask for the cache lines of a sample's data, without waiting for them."""
+    raise NotImplementedError

@@ -1,0 +1,143 @@
+"""How a coordinate of a model is read and added to, whatever it is stored as.
+
+    float32, float64  as they are, or by an atomic addition
+    uint16            the upper half of a float32: bfloat16, rounded stochastically
+    int8              a fixed-point number of `quantum` steps in [-127, 127], rounded stochastically
+    Hot               a float model whose hottest coordinates are replicated
+
+Stochastic rounding takes the upper neighbour with the probability that makes the mean right: Buckwild! (De Sa, Zhang,
+Olukotun, Re, NIPS 2015, section 4). Its random bits are a hash of the update and the coordinate, never of arrival.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic, overload
+
+from harness.kernels.native import INLINE, atomic_add
+
+
+class Step(NamedTuple):
+    """What the updates of a chunk have in common."""
+
+    learning_rate: float
+    atomic: bool
+    quantum: float
+
+
+class Hot(NamedTuple):
+    """A model in two parts; slots[j] is where coordinate j lies in `hot`, or -1 if it lies in `cold` at j."""
+
+    cold: np.ndarray
+    hot: np.ndarray
+    slots: np.ndarray
+
+
+@njit(nogil=True)
+def hashed(salt: int, number: int) -> int:
+    """64 random bits (splitmix64 of Steele, Lea, Flood, OOPSLA 2014), uint64."""
+    bits = np.uint64(salt) + np.uint64(number) * np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
+@njit(nogil=True)
+def uniform(bits: int) -> float:
+    """A number in [0, 1) of 64 random bits."""
+    return np.float64(bits >> np.uint64(11)) * 2.0**-53
+
+
+@intrinsic
+def _as_float(typing_context: Any, bits: Any) -> Any:
+    """The float32 whose bits an uint32 holds."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+
+    return types.float32(types.uint32), generate
+
+
+@intrinsic
+def _as_bits(typing_context: Any, number: Any) -> Any:
+    """The bits of a float32, an uint32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.uint32))
+
+    return types.uint32(types.float32), generate
+
+
+def load(weights: Any, j: int, step: Step) -> float:
+    """Coordinate j of a model, as a float."""
+    raise NotImplementedError
+
+
+def add(weights: Any, j: int, change: float, step: Step, salt: int) -> None:
+    """Add to coordinate j of a model.
+
+    Args:
+        salt: uint64, different for every update.
+    """
+    raise NotImplementedError
+
+
+@overload(load, jit_options=INLINE)
+def _load(weights, j, step):
+    if isinstance(weights, types.NamedTuple):
+        return _load_hot
+    return {types.int8: _load_int8, types.uint16: _load_bfloat16}.get(weights.dtype, _load_float)
+
+
+@overload(add, jit_options=INLINE)
+def _add(weights, j, change, step, salt):
+    if isinstance(weights, types.NamedTuple):
+        return _add_hot
+    return {types.int8: _add_int8, types.uint16: _add_bfloat16}.get(weights.dtype, _add_float)
+
+
+def _load_float(weights, j, step):
+    return weights[j]
+
+
+def _add_float(weights, j, change, step, salt):
+    if step.atomic:
+        atomic_add(weights, j, change)
+    else:
+        weights[j] += change
+
+
+def _load_bfloat16(weights, j, step):
+    return _as_float(np.uint32(weights[j]) << np.uint32(16))
+
+
+def _add_bfloat16(weights, j, change, step, salt):
+    exact = _as_bits(np.float32(_as_float(np.uint32(weights[j]) << np.uint32(16)) + change))
+    noise = np.uint32(hashed(salt, j) >> np.uint64(48))  # 16 bits: those that are cut off
+    weights[j] = np.uint16((exact + noise) >> np.uint32(16))
+
+
+def _load_int8(weights, j, step):
+    return np.float32(weights[j] * step.quantum)
+
+
+def _add_int8(weights, j, change, step, salt):
+    exact = weights[j] + change / step.quantum
+    rounded = np.floor(exact + uniform(hashed(salt, j)))
+    weights[j] = np.int8(min(max(rounded, -127.0), 127.0))
+
+
+def _load_hot(weights, j, step):
+    slot = weights.slots[j]
+    return weights.cold[j] if slot < 0 else weights.hot[np.uint32(slot)]
+
+
+def _add_hot(weights, j, change, step, salt):
+    slot = weights.slots[j]
+    if slot >= 0:
+        weights.hot[np.uint32(slot)] += change
+    elif step.atomic:
+        atomic_add(weights.cold, j, change)
+    else:
+        weights.cold[j] += change
