@@ -5,26 +5,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from hardware.base import Execution, Hardware
+from hardware.base import Execution, Hardware, check_pin_policy
 from hardware.real.crew import Crew
 from hardware.real.placement import check_policy
-from hardware.real.topology import Topology, read_topology
+from hardware.real.topology import Seat, Topology, read_topology
 from harness.errors import UserError, require
 from harness.program import Program
 
 
 @dataclass(frozen=True)
 class RealMachine(Hardware):
-    """The cores of this machine, spread over its NUMA nodes.
+    """The cores of this machine and its NUMA nodes.
 
     Workers are threads where the algorithm spends its time in a native kernel that releases the interpreter's lock, and
     processes with a gloo group otherwise.
 
     Args:
-        num_nodes: sockets to spread workers over, >= 1; None for all NUMA nodes. A machine with fewer nodes has its
-            cores split into virtual sockets, unless `strict`.
+        num_nodes: sockets to use, >= 1; None for all NUMA nodes. A machine with fewer nodes has its cores split into
+            virtual sockets, unless `strict`.
         strict: refuse virtual sockets and more workers than cores, instead of giving notice.
         pinning: whether each worker is bound to its own hardware threads.
+        pin_policy: spread (workers round robin over the sockets) or fill (all cores of one socket before the next's).
         memory_policy: where shared tensors lie: first_touch, interleave or bind:<node>.
         intra_op_threads: torch's threads, and cores, per worker, >= 1.
         timeout_s: after which a collective has failed, > 0.
@@ -36,6 +37,7 @@ class RealMachine(Hardware):
     num_nodes: int | None
     strict: bool
     pinning: bool
+    pin_policy: str
     memory_policy: str
     intra_op_threads: int
     timeout_s: float
@@ -45,6 +47,7 @@ class RealMachine(Hardware):
         require(self.num_nodes is None or self.num_nodes >= 1, "hardware.num_nodes", "must be >= 1", self.num_nodes)
         require(self.intra_op_threads >= 1, "hardware.intra_op_threads", "must be >= 1", self.intra_op_threads)
         require(self.timeout_s > 0, "hardware.timeout_s", "must be > 0", self.timeout_s)
+        check_pin_policy("hardware.pin_policy", self.pin_policy)
         check_policy(self.memory_policy)
 
     @property
@@ -70,7 +73,8 @@ class RealMachine(Hardware):
             UserError: if `strict`, or if memory is bound to a node that is not there.
         """
         check_policy(self.memory_policy, self._nodes)
-        notices = [notice for notice in (self._virtual_sockets(), self._oversubscription()) if notice]
+        said = (self._virtual_sockets(), self._oversubscription(), self._unpinned_policy())
+        notices = [notice for notice in said if notice]
         if self.strict and notices:
             raise UserError(f"{notices[0]}: hardware.strict=true refuses this; set it to false or ask for less")
         return [f"{notice} (hardware.strict=true refuses this)" for notice in notices]
@@ -92,12 +96,15 @@ class RealMachine(Hardware):
     def _nodes(self) -> list[int]:
         return sorted({core.node for core in self.topology.cores})
 
+    @cached_property
+    def _seats(self) -> list[Seat]:
+        return self.topology.seats(self.workers_offered, self.intra_op_threads, self.pin_policy)
+
     @property
     def _crew(self) -> Crew:
         anywhere = tuple(sorted({cpu for core in self.topology.cores for cpu in core.cpus}))
-        cpus = self.topology.spread(self.workers_offered, self.intra_op_threads)
         return Crew(
-            cpus=cpus if self.pinning else [anywhere] * self.workers_offered,
+            cpus=[seat.cpus for seat in self._seats] if self.pinning else [anywhere] * self.workers_offered,
             nodes=self._nodes,
             memory_policy=self.memory_policy,
             intra_op_threads=self.intra_op_threads,
@@ -112,6 +119,11 @@ class RealMachine(Hardware):
         if cores >= len({core.socket for core in self.topology.cores}):
             return f"{has}; its {cores} cores are split into {sockets} virtual sockets"
         return f"{has} and {_count(cores, 'core')}, which {sockets} virtual sockets share"
+
+    def _unpinned_policy(self) -> str:
+        if self.pinning or self.pin_policy == "spread":
+            return ""
+        return f"hardware.pin_policy={self.pin_policy} has no effect: hardware.pinning=false binds no worker to a core"
 
     def _oversubscription(self) -> str:
         workers, threads, cores = self.workers_offered, self.intra_op_threads, self.topology.num_cores

@@ -49,7 +49,7 @@ def test_each_thread_is_pinned(monkeypatch):
     monkeypatch.setattr(Wild, "interfere", lambda self, worker: seen.update({worker.rank: os.sched_getaffinity(0)}))
     two = machine(2)
     two.execute(program(Wild, batch_size=1), no_progress)
-    assert [tuple(cpus) for _, cpus in sorted(seen.items())] == two.topology.spread(2)
+    assert [tuple(cpus) for _, cpus in sorted(seen.items())] == [seat.cpus for seat in two.topology.seats(2)]
 
 
 def test_unpinned_threads_may_run_anywhere(monkeypatch):

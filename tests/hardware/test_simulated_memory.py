@@ -13,8 +13,8 @@ from harness.sparse_kernel import HINGE, LOGISTIC, SQUARES, SparseLinearKernel, 
 
 NONZERO_S = 1e-9
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, NONZERO_S)  # operators are free
-FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10)
-NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4)
+FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10, "spread")
+NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, "spread")
 FEATURES = 64
 
 
@@ -206,6 +206,7 @@ def test_misses_overlap_up_to_the_outstanding_ones():
         ({"local_memory_s": 1e-5}, True),
         ({"remote_memory_s": 1e-5}, True),
         ({"outstanding_misses": 1}, True),
+        ({"pin_policy": "fill"}, True),
         ({"cores_per_socket": 16}, False),  # a limit on workers, nothing else
     ],
 )
@@ -443,6 +444,7 @@ def test_more_workers_than_cores_are_refused(memory, workers, words):
         {"line_bytes": 48},
         {"same_socket_s": -1.0},
         {"outstanding_misses": 0},
+        {"pin_policy": "scatter"},
     ],
 )
 def test_impossible_machines_are_refused(change):

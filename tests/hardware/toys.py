@@ -347,6 +347,7 @@ def machine(num_workers=2, **settings):
         "num_nodes": None,
         "strict": False,
         "pinning": True,
+        "pin_policy": "spread",
         "memory_policy": "first_touch",
         "intra_op_threads": 1,
         "timeout_s": 20.0,
