@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from harness.clock import Clock
-from harness.errors import Diverged
+from harness.errors import Diverged, require
 from harness.kernels import Kernel
 from harness.problems.base import Problem
 from harness.program import Program
@@ -44,10 +44,17 @@ class Observation:
 
 
 class Place(ABC):
-    """Where one worker runs: what a hardware provides for it."""
+    """Where one worker runs: what a hardware provides for it.
+
+    Attributes:
+        node: of the socket it sits on, among those that hold workers of this run; 0 where workers share no memory.
+        num_nodes: how many sockets hold workers; 1 where workers share no memory.
+    """
 
     rank: int
     num_workers: int
+    node: int = 0
+    num_nodes: int = 1
     device: torch.device
     clock: Clock
 
@@ -60,10 +67,14 @@ class Place(ABC):
         """Atomically add to `samples` and `updates` of the run; returns their values before."""
 
     @abstractmethod
-    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
         """One tensor seen by all workers, initialised from rank 0's `tensor`.
 
-        Every worker calls it with the same names in the same order, shapes and dtypes, and returns when it is ready.
+        Every worker calls it with the same names in the same order, shapes, dtypes and nodes, and returns when it is
+        ready.
+
+        Args:
+            node: 0 .. num_nodes - 1, in whose memory it lies; None leaves that to the hardware's settings.
 
         Raises:
             UserError: where workers share no memory.
@@ -93,6 +104,7 @@ class Worker:
 
     Attributes:
         rank: 0 .. num_workers - 1.
+        node: 0 .. num_nodes - 1, of the socket it sits on; each of them holds a worker of this run.
         seed: of the run; equal on every worker.
         device: where its model lives.
         generator: random numbers of this worker alone, from (seed, rank).
@@ -100,6 +112,7 @@ class Worker:
 
     def __init__(self, place: Place, program: Program) -> None:
         self.rank, self.num_workers = place.rank, place.num_workers
+        self.node, self.num_nodes = place.node, place.num_nodes
         self.device = place.device
         self.seed = program.seed
         self.generator = torch.Generator().manual_seed(program.seed * 1_000_003 + place.rank)
@@ -108,6 +121,7 @@ class Worker:
         self._budget = program.budget_samples
         self._milestones = program.milestones
         self._data = program.data
+        self._shared: set[str] = set()  # names
         self._orders: dict[int, torch.Tensor] = {}
         self._order(program.problem.num_samples)  # now, so that no clock sees it
 
@@ -139,9 +153,24 @@ class Worker:
         """Samples to take at a time where each is an update: few enough to observe in time and to share the budget."""
         return max(1, min(MAX_CHUNK, self._milestones[0], self._budget // (8 * self.num_workers)))
 
-    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """One tensor seen by all workers, initialised from rank 0's `tensor` (needs shared memory)."""
-        return self._place.shared(name, tensor)
+    def shared(self, name: str, tensor: torch.Tensor, node: int | None = None) -> torch.Tensor:
+        """One tensor seen by all workers, initialised from rank 0's `tensor` (needs shared memory).
+
+        Every worker calls it for the same tensors in the same order.
+
+        Args:
+            name: of this tensor alone.
+            node: 0 .. num_nodes - 1, in whose memory all of it lies; None leaves that to the hardware's settings.
+
+        Raises:
+            UserError: where workers share no memory or do not agree, for a name used before, or a node there is not.
+        """
+        call = f"worker.shared({name!r})"
+        require(name not in self._shared, call, "must be given each name once", name)
+        there = node is None or 0 <= node < self.num_nodes
+        require(there, call, f"must be given a node from 0 to {self.num_nodes - 1}, or None", node)
+        self._shared.add(name)
+        return self._place.shared(name, tensor, node)
 
     def run(self, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor, learning_rate: float) -> None:
         """Run a native kernel: one call when real, one event per read and write when simulated."""

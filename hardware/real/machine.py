@@ -72,7 +72,7 @@ class RealMachine(Hardware):
         Raises:
             UserError: if `strict`, or if memory is bound to a node that is not there.
         """
-        check_policy(self.memory_policy, self._nodes)
+        check_policy(self.memory_policy, self._numa_nodes)
         said = (self._virtual_sockets(), self._oversubscription(), self._unpinned_policy())
         notices = [notice for notice in said if notice]
         if self.strict and notices:
@@ -93,7 +93,7 @@ class RealMachine(Hardware):
         return execution
 
     @property
-    def _nodes(self) -> list[int]:
+    def _numa_nodes(self) -> list[int]:
         return sorted({core.node for core in self.topology.cores})
 
     @cached_property
@@ -103,9 +103,15 @@ class RealMachine(Hardware):
     @property
     def _crew(self) -> Crew:
         anywhere = tuple(sorted({cpu for core in self.topology.cores for cpu in core.cpus}))
+        sockets = sorted({seat.socket for seat in self._seats})  # those that hold workers
+        place = {socket: node for node, socket in enumerate(sockets)}
+        workers, numa_nodes = self.workers_offered, self._numa_nodes
         return Crew(
-            cpus=[seat.cpus for seat in self._seats] if self.pinning else [anywhere] * self.workers_offered,
-            nodes=self._nodes,
+            cpus=[seat.cpus for seat in self._seats] if self.pinning else [anywhere] * workers,
+            nodes=[place[seat.socket] for seat in self._seats] if self.pinning else [0] * workers,
+            beneath=[*map(self.topology.nodes_beneath, sockets)] if self.pinning else [tuple(numa_nodes)],
+            virtual=self.topology.virtual,
+            numa_nodes=numa_nodes,
             memory_policy=self.memory_policy,
             intra_op_threads=self.intra_op_threads,
             timeout_s=self.timeout_s,
@@ -115,7 +121,7 @@ class RealMachine(Hardware):
         if not self.topology.virtual:
             return ""
         cores, sockets = self.topology.num_cores, self.num_nodes
-        has = f"hardware.num_nodes={sockets}: this machine has {_count(len(self._nodes), 'NUMA node')}"
+        has = f"hardware.num_nodes={sockets}: this machine has {_count(len(self._numa_nodes), 'NUMA node')}"
         if cores >= len({core.socket for core in self.topology.cores}):
             return f"{has}; its {cores} cores are split into {sockets} virtual sockets"
         return f"{has} and {_count(cores, 'core')}, which {sockets} virtual sockets share"
@@ -133,11 +139,16 @@ class RealMachine(Hardware):
         return f"hardware.num_workers={workers}: {_count(workers, 'worker')}{each} share {_count(cores, 'core')}"
 
     def _facts(self) -> dict[str, Any]:
+        crew = self._crew
         return {
             "topology": self.topology.describe(),
             "virtual_sockets": self.topology.virtual,
             "oversubscribed": bool(self._oversubscription()),
-            "pinning": [list(cpus) for cpus in self._crew.cpus] if self.pinning else None,
+            "pinning": [list(cpus) for cpus in crew.cpus] if self.pinning else None,
+            "nodes": [
+                {"numa_nodes": list(beneath), "workers": [rank for rank, at in enumerate(crew.nodes) if at == node]}
+                for node, beneath in enumerate(crew.beneath)
+            ],
         }
 
 

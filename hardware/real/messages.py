@@ -45,9 +45,10 @@ class Arrived:
     length_bytes: int = 0
 
     @classmethod
-    def to_share(cls, name: str, tensor: torch.Tensor) -> "Arrived":
+    def to_share(cls, name: str, tensor: torch.Tensor, node: int | None) -> "Arrived":
         """At a call of `shared`."""
-        detail = f"{name!r} of shape {tuple(tensor.shape)} and {tensor.dtype}"
+        where = "" if node is None else f" on node {node}"
+        detail = f"{name!r} of shape {tuple(tensor.shape)} and {tensor.dtype}{where}"
         return cls("shared", detail, max(tensor.nbytes, 1))
 
     def __str__(self) -> str:

@@ -48,6 +48,7 @@ class ProcessPlace(Place):
 
     def __init__(self, launch: Launch, line: Line) -> None:
         self.rank, self.num_workers = launch.rank, launch.crew.num_workers
+        self.node, self.num_nodes = launch.crew.nodes[launch.rank], launch.crew.num_nodes
         self.device = torch.device("cpu")
         self.placement: dict[str, dict[str, object]] = {}
         self._launch, self._line = launch, line
@@ -56,7 +57,7 @@ class ProcessPlace(Place):
         self._shared: dict[str, torch.Tensor] = {}
         self._appending = Lock()
 
-    def meet(self, arrived: Arrived) -> Any:
+    def ask(self, arrived: Arrived) -> Any:
         """Wait until all workers are here. Returns the parent's answer."""
         return self._line.ask(arrived)
 
@@ -70,16 +71,17 @@ class ProcessPlace(Place):
         self._background.check()
         return self._counters.count(samples, updates)
 
-    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """One tensor in shared memory, placed by the policy and initialised by rank 0."""
-        offset = self.meet(Arrived.to_share(name, tensor))
+    def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
+        """One tensor in shared memory, placed on the node or by the policy, and initialised by rank 0."""
+        crew = self._launch.crew
+        offset = self.ask(Arrived.to_share(name, tensor, node))
         common = tensor_over(self._launch.shared.map(max(tensor.nbytes, 1), offset), tensor.shape, tensor.dtype)
-        policy = self._launch.crew.memory_policy
+        policy = crew.policy(node)
         if self.rank == 0:
-            policy = apply_policy(common, policy, self._launch.crew.nodes)
+            policy = apply_policy(common, policy, crew.numa_nodes)
             common.copy_(tensor.detach())
-        self.meet(Arrived("filled", repr(name)))
-        self.placement[name] = {"policy": policy}
+        self.ask(Arrived("filled", repr(name)))
+        self.placement[name] = crew.placed(node, policy)
         self._shared[name] = common
         return common
 

@@ -55,11 +55,11 @@ class _Stopped(BaseException):
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """A tensor all workers see, and the policy its pages were given."""
+    """A tensor all workers see, and what the manifest says of its place."""
 
     name: str
     tensor: torch.Tensor
-    policy: str
+    placed: dict[str, object]
 
 
 class _Run:
@@ -135,7 +135,7 @@ class _Run:
         execution.workers = break_down(ledgers, self.start_s, self.program.algorithm.synchronous).workers
         if self.shared:
             execution.facts["placement"] = {
-                each.name: {"policy": each.policy, "pages_by_node": prove(each.tensor)} for each in self.shared
+                each.name: {**each.placed, "pages_by_node": prove(each.tensor)} for each in self.shared
             }
         return execution
 
@@ -181,6 +181,7 @@ class ThreadPlace(Place):
 
     def __init__(self, rank: int, run: _Run) -> None:
         self.rank, self.num_workers = rank, run.crew.num_workers
+        self.node, self.num_nodes = run.crew.nodes[rank], run.crew.num_nodes
         self.device = torch.device("cpu")
         self.kernel_s = 0.0
         self._run = run
@@ -197,13 +198,13 @@ class ThreadPlace(Place):
         self._leave_if_stopping()
         return self._run.counters.count(samples, updates)
 
-    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """One tensor of this process, placed by the policy and initialised by rank 0."""
-        run = self._run
+    def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
+        """One tensor of this process, placed on the node or by the policy, and initialised by rank 0."""
+        run, crew = self._run, self._run.crew
         if self.rank == 0:
-            common, policy = allocate(tensor.shape, tensor.dtype, run.crew.memory_policy, run.crew.nodes)
-            run.shared.append(SharedTensor(name, common.copy_(tensor.detach()), policy))
-        run.meet(self.rank, Arrived.to_share(name, tensor))
+            common, policy = allocate(tensor.shape, tensor.dtype, crew.policy(node), crew.numa_nodes)
+            run.shared.append(SharedTensor(name, common.copy_(tensor.detach()), crew.placed(node, policy)))
+        run.meet(self.rank, Arrived.to_share(name, tensor, node))
         self._num_shared += 1
         return run.shared[self._num_shared - 1].tensor
 

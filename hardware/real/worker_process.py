@@ -84,13 +84,13 @@ def _work(launch: Launch, line: Line) -> None:
     warm_up(meter)
     ledger = _train(program, place, meter)
     line.say(Finished(ledger, place.prove_placement()))
-    place.meet(Arrived("end"))
+    place.ask(Arrived("end"))
     dist.destroy_process_group()
 
 
 def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
     worker = Worker(place, program)
-    start_s = place.meet(Arrived("start"))
+    start_s = place.ask(Arrived("start"))
     time.sleep(max(0.0, start_s - time.perf_counter()))
     clock = place.clock = HostClock(start_s)
     begin_cpu_s = time.thread_time()

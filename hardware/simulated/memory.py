@@ -91,6 +91,6 @@ class SharedMemory:
         """Seconds to read a line that rank `owner` wrote last."""
         return self.same_socket_s if self.socket(reader) == self.socket(owner) else self.cross_socket_s
 
-    def load_s(self, reader: int) -> float:
-        """Seconds to read a line of a model that nobody has written."""
-        return self.local_memory_s if self.socket(reader) == 0 else self.remote_memory_s
+    def load_s(self, reader: int, home: int) -> float:
+        """Seconds to read a line that nobody has written, of a model whose memory is on socket `home`."""
+        return self.local_memory_s if self.socket(reader) == home else self.remote_memory_s

@@ -47,10 +47,13 @@ class SharedModels:
         self._workers = np.zeros(num_ranks, memory_loop.WORKER)
         self._workers["next_s"] = np.inf
         self._workers["remote"] = [memory.remote_ranks(rank, num_ranks) for rank in range(num_ranks)]
-        ranks = range(num_ranks)
+        ranks, sockets = range(num_ranks), range(memory.sockets)
         self._fetch_s = np.array(
-            [[*(memory.fetch_s(rank, owner) for owner in ranks), memory.load_s(rank)] for rank in ranks]
-        )  # by reader and owner, the last column from memory: shape (ranks, ranks + 1)
+            [
+                [*(memory.fetch_s(rank, owner) for owner in ranks), *(memory.load_s(rank, home) for home in sockets)]
+                for rank in ranks
+            ]
+        )  # by reader and owner, or the home of a line that nobody owns: shape (ranks, ranks + sockets)
         self._samples = np.zeros((num_ranks, 0), np.int32)
         self._lines = np.zeros(0, memory_loop.LINE)
         self._written = np.zeros(0, np.int64)
@@ -64,14 +67,14 @@ class SharedModels:
         self._ends = [Signal() for _ in range(num_ranks)]
         self._alarm = 0
 
-    def add(self, tensor: torch.Tensor) -> None:
-        """Make a tensor known as shared; the caller keeps it alive."""
+    def add(self, tensor: torch.Tensor, home: int) -> None:
+        """Make a tensor, whose memory is on socket `home`, known as shared; the caller keeps it alive."""
         lines_needed = -(-tensor.nbytes // self._memory.line_bytes)
         self._models[tensor.data_ptr()] = _Model(
             len(self._versions), len(self._lines), len(self._written), tensor.numel()
         )
         fresh = np.zeros(lines_needed, memory_loop.LINE)
-        fresh["owner"] = len(self._workers)
+        fresh["owner"] = len(self._workers) + home
         self._lines = np.concatenate([self._lines, fresh])
         self._written = np.concatenate([self._written, np.zeros(tensor.numel(), np.int64)])
         self._versions = np.concatenate([self._versions, np.zeros(1, np.int64)])

@@ -250,6 +250,48 @@ class WildWide(Wild):
 
 
 @dataclass(frozen=True)
+class WildOnNodes(Wild):
+    """Shares 64 pages of 4 KiB on every node, and observes the node and the number of nodes of every worker."""
+
+    def train(self, worker, problem):
+        for node in range(worker.num_nodes):
+            worker.shared(f"of {node}", torch.ones(64 * 512, dtype=torch.float64), node)
+        nodes = worker.shared("nodes", torch.full((worker.num_workers + 1,), -1.0, dtype=torch.float64))
+        nodes[worker.rank], nodes[-1] = worker.node, worker.num_nodes
+        while (nodes < 0).any():
+            time.sleep(0.001)
+        for batch in worker.batches(problem, self.batch_size):
+            worker.observe(nodes, samples=len(batch))
+
+
+@dataclass(frozen=True)
+class WildTwice(Wild):
+    """Shares two tensors under one name."""
+
+    def name(self, worker):
+        worker.shared("model", torch.zeros(1))
+        return "model"
+
+
+@dataclass(frozen=True)
+class WildNowhere(Wild):
+    """Shares a tensor on a node that is not there."""
+
+    def name(self, worker):
+        worker.shared("lost", torch.zeros(1), node=worker.num_nodes)
+        return "model"
+
+
+@dataclass(frozen=True)
+class WildOddNode(Wild):
+    """Workers disagree about the node of a shared tensor."""
+
+    def name(self, worker):
+        worker.shared("odd", torch.zeros(1), node=worker.rank)
+        return "model"
+
+
+@dataclass(frozen=True)
 class WildOdd(Wild):
     """Workers disagree about the name of the shared tensor."""
 

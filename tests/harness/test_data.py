@@ -32,7 +32,7 @@ class Counting(Place):
     def count(self, samples, updates):
         return self.add("samples", samples), self.add("updates", updates)
 
-    def shared(self, name, tensor):
+    def shared(self, name, tensor, node):
         raise NotImplementedError
 
     def run(self, kernel, model, samples, learning_rate):
