@@ -4,10 +4,12 @@
 What differs between a pinned thread, a process and a simulated rank is behind `Place`.
 """
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from harness.clock import Clock
-from harness.errors import Diverged, require
+from harness.errors import Diverged, UserError, require
 from harness.kernels import Kernel
 from harness.problems.base import Problem
 from harness.program import Program
@@ -88,6 +90,14 @@ class Place(ABC):
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity of this worker; it may communicate, and ends before the run does."""
 
+    @abstractmethod
+    def meet(self) -> None:
+        """Wait until all workers have come. Called in the thread that trains, and where there are others."""
+
+    @abstractmethod
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """A block in which no other activity of any worker is that asks for the same name; no activity asks twice."""
+
     def dealt(self, num_samples: int) -> None:  # noqa: B027 - only virtual time depends on it
         """Hear that a batch has been handed to the worker. Real hardware has nothing to do."""
 
@@ -122,6 +132,8 @@ class Worker:
         self._milestones = program.milestones
         self._data = program.data
         self._shared: set[str] = set()  # names
+        self._thread = threading.get_ident()
+        self._own = threading.local()  # of each activity: `locks`, the names it holds
         self._orders: dict[int, torch.Tensor] = {}
         self._order(program.problem.num_samples)  # now, so that no clock sees it
 
@@ -179,6 +191,34 @@ class Worker:
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity of this worker, such as a server or passive averaging."""
         self._place.background(activity)
+
+    def meet(self) -> None:
+        """Wait until all workers have come: `dist.barrier` for those who share memory, and may have no process group.
+
+        Raises:
+            UserError: in a background activity, or where another worker ends instead.
+        """
+        if threading.get_ident() != self._thread:
+            raise UserError("worker.meet() must be called by the worker itself, not by a background activity")
+        if self.num_workers > 1:
+            self._place.meet()
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """A block in which no other worker, and no background activity, is that asked for the same name.
+
+        Raises:
+            UserError: for a name whose lock the caller holds already.
+        """
+        held: set[str] = self._own.__dict__.setdefault("locks", set())
+        if name in held:
+            raise UserError(f"worker.lock({name!r}) is held by its caller already: leave it before taking it again")
+        with self._place.lock(name):
+            held.add(name)
+            try:
+                yield
+            finally:
+                held.remove(name)
 
     def observe(self, model: nn.Module | torch.Tensor, samples: int, updates: int = 1) -> None:
         """Tell the harness that this worker has processed `samples` in `updates` updates of `model`.

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -12,10 +12,12 @@ import torch
 
 from hardware.real.counters import SharedCounters
 from hardware.real.crew import Background, Crew, as_failure
-from hardware.real.messages import Arrived, Failed, Line, Observed
+from hardware.real.locks import SharedLocks, held
+from hardware.real.messages import Arrived, Failed, Line, Observed, waited_in_vain
 from hardware.real.parcel import Parcel
 from hardware.real.placement import apply_policy, prove, tensor_over
 from hardware.real.segment import Segment
+from hardware.real.waits import Waits
 from harness.kernels import Kernel
 from harness.worker import Observation, Place
 
@@ -28,7 +30,7 @@ class Launch:
         environment: the parent's environment variables, which the fork server may not have.
         program: the packed `Program`.
         rendezvous: where the ranks find each other.
-        counters, shared: common to all workers.
+        counters, locks, shared: common to all workers.
         snapshots: this worker's own.
     """
 
@@ -39,6 +41,7 @@ class Launch:
     connection: Connection
     rendezvous: Segment
     counters: Segment
+    locks: Segment
     shared: Segment
     snapshots: Segment
 
@@ -56,6 +59,8 @@ class ProcessPlace(Place):
         self._background = Background(launch.crew.timeout_s, self._tell)
         self._shared: dict[str, torch.Tensor] = {}
         self._appending = Lock()
+        self.waits = Waits()
+        self._locks = SharedLocks(launch.locks, launch.crew.timeout_s, self._say_failed)
 
     def ask(self, arrived: Arrived) -> Any:
         """Wait until all workers are here. Returns the parent's answer."""
@@ -93,6 +98,25 @@ class ProcessPlace(Place):
         """Start a helper activity, a thread of this process."""
         self._background.start(activity)
 
+    def meet(self) -> None:
+        """Wait until all workers are here.
+
+        Raises:
+            WorkerFailed: if that takes too long.
+        """
+        timeout_s = self._launch.crew.timeout_s
+        try:
+            with self.waits.noted():
+                self._line.ask(Arrived("meet"), timeout_s)
+        except TimeoutError:
+            raise waited_in_vain(self.rank, timeout_s) from None
+        self._background.check()
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """A block of one thread at a time, of all processes."""
+        self._background.check()
+        return held(self._locks, name, f"worker {self.rank}", self.waits)
+
     def report(self, observation: Observation) -> None:
         """Put the snapshot where the parent finds it even if this process is killed next."""
         flat = observation.parameters.contiguous()
@@ -116,6 +140,8 @@ class ProcessPlace(Place):
         return self.placement
 
     def _tell(self, error: BaseException, details: str) -> None:
-        failure = as_failure(f"a background activity of worker {self.rank}", error, details)
+        self._say_failed(as_failure(f"a background activity of worker {self.rank}", error, details))
+
+    def _say_failed(self, failure: Exception) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # the parent gave up meanwhile
             self._line.say(Failed(failure, time.perf_counter()))

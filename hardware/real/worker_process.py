@@ -103,6 +103,7 @@ def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
         pauses=clock.pauses,
         collectives={name: log.table() for name, log in meter.collectives.items()},
         messages=meter.messages.table(),
+        waits=place.waits.table(),
         sent_bytes=meter.sent_bytes,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )

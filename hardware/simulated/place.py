@@ -19,6 +19,7 @@ from hardware.simulated.memory import SharedMemory
 from hardware.simulated.process_group import BACKEND
 from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.store import SimulatedStore
+from hardware.simulated.turns import Locks, Meeting
 from hardware.simulated.values import described
 from harness.errors import UserError
 from harness.kernels import Kernel
@@ -59,6 +60,12 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.store = SimulatedStore(self.engine)
+        self.meeting = Meeting(self.engine, self.num_ranks)
+        self.locks = Locks(self.engine, self.transfer_s)
+
+    def transfer_s(self, rank: int, last: int) -> float:
+        """Seconds until `rank` has a cache line that `last` wrote; 0 where no memory is modelled."""
+        return 0.0 if self.memory is None else self.memory.fetch_s(rank, last)
 
 
 class SimulatedPlace(Place):
@@ -185,6 +192,14 @@ class SimulatedPlace(Place):
             engine.happen(ended)
 
         engine.spawn(self.rank, f"rank {self.rank} (background)", body, self.clock.now())
+
+    def meet(self) -> None:
+        """Wait until all ranks have come."""
+        self._machine.meeting.meet(self.rank)
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """A block of one activity at a time; a lock that another rank held last is fetched from its core."""
+        return self._machine.locks.held(name, self.rank, partial(self.timelines.charge, 0.0))
 
     def dealt(self, num_samples: int) -> None:
         """Owe the cost of a batch; where memory is shared, first let others' writes land."""

@@ -9,6 +9,7 @@ import torch
 
 from harness.errors import UserError, WorkerFailed
 from tests.hardware.toys import (
+    StuckWithLock,
     Wild,
     WildHelped,
     WildLingering,
@@ -113,6 +114,12 @@ def test_a_worker_that_cannot_be_ended_is_left_behind(algorithm, who):
     assert isinstance(failure, WorkerFailed)
     assert str(failure) == f"{who} raised ZeroDivisionError: by design; {LEFT_BEHIND}"
     assert "ZeroDivisionError" in failure.details
+
+
+@pytest.mark.usefixtures("stuck")
+def test_a_worker_that_waits_for_the_lock_of_one_that_is_left_behind_leaves():
+    failure = machine(2).execute(program(StuckWithLock), no_progress).failure
+    assert str(failure) == f"a background activity of worker 1 raised ZeroDivisionError: by design; {LEFT_BEHIND}"
 
 
 @pytest.mark.usefixtures("stuck")

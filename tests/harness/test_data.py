@@ -41,6 +41,12 @@ class Counting(Place):
     def background(self, activity):
         raise NotImplementedError
 
+    def meet(self):
+        raise NotImplementedError
+
+    def lock(self, name):
+        raise NotImplementedError
+
     def report(self, observation):
         raise NotImplementedError
 
