@@ -57,6 +57,13 @@ class Algorithm(ABC):
     def train(self, worker: Worker, problem: Problem) -> None:
         """Do one worker's whole training."""
 
+    def check(self, problem: Problem) -> None:  # noqa: B027 - most can do any problem
+        """Refuse a problem that cannot be done with these settings.
+
+        Raises:
+            UserError: naming the field, the value and what would work.
+        """
+
     def warm_up(self, problem: Problem) -> None:  # noqa: B027 - only native kernels are compiled
         """Compile what `train` will run, so that no clock sees it."""
 

@@ -1,4 +1,4 @@
-"""The numbers a shared model is stored as: floats, or fewer bits with stochastic rounding (`harness.kernels.numbers`)."""
+"""The numbers a shared model is stored as: floats, or fewer bits that kernels round to (`harness.kernels.numbers`)."""
 
 import torch
 

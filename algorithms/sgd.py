@@ -5,6 +5,7 @@
 With one sample per update, a problem that has a native kernel runs it: the best sequential code there is.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,57 +14,85 @@ from torch import nn
 
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters, flatten_
+from algorithms.replicas import Alone, Replica
+from harness.errors import require
+from harness.kernels.base import Kernel
 from harness.problems.base import Problem
 from harness.worker import Worker
 
 
 @dataclass(frozen=True)
 class SGD(Algorithm):
-    """Minibatch SGD on one worker."""
+    """Minibatch SGD on one worker.
+
+    Args:
+        step_decay: factor of the step after every epoch, in (0, 1].
+    """
 
     synchronous: ClassVar[bool] = True
     max_workers: ClassVar[int | None] = 1
 
+    step_decay: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 < self.step_decay <= 1, "algorithm.step_decay", "must be in (0, 1]", self.step_decay)
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend on a model of its own."""
         model = problem.build_model(worker.device, worker.seed)
-        descend(self, worker, problem, model, flat_parameters(model))
+        replica = Alone(worker, flat_parameters(model))
+
+        def step() -> float:
+            return self.learning_rate * self.step_decay**worker.epoch
+
+        if self.releases_gil(problem):
+            run_kernel(problem.kernel, worker, problem, replica, step)
+        else:
+            descend(worker, problem, model, replica, self.batch_size, step)
 
     def warm_up(self, problem: Problem) -> None:
         """Compile the kernel."""
         if self.releases_gil(problem):
-            warm_up_kernel(problem)
+            assert problem.kernel is not None
+            problem.kernel.warm_up(flat_parameters(problem.build_model(torch.device("cpu"), seed=0)))
 
     def releases_gil(self, problem: Problem) -> bool:
         """With one sample per update and a native kernel."""
         return self.batch_size == 1 and problem.kernel is not None
 
 
-def descend(algorithm: Algorithm, worker: Worker, problem: Problem, model: nn.Module, weights: torch.Tensor) -> None:
-    """Take steps w <- w - eta * g on the flat `weights`, shape (parameters,), until the budget is spent.
+def descend(
+    worker: Worker, problem: Problem, model: nn.Module, replica: Replica, batch_size: int, step: Callable[[], float]
+) -> None:
+    """Take steps w <- w - eta * g by torch until the budget is spent.
 
     Args:
-        model: computes the loss; its parameters become views into `weights`.
+        model: computes the loss; its parameters become views into the replica's.
+        step: eta, asked for at every step.
     """
-    if algorithm.releases_gil(problem):
-        _run_kernel(algorithm, worker, problem, weights)
-        return
-    _, gradient = flatten_(model, weights)
-    for batch in worker.batches(problem, algorithm.batch_size):
-        problem.loss(model, batch).backward()
-        weights.sub_(gradient, alpha=algorithm.learning_rate)
+    assert isinstance(replica.model, torch.Tensor)
+    weights, gradient = flatten_(model, replica.model)
+    for batch in worker.batches(problem, batch_size):
+        with replica.locked(worker):
+            problem.loss(model, batch).backward()
+            weights.sub_(gradient, alpha=step())
         gradient.zero_()
-        worker.observe(weights, samples=len(batch))
+        replica.processed(len(batch))
+    replica.finish()
 
 
-def warm_up_kernel(problem: Problem) -> None:
-    """Compile the problem's kernel for its model."""
-    assert problem.kernel is not None
-    problem.kernel.warm_up(flat_parameters(problem.build_model(torch.device("cpu"), seed=0)))
+def run_kernel(
+    kernel: Kernel | None, worker: Worker, problem: Problem, replica: Replica, step: Callable[[], float]
+) -> None:
+    """Take a step per sample by a native kernel until the budget is spent.
 
-
-def _run_kernel(algorithm: Algorithm, worker: Worker, problem: Problem, weights: torch.Tensor) -> None:
-    assert problem.kernel is not None
-    for samples in worker.batches(problem, worker.chunk_size):
-        worker.run(problem.kernel, weights, samples, algorithm.learning_rate)
-        worker.observe(weights, samples=len(samples), updates=len(samples))
+    Args:
+        step: eta, asked for at every chunk of samples.
+    """
+    assert kernel is not None
+    chunk = min(worker.chunk_size, replica.max_chunk or worker.chunk_size)
+    for samples in worker.batches(problem, chunk):
+        worker.run(kernel, replica.model, samples, step(), replica.access)
+        replica.processed(len(samples), updates=len(samples))
+    replica.finish()

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters
@@ -131,9 +130,3 @@ def hottest(kernel: Kernel | None, count: int) -> torch.Tensor:
     assert kernel is not None
     counts = torch.bincount(kernel.indices, minlength=kernel.num_coordinates)
     return counts.argsort(descending=True, stable=True)[:count]
-
-
-def train(
-    algorithm: SharedModelAlgorithm, worker: Worker, problem: Problem, model: nn.Module, kernel: Kernel | None
-) -> None:
-    """Take one step per sample by a kernel, or per batch by torch, until the budget is spent."""

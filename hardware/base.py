@@ -10,6 +10,17 @@ from harness.errors import require
 from harness.program import Program
 from harness.worker import Observation
 
+PIN_POLICIES = ("spread", "fill")  # round robin over sockets; all cores of one socket before those of the next
+
+
+def check_pin_policy(field_name: str, policy: str) -> None:
+    """Refuse a policy that is neither.
+
+    Raises:
+        UserError: naming the field.
+    """
+    require(policy in PIN_POLICIES, field_name, f"must be one of {', '.join(PIN_POLICIES)}", policy)
+
 
 @dataclass(frozen=True)
 class WorkerReport:

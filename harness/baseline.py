@@ -58,9 +58,10 @@ def sequential(setup: Setup) -> Setup:
     """
     own, problem = setup.algorithm, setup.problem
     if problem.kernel is not None and setup.hardware.runs_kernels and own.batch_size > 1:
-        best = SGD(learning_rate=problem.learning_rate, batch_size=1)
+        best = SGD(learning_rate=problem.learning_rate, batch_size=1, step_decay=1.0)
     else:
-        best = SGD(learning_rate=own.learning_rate, batch_size=own.batch_size)
+        decay = getattr(own, "step_decay", 1.0)
+        best = SGD(learning_rate=own.learning_rate, batch_size=own.batch_size, step_decay=decay)
     return replace(alone(setup), algorithm=best, choices=setup.choices | {"algorithm": "sgd"})
 
 

@@ -150,6 +150,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     Raises:
         UserError: with a sentence that names what would work.
     """
+    setup.algorithm.check(setup.problem)
     _check_memory(setup)
     _check_kernel(setup)
     assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts

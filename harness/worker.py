@@ -4,10 +4,12 @@
 What differs between a pinned thread, a process and a simulated rank is behind `Place`.
 """
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +17,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from harness.clock import Clock
-from harness.errors import Diverged
+from harness.errors import Diverged, UserError, require
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.problems.base import Problem
@@ -45,10 +47,17 @@ class Observation:
 
 
 class Place(ABC):
-    """Where one worker runs: what a hardware provides for it."""
+    """Where one worker runs: what a hardware provides for it.
+
+    Attributes:
+        node: of the socket it sits on, among those that hold workers of this run; 0 where workers share no memory.
+        num_nodes: how many sockets hold workers; 1 where workers share no memory.
+    """
 
     rank: int
     num_workers: int
+    node: int = 0
+    num_nodes: int = 1
     device: torch.device
     clock: Clock
 
@@ -61,10 +70,14 @@ class Place(ABC):
         """Atomically add to `samples` and `updates` of the run; returns their values before."""
 
     @abstractmethod
-    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
         """One tensor seen by all workers, initialised from rank 0's `tensor`.
 
-        Every worker calls it with the same names in the same order, shapes and dtypes, and returns when it is ready.
+        Every worker calls it with the same names in the same order, shapes, dtypes and nodes, and returns when it is
+        ready.
+
+        Args:
+            node: 0 .. num_nodes - 1, in whose memory it lies; None leaves that to the hardware's settings.
 
         Raises:
             UserError: where workers share no memory.
@@ -86,6 +99,14 @@ class Place(ABC):
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity of this worker; it may communicate, and ends before the run does."""
 
+    @abstractmethod
+    def meet(self) -> None:
+        """Wait until all workers have come. Called in the thread that trains, and where there are others."""
+
+    @abstractmethod
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """A block in which no other activity of any worker is that asks for the same name; no activity asks twice."""
+
     def dealt(self, num_samples: int) -> None:  # noqa: B027 - only virtual time depends on it
         """Hear that a batch has been handed to the worker. Real hardware has nothing to do."""
 
@@ -102,13 +123,16 @@ class Worker:
 
     Attributes:
         rank: 0 .. num_workers - 1.
+        node: 0 .. num_nodes - 1, of the socket it sits on; each of them holds a worker of this run.
         seed: of the run; equal on every worker.
         device: where its model lives.
         generator: random numbers of this worker alone, from (seed, rank).
+        epoch: of the last batch dealt, from 0.
     """
 
     def __init__(self, place: Place, program: Program) -> None:
         self.rank, self.num_workers = place.rank, place.num_workers
+        self.node, self.num_nodes = place.node, place.num_nodes
         self.device = place.device
         self.seed = program.seed
         self.generator = torch.Generator().manual_seed(program.seed * 1_000_003 + place.rank)
@@ -118,6 +142,10 @@ class Worker:
         self._milestones = program.milestones
         self._data = program.data
         self._salt = int(torch.randint(2**62, (), generator=self.generator))
+        self._shared: set[str] = set()  # names
+        self.epoch = 0
+        self._thread = threading.get_ident()
+        self._own = threading.local()  # of each activity: `locks`, the names it holds
         self._orders: dict[int, torch.Tensor] = {}
         self._order(program.problem.num_samples)  # now, so that no clock sees it
 
@@ -140,6 +168,7 @@ class Worker:
         own_position = 0
         for global_position, size in dealt:
             position = self._data.position(global_position, own_position)
+            self.epoch = global_position // problem.num_samples
             self._place.dealt(size)
             yield order[position : position + size]
             own_position += size
@@ -149,9 +178,24 @@ class Worker:
         """Samples to take at a time where each is an update: few enough to observe in time and to share the budget."""
         return max(1, min(MAX_CHUNK, self._milestones[0], self._budget // (8 * self.num_workers)))
 
-    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """One tensor seen by all workers, initialised from rank 0's `tensor` (needs shared memory)."""
-        return self._place.shared(name, tensor)
+    def shared(self, name: str, tensor: torch.Tensor, node: int | None = None) -> torch.Tensor:
+        """One tensor seen by all workers, initialised from rank 0's `tensor` (needs shared memory).
+
+        Every worker calls it for the same tensors in the same order.
+
+        Args:
+            name: of this tensor alone.
+            node: 0 .. num_nodes - 1, in whose memory all of it lies; None leaves that to the hardware's settings.
+
+        Raises:
+            UserError: where workers share no memory or do not agree, for a name used before, or a node there is not.
+        """
+        call = f"worker.shared({name!r})"
+        require(name not in self._shared, call, "must be given each name once", name)
+        there = node is None or 0 <= node < self.num_nodes
+        require(there, call, f"must be given a node from 0 to {self.num_nodes - 1}, or None", node)
+        self._shared.add(name)
+        return self._place.shared(name, tensor, node)
 
     def run(
         self,
@@ -175,11 +219,44 @@ class Worker:
         """Start a helper activity of this worker, such as a server or passive averaging."""
         self._place.background(activity)
 
-    def observe(self, model: nn.Module | torch.Tensor, samples: int, updates: int = 1) -> None:
+    def meet(self) -> None:
+        """Wait until all workers have come: `dist.barrier` for those who share memory, and may have no process group.
+
+        Raises:
+            UserError: in a background activity, or where another worker ends instead.
+        """
+        if threading.get_ident() != self._thread:
+            raise UserError("worker.meet() must be called by the worker itself, not by a background activity")
+        if self.num_workers > 1:
+            self._place.meet()
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """A block in which no other worker, and no background activity, is that asked for the same name.
+
+        Raises:
+            UserError: for a name whose lock the caller holds already.
+        """
+        held: set[str] = self._own.__dict__.setdefault("locks", set())
+        if name in held:
+            raise UserError(f"worker.lock({name!r}) is held by its caller already: leave it before taking it again")
+        with self._place.lock(name):
+            held.add(name)
+            try:
+                yield
+            finally:
+                held.remove(name)
+
+    def observe(
+        self, model: nn.Module | torch.Tensor | Callable[[], torch.Tensor], samples: int, updates: int = 1
+    ) -> None:
         """Tell the harness that this worker has processed `samples` in `updates` updates of `model`.
 
         At the sample milestones of the run the model is copied, off the clock.
         In a synchronous algorithm rank 0 speaks for all.
+
+        Args:
+            model: itself, its flat parameters, or what makes those when they are to be copied.
 
         Raises:
             Diverged: if a copied parameter is not finite.
@@ -208,12 +285,18 @@ class Worker:
         while (start := self._place.add("dealt", batch_size)) < self._budget:
             yield start, min(batch_size, self._budget - start)
 
-    def _report(self, model: nn.Module | torch.Tensor, samples: int, updates: int) -> None:
+    def _report(self, model: nn.Module | torch.Tensor | Callable[[], torch.Tensor], samples: int, updates: int) -> None:
         self._place.settle()
         time_s = self.clock.now()
         with self.clock.paused(), torch.no_grad():
-            flat = model if isinstance(model, torch.Tensor) else parameters_to_vector(model.parameters())
+            flat = _flat(model)
             parameters = flat.detach().to("cpu", copy=True)
             self._place.report(Observation(time_s, time.perf_counter(), samples, updates, parameters))
             if not torch.isfinite(parameters).all():
                 raise Diverged(f"the model is nan or infinite after {samples} samples: lower algorithm.learning_rate")
+
+
+def _flat(model: nn.Module | torch.Tensor | Callable[[], torch.Tensor]) -> torch.Tensor:
+    if isinstance(model, nn.Module):
+        return parameters_to_vector(model.parameters())
+    return model if isinstance(model, torch.Tensor) else model()

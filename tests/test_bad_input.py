@@ -58,6 +58,14 @@ MISTAKES = {
         r"algorithm=hogwild needs memory that all workers share, which hardware=sim_ethernet does not have: "
         r"use hardware=cpu\|numa2\|sim_cpu\|sim_numa2 or algorithm=all_reduce\|sgd",
     ),
+    "unknown pinning": (
+        [*REAL, "hardware.pin_policy=scatter"],
+        r"hardware.pin_policy must be one of spread, fill, got 'scatter'",
+    ),
+    "unknown simulated pinning": (
+        [*SIMULATED, "hardware.memory.pin_policy=scatter"],
+        r"hardware.memory.pin_policy must be one of spread, fill, got 'scatter'",
+    ),
     "unknown precision": (["problem=logistic_regression", "problem.dtype=float8"], r"problem.dtype must be .*float8"),
     "missing data": (
         ["problem=logistic_regression", "problem.path=nowhere.svm"],

@@ -94,6 +94,7 @@ def machine(workers: int) -> RealMachine:
         num_nodes=None,
         strict=False,
         pinning=True,
+        pin_policy="spread",
         memory_policy="first_touch",
         intra_op_threads=1,
         timeout_s=300.0,

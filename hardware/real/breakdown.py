@@ -7,7 +7,7 @@ can move before the last rank has called it. Of the time a worker is blocked in 
     communication   is what lies after
 
 and time for which it was not blocked, because it computed meanwhile, is neither: that communication is hidden.
-A point-to-point operation counts as communication as a whole.
+A point-to-point operation counts as communication as a whole, a wait for a meeting or a lock as idleness.
 """
 
 from collections.abc import Sequence
@@ -30,6 +30,7 @@ class Ledger:
         pauses: (begin, end) of every block off the clock.
         collectives: a table per group, see `meter.Log.table`.
         messages: the table of its point-to-point operations.
+        waits: begin and end of its waits for a meeting or a lock, shape (waits, 2).
         sent_bytes: payload sent.
         peak_bytes: peak memory, or None where it cannot be told apart.
     """
@@ -39,6 +40,7 @@ class Ledger:
     pauses: list[tuple[float, float]]
     collectives: dict[str, np.ndarray]
     messages: np.ndarray
+    waits: np.ndarray
     sent_bytes: int
     peak_bytes: int | None
 
@@ -77,6 +79,7 @@ class _Timeline:
         self.ledger = ledger
         self.finish_s = float(convert(np.array(ledger.finish_s)))
         self.messages = convert(ledger.messages)
+        self.waits = convert(ledger.waits)
         self.collectives = {name: convert(table) for name, table in ledger.collectives.items()}
         tables = [*self.collectives.values(), self.messages]
         self.events = np.unique(
@@ -86,6 +89,7 @@ class _Timeline:
     def report(self, rank: int, arrivals: dict[str, np.ndarray]) -> WorkerReport:
         """Seconds of each kind; what the worker was neither busy nor blocked for is left over."""
         idle_s, comm_s = self.split(arrivals)
+        idle_s += float((self.waits[:, 1] - self.waits[:, 0]).sum())
         begin_s, end_s = self._blocked(self.messages)
         comm_s = min(comm_s + float((end_s - begin_s).sum()), self.finish_s - idle_s)
         compute_s = min(self.ledger.busy_s, self.finish_s - idle_s - comm_s)

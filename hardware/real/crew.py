@@ -15,7 +15,10 @@ class Crew:
 
     Args:
         cpus: hardware threads each worker may run on.
-        nodes: NUMA nodes they are on.
+        nodes: the node each worker is on, of 0 .. num_nodes - 1.
+        beneath: the NUMA nodes, as the kernel numbers them, beneath each node.
+        virtual: whether nodes are virtual sockets.
+        numa_nodes: all NUMA nodes in use, over which memory is interleaved.
         memory_policy: of shared tensors, see `placement`.
         intra_op_threads: torch's threads per worker.
         timeout_s: after which a collective has failed.
@@ -23,6 +26,9 @@ class Crew:
 
     cpus: list[tuple[int, ...]]
     nodes: list[int]
+    beneath: list[tuple[int, ...]]
+    virtual: bool
+    numa_nodes: list[int]
     memory_policy: str
     intra_op_threads: int
     timeout_s: float
@@ -31,6 +37,25 @@ class Crew:
     def num_workers(self) -> int:
         """How many."""
         return len(self.cpus)
+
+    @property
+    def num_nodes(self) -> int:
+        """Sockets that hold workers."""
+        return len(self.beneath)
+
+    def policy(self, node: int | None) -> str:
+        """The memory policy of a tensor that is to lie on a node, or wherever the settings say."""
+        return self.memory_policy if node is None else f"bind:{','.join(map(str, self.beneath[node]))}"
+
+    def placed(self, node: int | None, policy: str) -> dict[str, object]:
+        """What the manifest says of a shared tensor.
+
+        Args:
+            node: as the algorithm asked for.
+            policy: as it took.
+        """
+        asked = {} if node is None else {"node": node, "virtual_socket": self.virtual}
+        return {"policy": policy, **asked}
 
 
 class Background:

@@ -5,27 +5,29 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from hardware.base import Execution, Hardware
+from hardware.base import Execution, Hardware, check_pin_policy
 from hardware.real.crew import Crew
 from hardware.real.placement import check_policy
-from hardware.real.topology import Topology, read_topology
+from hardware.real.topology import Seat, Topology, read_topology
 from harness.errors import UserError, require
 from harness.program import Program
 
 
 @dataclass(frozen=True)
 class RealMachine(Hardware):
-    """The cores of this machine, spread over its NUMA nodes.
+    """The cores of this machine and its NUMA nodes.
 
     Workers are threads where the algorithm spends its time in a native kernel that releases the interpreter's lock, and
     processes with a gloo group otherwise.
 
     Args:
-        num_nodes: sockets to spread workers over, >= 1; None for all NUMA nodes. A machine with fewer nodes has its
-            cores split into virtual sockets, unless `strict`.
+        num_nodes: sockets to use, >= 1; None for all NUMA nodes. A machine with fewer nodes has its cores split into
+            virtual sockets, unless `strict`.
         strict: refuse virtual sockets and more workers than cores, instead of giving notice.
         pinning: whether each worker is bound to its own hardware threads.
-        memory_policy: where shared tensors lie: first_touch, interleave or bind:<node>.
+        pin_policy: spread (workers round robin over the sockets) or fill (all cores of one socket before the next's).
+        memory_policy: where shared tensors lie if the algorithm names no node: first_touch, interleave or bind:<NUMA
+            node>.
         intra_op_threads: torch's threads, and cores, per worker, >= 1.
         timeout_s: after which a collective has failed, > 0.
     """
@@ -36,6 +38,7 @@ class RealMachine(Hardware):
     num_nodes: int | None
     strict: bool
     pinning: bool
+    pin_policy: str
     memory_policy: str
     intra_op_threads: int
     timeout_s: float
@@ -45,6 +48,7 @@ class RealMachine(Hardware):
         require(self.num_nodes is None or self.num_nodes >= 1, "hardware.num_nodes", "must be >= 1", self.num_nodes)
         require(self.intra_op_threads >= 1, "hardware.intra_op_threads", "must be >= 1", self.intra_op_threads)
         require(self.timeout_s > 0, "hardware.timeout_s", "must be > 0", self.timeout_s)
+        check_pin_policy("hardware.pin_policy", self.pin_policy)
         check_policy(self.memory_policy)
 
     @property
@@ -69,8 +73,9 @@ class RealMachine(Hardware):
         Raises:
             UserError: if `strict`, or if memory is bound to a node that is not there.
         """
-        check_policy(self.memory_policy, self._nodes)
-        notices = [notice for notice in (self._virtual_sockets(), self._oversubscription()) if notice]
+        check_policy(self.memory_policy, self._numa_nodes)
+        said = (self._virtual_sockets(), self._oversubscription(), self._unpinned_policy())
+        notices = [notice for notice in said if notice]
         if self.strict and notices:
             raise UserError(f"{notices[0]}: hardware.strict=true refuses this; set it to false or ask for less")
         return [f"{notice} (hardware.strict=true refuses this)" for notice in notices]
@@ -89,16 +94,25 @@ class RealMachine(Hardware):
         return execution
 
     @property
-    def _nodes(self) -> list[int]:
+    def _numa_nodes(self) -> list[int]:
         return sorted({core.node for core in self.topology.cores})
+
+    @cached_property
+    def _seats(self) -> list[Seat]:
+        return self.topology.seats(self.workers_offered, self.intra_op_threads, self.pin_policy)
 
     @property
     def _crew(self) -> Crew:
         anywhere = tuple(sorted({cpu for core in self.topology.cores for cpu in core.cpus}))
-        cpus = self.topology.spread(self.workers_offered, self.intra_op_threads)
+        sockets = sorted({seat.socket for seat in self._seats})  # those that hold workers
+        place = {socket: node for node, socket in enumerate(sockets)}
+        workers, numa_nodes = self.workers_offered, self._numa_nodes
         return Crew(
-            cpus=cpus if self.pinning else [anywhere] * self.workers_offered,
-            nodes=self._nodes,
+            cpus=[seat.cpus for seat in self._seats] if self.pinning else [anywhere] * workers,
+            nodes=[place[seat.socket] for seat in self._seats] if self.pinning else [0] * workers,
+            beneath=[*map(self.topology.nodes_beneath, sockets)] if self.pinning else [tuple(numa_nodes)],
+            virtual=self.topology.virtual,
+            numa_nodes=numa_nodes,
             memory_policy=self.memory_policy,
             intra_op_threads=self.intra_op_threads,
             timeout_s=self.timeout_s,
@@ -108,10 +122,15 @@ class RealMachine(Hardware):
         if not self.topology.virtual:
             return ""
         cores, sockets = self.topology.num_cores, self.num_nodes
-        has = f"hardware.num_nodes={sockets}: this machine has {_count(len(self._nodes), 'NUMA node')}"
+        has = f"hardware.num_nodes={sockets}: this machine has {_count(len(self._numa_nodes), 'NUMA node')}"
         if cores >= len({core.socket for core in self.topology.cores}):
             return f"{has}; its {cores} cores are split into {sockets} virtual sockets"
         return f"{has} and {_count(cores, 'core')}, which {sockets} virtual sockets share"
+
+    def _unpinned_policy(self) -> str:
+        if self.pinning or self.pin_policy == "spread":
+            return ""
+        return f"hardware.pin_policy={self.pin_policy} has no effect: hardware.pinning=false binds no worker to a core"
 
     def _oversubscription(self) -> str:
         workers, threads, cores = self.workers_offered, self.intra_op_threads, self.topology.num_cores
@@ -121,11 +140,16 @@ class RealMachine(Hardware):
         return f"hardware.num_workers={workers}: {_count(workers, 'worker')}{each} share {_count(cores, 'core')}"
 
     def _facts(self) -> dict[str, Any]:
+        crew = self._crew
         return {
             "topology": self.topology.describe(),
             "virtual_sockets": self.topology.virtual,
             "oversubscribed": bool(self._oversubscription()),
-            "pinning": [list(cpus) for cpus in self._crew.cpus] if self.pinning else None,
+            "pinning": [list(cpus) for cpus in crew.cpus] if self.pinning else None,
+            "nodes": [
+                {"numa_nodes": list(beneath), "workers": [rank for rank, at in enumerate(crew.nodes) if at == node]}
+                for node, beneath in enumerate(crew.beneath)
+            ],
         }
 
 

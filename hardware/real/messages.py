@@ -10,6 +10,8 @@ messages need none.
                             <-   its offset in the common segment
     Arrived("filled", ...)  ->
                             <-   None
+    Arrived("meet")         ->                                         once per meeting
+                            <-   None
     Observed(...)           ->                                         at milestones
     Finished(...)           ->
     Arrived("end")          ->
@@ -27,7 +29,7 @@ from typing import Any
 import torch
 
 from hardware.real.breakdown import Ledger
-from harness.errors import UserError
+from harness.errors import UserError, WorkerFailed
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Arrived:
     """A worker is where all must meet.
 
     Args:
-        place: "start", "shared", "filled" or "end".
+        place: "start", "shared", "filled", "meet" or "end".
         detail: equal on every worker, or the run is wrong.
         length_bytes: memory wanted.
     """
@@ -45,20 +47,26 @@ class Arrived:
     length_bytes: int = 0
 
     @classmethod
-    def to_share(cls, name: str, tensor: torch.Tensor) -> "Arrived":
+    def to_share(cls, name: str, tensor: torch.Tensor, node: int | None) -> "Arrived":
         """At a call of `shared`."""
-        detail = f"{name!r} of shape {tuple(tensor.shape)} and {tensor.dtype}"
+        where = "" if node is None else f" on node {node}"
+        detail = f"{name!r} of shape {tuple(tensor.shape)} and {tensor.dtype}{where}"
         return cls("shared", detail, max(tensor.nbytes, 1))
 
     def __str__(self) -> str:
-        return {"start": "begins", "shared": "shares", "filled": "has shared", "end": "ends"}[self.place] + (
-            f" {self.detail}" if self.detail else ""
-        )
+        verbs = {"start": "begins", "shared": "shares", "filled": "has shared", "meet": "meets", "end": "ends"}
+        return f"{verbs[self.place]} {self.detail}".rstrip()
 
 
 def disagreement(first: Arrived, rank: int, other: Arrived) -> UserError:
     """Workers are not where they should all be."""
-    return UserError(f"worker 0 {first}, but worker {rank} {other}: all must share the same tensors in the same order")
+    rule = "all must share the same tensors, and meet, in the same order"
+    return UserError(f"worker 0 {first}, but worker {rank} {other}: {rule}")
+
+
+def waited_in_vain(rank: int, timeout_s: float) -> WorkerFailed:
+    """A worker was the only one to meet, or one of few."""
+    return WorkerFailed(f"worker {rank} waited at worker.meet() for more than hardware.timeout_s={timeout_s:g}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,13 @@ class Line:
         with self._speaking:
             self._connection.send(message)
 
-    def ask(self, arrived: Arrived) -> Any:
-        """Wait until all workers have arrived. Returns the parent's answer. For one thread."""
+    def ask(self, arrived: Arrived, timeout_s: float | None = None) -> Any:
+        """Wait until all workers have arrived. Returns the parent's answer. For one thread.
+
+        Raises:
+            TimeoutError: if that takes longer.
+        """
         self.say(arrived)
+        if not self._connection.poll(timeout_s):
+            raise TimeoutError
         return self._connection.recv()

@@ -57,12 +57,16 @@ def tensor_over(pages: mmap.mmap, shape: Sequence[int], dtype: torch.dtype, offs
     """A tensor on mapped memory, which it keeps mapped."""
     count = prod(shape)
     if count == 0:
-        return torch.empty(*shape, dtype=dtype)
-    return torch.frombuffer(pages, dtype=dtype, count=count, offset=offset).view(*shape)
+        return torch.empty(tuple(shape), dtype=dtype)
+    return torch.frombuffer(pages, dtype=dtype, count=count, offset=offset).view(tuple(shape))
 
 
 def apply_policy(tensor: torch.Tensor, policy: str, nodes: Sequence[int]) -> str:
     """Set the policy of a tensor's pages that nobody has touched yet. The tensor starts on a page.
+
+    Args:
+        policy: one of the three; bind:<node>,<node> leaves the kernel the choice between several nodes.
+        nodes: to interleave over.
 
     Returns:
         the policy, or "unproved: <reason>" where the kernel does not let us choose.
@@ -72,7 +76,7 @@ def apply_policy(tensor: torch.Tensor, policy: str, nodes: Sequence[int]) -> str
     number = MBIND.get(platform.machine())
     if number is None:
         return f"unproved: mbind is not known on {platform.machine()}"
-    chosen = nodes if policy == "interleave" else [int(policy.removeprefix("bind:"))]
+    chosen = nodes if policy == "interleave" else [int(node) for node in policy.removeprefix("bind:").split(",")]
     mask = np.zeros(MASK_BITS // 64, dtype=np.uint64)
     for node in chosen:
         mask[node // 64] |= np.uint64(1 << node % 64)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -12,10 +12,12 @@ import torch
 
 from hardware.real.counters import SharedCounters
 from hardware.real.crew import Background, Crew, as_failure
-from hardware.real.messages import Arrived, Failed, Line, Observed
+from hardware.real.locks import SharedLocks, held
+from hardware.real.messages import Arrived, Failed, Line, Observed, waited_in_vain
 from hardware.real.parcel import Parcel
 from hardware.real.placement import apply_policy, prove, tensor_over
 from hardware.real.segment import Segment
+from hardware.real.waits import Waits
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.worker import Observation, Place
@@ -29,7 +31,7 @@ class Launch:
         environment: the parent's environment variables, which the fork server may not have.
         program: the packed `Program`.
         rendezvous: where the ranks find each other.
-        counters, shared: common to all workers.
+        counters, locks, shared: common to all workers.
         snapshots: this worker's own.
     """
 
@@ -40,6 +42,7 @@ class Launch:
     connection: Connection
     rendezvous: Segment
     counters: Segment
+    locks: Segment
     shared: Segment
     snapshots: Segment
 
@@ -49,6 +52,7 @@ class ProcessPlace(Place):
 
     def __init__(self, launch: Launch, line: Line) -> None:
         self.rank, self.num_workers = launch.rank, launch.crew.num_workers
+        self.node, self.num_nodes = launch.crew.nodes[launch.rank], launch.crew.num_nodes
         self.device = torch.device("cpu")
         self.placement: dict[str, dict[str, object]] = {}
         self._launch, self._line = launch, line
@@ -56,8 +60,10 @@ class ProcessPlace(Place):
         self._background = Background(launch.crew.timeout_s, self._tell)
         self._shared: dict[str, torch.Tensor] = {}
         self._appending = Lock()
+        self.waits = Waits()
+        self._locks = SharedLocks(launch.locks, launch.crew.timeout_s, self._say_failed)
 
-    def meet(self, arrived: Arrived) -> Any:
+    def ask(self, arrived: Arrived) -> Any:
         """Wait until all workers are here. Returns the parent's answer."""
         return self._line.ask(arrived)
 
@@ -71,16 +77,17 @@ class ProcessPlace(Place):
         self._background.check()
         return self._counters.count(samples, updates)
 
-    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """One tensor in shared memory, placed by the policy and initialised by rank 0."""
-        offset = self.meet(Arrived.to_share(name, tensor))
+    def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
+        """One tensor in shared memory, placed on the node or by the policy, and initialised by rank 0."""
+        crew = self._launch.crew
+        offset = self.ask(Arrived.to_share(name, tensor, node))
         common = tensor_over(self._launch.shared.map(max(tensor.nbytes, 1), offset), tensor.shape, tensor.dtype)
-        policy = self._launch.crew.memory_policy
+        policy = crew.policy(node)
         if self.rank == 0:
-            policy = apply_policy(common, policy, self._launch.crew.nodes)
+            policy = apply_policy(common, policy, crew.numa_nodes)
             common.copy_(tensor.detach())
-        self.meet(Arrived("filled", repr(name)))
-        self.placement[name] = {"policy": policy}
+        self.ask(Arrived("filled", repr(name)))
+        self.placement[name] = crew.placed(node, policy)
         self._shared[name] = common
         return common
 
@@ -99,6 +106,25 @@ class ProcessPlace(Place):
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity, a thread of this process."""
         self._background.start(activity)
+
+    def meet(self) -> None:
+        """Wait until all workers are here.
+
+        Raises:
+            WorkerFailed: if that takes too long.
+        """
+        timeout_s = self._launch.crew.timeout_s
+        try:
+            with self.waits.noted():
+                self._line.ask(Arrived("meet"), timeout_s)
+        except TimeoutError:
+            raise waited_in_vain(self.rank, timeout_s) from None
+        self._background.check()
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """A block of one thread at a time, of all processes."""
+        self._background.check()
+        return held(self._locks, name, f"worker {self.rank}", self.waits)
 
     def report(self, observation: Observation) -> None:
         """Put the snapshot where the parent finds it even if this process is killed next."""
@@ -123,6 +149,8 @@ class ProcessPlace(Place):
         return self.placement
 
     def _tell(self, error: BaseException, details: str) -> None:
-        failure = as_failure(f"a background activity of worker {self.rank}", error, details)
+        self._say_failed(as_failure(f"a background activity of worker {self.rank}", error, details))
+
+    def _say_failed(self, failure: Exception) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # the parent gave up meanwhile
             self._line.say(Failed(failure, time.perf_counter()))

@@ -60,7 +60,8 @@ class _Parent:
     def __init__(self, crew: Crew, program: Program, parcel: Parcel) -> None:
         self._crew, self._synchronous = crew, program.algorithm.synchronous
         self._program = parcel
-        self._common = {"rendezvous": Segment(), "counters": Segment(8 * len(COUNTERS)), "shared": Segment()}
+        self._common = {name: Segment() for name in ("rendezvous", "locks", "shared")}
+        self._common["counters"] = Segment(8 * len(COUNTERS))
         self._snapshots = [Segment() for _ in crew.cpus]
         self._counters = SharedCounters(self._common["counters"])
         modules = [type(program.algorithm).__module__, type(program.problem).__module__]

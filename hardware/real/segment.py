@@ -44,6 +44,12 @@ class Segment:
         length = os.fstat(self.fd).st_size - offset if length_bytes is None else length_bytes
         return mmap.mmap(self.fd, length, flags=mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE, offset=offset)
 
+    def reopen(self) -> "Segment":
+        """The same memory through another open file, to which locks belong."""
+        segment = Segment.__new__(Segment)
+        segment.fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
+        return segment
+
     def close(self) -> None:
         """Let go; maps stay valid."""
         if self.fd >= 0:

@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +19,11 @@ from hardware.real.breakdown import Ledger, break_down
 from hardware.real.counters import LocalCounters
 from hardware.real.crew import Background, Crew, as_failure
 from hardware.real.host_clock import HostClock
-from hardware.real.messages import Arrived, disagreement
+from hardware.real.locks import LocalLocks, held
+from hardware.real.messages import Arrived, disagreement, waited_in_vain
 from hardware.real.placement import allocate, prove
 from hardware.real.signals import deaf
+from hardware.real.waits import Waits
 from harness.errors import WorkerFailed
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
@@ -55,11 +58,11 @@ class _Stopped(BaseException):
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """A tensor all workers see, and the policy its pages were given."""
+    """A tensor all workers see, and what the manifest says of its place."""
 
     name: str
     tensor: torch.Tensor
-    policy: str
+    placed: dict[str, object]
 
 
 class _Run:
@@ -70,6 +73,7 @@ class _Run:
         self.counters = LocalCounters()
         self.over = threading.Event()
         self.stopping = False
+        self.locks = LocalLocks(crew.timeout_s, self.leave_if_stopping)
         self._meeting = threading.Barrier(crew.num_workers)
         self.shared: list[SharedTensor] = []
         self._arrivals: list[list[Arrived]] = [[] for _ in crew.cpus]  # of each worker, one per meeting
@@ -109,16 +113,25 @@ class _Run:
         self._meeting.abort()
         self.over.set()
 
-    def meet(self, rank: int, arrived: Arrived) -> None:
+    def leave_if_stopping(self) -> None:
+        """Called by workers now and then."""
+        if self.stopping:
+            raise _Stopped
+
+    def meet(self, rank: int, arrived: Arrived, timeout_s: float | None = None) -> None:
         """Wait for all workers, which must have come for the same.
 
         Raises:
             UserError: if they have not.
+            WorkerFailed: if it takes longer than `timeout_s`.
         """
         self._arrivals[rank].append(arrived)
+        begin_s = time.perf_counter()
         try:
-            self._meeting.wait()
+            self._meeting.wait(timeout_s)
         except threading.BrokenBarrierError:
+            if timeout_s is not None and time.perf_counter() - begin_s >= timeout_s:
+                raise waited_in_vain(rank, timeout_s) from None
             raise _Stopped from None
         together = [arrivals[len(self._arrivals[rank]) - 1] for arrivals in self._arrivals]
         for other, place in enumerate(together):
@@ -135,7 +148,7 @@ class _Run:
         execution.workers = break_down(ledgers, self.start_s, self.program.algorithm.synchronous).workers
         if self.shared:
             execution.facts["placement"] = {
-                each.name: {"policy": each.policy, "pages_by_node": prove(each.tensor)} for each in self.shared
+                each.name: {**each.placed, "pages_by_node": prove(each.tensor)} for each in self.shared
             }
         return execution
 
@@ -168,7 +181,8 @@ class _Run:
         finish_s = time.perf_counter()
         place.finish()
         none = np.empty((0, 4))
-        ledger = Ledger(finish_s, place.kernel_s, clock.pauses, {}, none, sent_bytes=0, peak_bytes=None)
+        waits = place.waits.table()
+        ledger = Ledger(finish_s, place.kernel_s, clock.pauses, {}, none, waits, sent_bytes=0, peak_bytes=None)
         self.meet(place.rank, Arrived("end"))
         with self._lock:
             self._ledgers[place.rank] = ledger
@@ -181,8 +195,10 @@ class ThreadPlace(Place):
 
     def __init__(self, rank: int, run: _Run) -> None:
         self.rank, self.num_workers = rank, run.crew.num_workers
+        self.node, self.num_nodes = run.crew.nodes[rank], run.crew.num_nodes
         self.device = torch.device("cpu")
         self.kernel_s = 0.0
+        self.waits = Waits()
         self._run = run
         self._num_shared = 0
         self._background = Background(run.crew.timeout_s, self._tell)
@@ -197,13 +213,13 @@ class ThreadPlace(Place):
         self._leave_if_stopping()
         return self._run.counters.count(samples, updates)
 
-    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """One tensor of this process, placed by the policy and initialised by rank 0."""
-        run = self._run
+    def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
+        """One tensor of this process, placed on the node or by the policy, and initialised by rank 0."""
+        run, crew = self._run, self._run.crew
         if self.rank == 0:
-            common, policy = allocate(tensor.shape, tensor.dtype, run.crew.memory_policy, run.crew.nodes)
-            run.shared.append(SharedTensor(name, common.copy_(tensor.detach()), policy))
-        run.meet(self.rank, Arrived.to_share(name, tensor))
+            common, policy = allocate(tensor.shape, tensor.dtype, crew.policy(node), crew.numa_nodes)
+            run.shared.append(SharedTensor(name, common.copy_(tensor.detach()), crew.placed(node, policy)))
+        run.meet(self.rank, Arrived.to_share(name, tensor, node))
         self._num_shared += 1
         return run.shared[self._num_shared - 1].tensor
 
@@ -226,6 +242,17 @@ class ThreadPlace(Place):
         """Start a helper activity, another thread on the same CPUs."""
         self._background.start(activity)
 
+    def meet(self) -> None:
+        """Wait for all workers."""
+        self._leave_if_stopping()
+        with self.waits.noted():
+            self._run.meet(self.rank, Arrived("meet"), self._run.crew.timeout_s)
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """A block of one thread at a time."""
+        self._leave_if_stopping()
+        return held(self._run.locks, name, f"worker {self.rank}", self.waits)
+
     def report(self, observation: Observation) -> None:
         """Keep an observation."""
         self._run.observations.append(observation)
@@ -238,6 +265,5 @@ class ThreadPlace(Place):
         self._run.fail(f"a background activity of worker {self.rank}", error, details)
 
     def _leave_if_stopping(self) -> None:
-        if self._run.stopping:
-            raise _Stopped
+        self._run.leave_if_stopping()
         self._background.check()

@@ -4,9 +4,10 @@ Only what this process may use counts (`os.sched_getaffinity`): in a container o
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import count, islice
 from pathlib import Path
 
 SYSFS = Path("/sys/devices/system")
@@ -24,6 +25,19 @@ class Core:
 
     cpus: tuple[int, ...]
     node: int
+    socket: int
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What one worker is given.
+
+    Args:
+        cpus: hardware threads, ascending.
+        socket: the one they belong to.
+    """
+
+    cpus: tuple[int, ...]
     socket: int
 
 
@@ -60,17 +74,31 @@ class Topology:
         cores = tuple(replace(self.cores[i % len(self.cores)], socket=i * num_sockets // count) for i in range(count))
         return Topology(cores, virtual=True)
 
-    def spread(self, num_workers: int, cpus_per_worker: int = 1) -> list[tuple[int, ...]]:
-        """The hardware threads of each worker: round-robin over sockets, physical cores before their second threads.
+    def seats(self, num_workers: int, cpus_per_worker: int = 1, policy: str = "spread") -> list[Seat]:
+        """The seat of each worker, all on one socket, physical cores before their second threads.
 
-        >>> two = Topology((Core((0, 2), node=0, socket=0), Core((1, 3), node=1, socket=1)))
-        >>> two.spread(3)
-        [(0,), (1,), (2,)]
+        Args:
+            policy: "spread" goes round robin over the sockets, "fill" takes all cores of one before those of the next.
+
+        >>> cores = tuple(Core((cpu, cpu + 4), node=cpu // 2, socket=cpu // 2) for cpu in range(4))
+        >>> [seat.cpus for seat in Topology(cores).seats(6)]
+        [(0,), (2,), (1,), (3,), (4,), (6,)]
+        >>> [seat.cpus for seat in Topology(cores).seats(6, policy="fill")]
+        [(0,), (1,), (2,), (3,), (4,), (5,)]
         """
-        sockets = sorted({core.socket for core in self.cores})
-        queues = [_cycle_cpus([core.cpus for core in self.cores if core.socket == socket]) for socket in sockets]
-        turns = [queues[worker % len(queues)] for worker in range(num_workers)]
-        return [tuple(sorted({next(queue) for _ in range(cpus_per_worker)})) for queue in turns]
+        ranked = []
+        for socket in sorted({core.socket for core in self.cores}):
+            cores = [core.cpus for core in self.cores if core.socket == socket]
+            taken: Counter[tuple[int, int]] = Counter()
+            for depth, cpus in islice(_turns(cores, cpus_per_worker), num_workers):
+                order = (taken[depth], socket) if policy == "spread" else (socket, taken[depth])
+                taken[depth] += 1
+                ranked.append((depth, order, Seat(cpus, socket)))
+        return [seat for _, _, seat in sorted(ranked, key=lambda entry: entry[:2])[:num_workers]]
+
+    def nodes_beneath(self, socket: int) -> tuple[int, ...]:
+        """The NUMA nodes that the cores of a socket belong to, ascending; several beneath some virtual sockets."""
+        return tuple(sorted({core.node for core in self.cores if core.socket == socket}))
 
     def describe(self) -> list[dict[str, object]]:
         """One plain entry per core, for the manifest."""
@@ -116,7 +144,15 @@ def _siblings(root: Path, cpu: int, allowed: Set[int]) -> tuple[int, ...]:
     return tuple(sibling for sibling in together if sibling in allowed) or (cpu,)
 
 
-def _cycle_cpus(cores: list[tuple[int, ...]]) -> Iterator[int]:
-    rounds = [cpu for level in zip_longest(*cores) for cpu in level if cpu is not None]
-    while True:
-        yield from rounds
+def _turns(cores: list[tuple[int, ...]], cpus_per_worker: int) -> Iterator[tuple[tuple[int, int], tuple[int, ...]]]:
+    """What a socket's workers get, one after the other, without end.
+
+    Yields:
+        how deep its last hardware thread lies (times that all have been given out, threads of its core taken before),
+        and the hardware threads.
+    """
+    threads = sorted((depth, place) for place, cpus in enumerate(cores) for depth in range(len(cpus)))
+    for first in count(0, cpus_per_worker):
+        rounds, last = divmod(first + cpus_per_worker - 1, len(threads))
+        given = (threads[position % len(threads)] for position in range(first, first + cpus_per_worker))
+        yield (rounds, threads[last][0]), tuple(sorted({cores[place][depth] for depth, place in given}))

@@ -83,13 +83,13 @@ def _work(launch: Launch, line: Line) -> None:
     warm_up(meter)
     ledger = _train(program, place, meter)
     line.say(Finished(ledger, place.prove_placement()))
-    place.meet(Arrived("end"))
+    place.ask(Arrived("end"))
     dist.destroy_process_group()
 
 
 def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
     worker = Worker(place, program)
-    start_s = place.meet(Arrived("start"))
+    start_s = place.ask(Arrived("start"))
     time.sleep(max(0.0, start_s - time.perf_counter()))
     clock = place.clock = HostClock(start_s)
     begin_cpu_s = time.thread_time()
@@ -102,6 +102,7 @@ def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
         pauses=clock.pauses,
         collectives={name: log.table() for name, log in meter.collectives.items()},
         messages=meter.messages.table(),
+        waits=place.waits.table(),
         sent_bytes=meter.sent_bytes,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )

@@ -30,10 +30,12 @@ from typing import NoReturn
 import simpy
 
 from hardware.simulated.activity import Aborted, Activity, Died, Reason, Signal, TimedOut
+from harness import worker as harness_worker
 from harness.errors import TwinclockError, WorkerFailed
 
 STACK_BYTES = 4 * 2**20  # of a baton thread: address space, touched only as far as it is used
-_NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), os.path.dirname(__file__), "<")
+_OURS = (os.path.dirname(__file__), harness_worker.__file__)
+_NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), *_OURS, "<")
 PATIENCE_S = 600.0  # waits of less give up on time; those of torch's usual time-outs (gloo's 1800 s, NCCL's 600 s) only
 # where a rank or a link may fail, or as late as it is noticed
 POLL_S = 1e-6  # virtual seconds of a look that finds nothing, so that a loop of them ends; assumed

@@ -108,6 +108,8 @@ class Simulated(Hardware):
         execution.timeline = partial(timeline.write, accounts=[place.timelines.account for place in simulation.places])
         if self.memory is not None:
             execution.facts["sockets"] = [self.memory.socket(rank) for rank in range(machine.num_ranks)]
+        if machine.tensors:
+            execution.facts["placement"] = {name: {"node": each.node} for name, each in machine.tensors.items()}
         if traffic := simulation.traffic():
             execution.facts["links"] = {name: asdict(carried) for name, carried in traffic.items()}
         return execution
@@ -120,7 +122,7 @@ class Simulated(Hardware):
         models = None
         if self.memory is not None:
             models = SharedModels(engine, self.memory, self.compute.kernel, paces)
-        return Simulation(Machine(engine, fabric, self.compute, num_ranks, models), paces, seed)
+        return Simulation(Machine(engine, fabric, self.compute, num_ranks, self.memory, models), paces, seed)
 
     def _pace(self, rank: int, seed: int) -> Pace:
         factor, slowdowns = self.stragglers.get(rank, 1.0), self.slowdowns.get(rank)

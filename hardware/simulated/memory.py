@@ -7,14 +7,15 @@ Each cache line of a shared model has an owner, the core that wrote it last, and
     else    a hit, whose cost is inside `Roofline.nonzero_s`, or that of the torch operator
 
 Misses of one sample, or of one torch operator, overlap: n of them take max(dearest, sum / outstanding_misses). Caches
-are taken to be large enough for the model, the memory of a model is on the first socket, where rank 0 touched it first,
-and neither the interconnect nor a line's home is ever congested.
+are taken to be large enough for the model, the memory of a model is on its home socket, and neither the interconnect
+nor a line's home is ever congested.
 
-Ranks sit on cores round robin over the sockets ("spread"): rank r on socket r mod sockets.
+Rank r sits on socket r mod sockets ("spread"), or on socket r div cores_per_socket ("fill").
 """
 
 from dataclasses import dataclass, fields
 
+from hardware.base import check_pin_policy
 from harness.errors import require
 
 MAX_WORKERS = 64  # sharers of a line are bits of one word
@@ -36,6 +37,7 @@ class SharedMemory:
         atomic_s: an atomic operation on a line at hand.
         wake_s: what it costs to wake who sleeps on a mutex.
         sleep_s: from being woken on a mutex to running again.
+        pin_policy: spread (ranks round robin over the sockets) or fill (all cores of one socket before the next's).
     """
 
     sockets: int
@@ -49,6 +51,7 @@ class SharedMemory:
     atomic_s: float
     wake_s: float
     sleep_s: float
+    pin_policy: str
 
     def __post_init__(self) -> None:
         for name in ("sockets", "cores_per_socket", "outstanding_misses"):
@@ -57,6 +60,7 @@ class SharedMemory:
         require(line >= 8 and line & (line - 1) == 0, "hardware.memory.line_bytes", "must be a power of two >= 8", line)
         for name in (field.name for field in fields(self) if field.name.endswith("_s")):
             require(getattr(self, name) >= 0, f"hardware.memory.{name}", "must be >= 0", getattr(self, name))
+        check_pin_policy("hardware.memory.pin_policy", self.pin_policy)
 
     @property
     def cores(self) -> int:
@@ -79,7 +83,11 @@ class SharedMemory:
 
     def socket(self, rank: int) -> int:
         """The socket of a rank's core."""
-        return rank % self.sockets
+        return rank % self.sockets if self.pin_policy == "spread" else rank // self.cores_per_socket
+
+    def num_sockets(self, num_ranks: int) -> int:
+        """Sockets that hold at least one of the ranks: the first ones."""
+        return 1 + max(self.socket(rank) for rank in range(num_ranks))
 
     def remote_ranks(self, rank: int, num_ranks: int) -> int:
         """A bit for every rank on another socket than `rank`'s."""
@@ -89,6 +97,6 @@ class SharedMemory:
         """Seconds to read a line that rank `owner` wrote last."""
         return self.same_socket_s if self.socket(reader) == self.socket(owner) else self.cross_socket_s
 
-    def load_s(self, reader: int) -> float:
-        """Seconds to read a line of a model that nobody has written."""
-        return self.local_memory_s if self.socket(reader) == 0 else self.remote_memory_s
+    def load_s(self, reader: int, home: int) -> float:
+        """Seconds to read a line that nobody has written, of a model whose memory is on socket `home`."""
+        return self.local_memory_s if self.socket(reader) == home else self.remote_memory_s

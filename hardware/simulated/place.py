@@ -15,14 +15,33 @@ from hardware.simulated.device import Device
 from hardware.simulated.engine import Engine
 from hardware.simulated.fabric import Fabric
 from hardware.simulated.landing import Landing
+from hardware.simulated.memory import SharedMemory
 from hardware.simulated.process_group import BACKEND
 from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.store import SimulatedStore
+from hardware.simulated.turns import Locks, Meeting
 from hardware.simulated.values import described
 from harness.errors import UserError
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model, SplitModel
 from harness.worker import COUNTERS, Observation, Place
+
+
+@dataclass(frozen=True)
+class SharedTensor:
+    """A tensor all ranks see.
+
+    Args:
+        node: the socket in whose memory it lies.
+        ready: happens when rank 0 has filled it.
+    """
+
+    tensor: torch.Tensor
+    node: int
+    ready: Signal = field(default_factory=Signal)
+
+    def __str__(self) -> str:
+        return f"{described(self.tensor)} on node {self.node}"
 
 
 @dataclass
@@ -33,13 +52,20 @@ class Machine:
     fabric: Fabric
     compute: Compute
     num_ranks: int
+    memory: SharedMemory | None
     models: SharedModels | None
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
-    tensors: dict[str, tuple[torch.Tensor, Signal]] = field(default_factory=dict)
+    tensors: dict[str, SharedTensor] = field(default_factory=dict)
     observations: list[Observation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.store = SimulatedStore(self.engine)
+        self.meeting = Meeting(self.engine, self.num_ranks)
+        self.locks = Locks(self.engine, self.transfer_s)
+
+    def transfer_s(self, rank: int, last: int) -> float:
+        """Seconds until `rank` has a cache line that `last` wrote; 0 where no memory is modelled."""
+        return 0.0 if self.memory is None else self.memory.fetch_s(rank, last)
 
 
 class SimulatedPlace(Place):
@@ -47,6 +73,8 @@ class SimulatedPlace(Place):
 
     def __init__(self, machine: Machine, rank: int, device: Device) -> None:
         self.rank, self.num_workers = rank, machine.num_ranks
+        if machine.memory is not None:
+            self.node, self.num_nodes = machine.memory.socket(rank), machine.memory.num_sockets(machine.num_ranks)
         self.device = torch.device("cpu")
         self.clock = VirtualClock(machine.engine)
         self._machine = machine
@@ -88,11 +116,13 @@ class SimulatedPlace(Place):
         """Add to both counters, at this rank's virtual time."""
         return self.add("samples", samples), self.add("updates", updates)  # no time passes between the two
 
-    def shared(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
         """One tensor seen by all ranks; handing it out costs no virtual time.
 
+        It lies on the node, or on the first one, whose rank 0 touches it first.
+
         Raises:
-            UserError: on a machine without shared memory, or if ranks differ in shape or dtype.
+            UserError: on a machine without shared memory, or if ranks differ in shape, dtype or node.
         """
         machine = self._machine
         if machine.models is None:
@@ -101,22 +131,23 @@ class SimulatedPlace(Place):
                 "hardware with shared memory, such as sim_numa2"
             )
         machine.engine.sync()
+        own = SharedTensor(tensor, node or 0)
         if name not in machine.tensors:
             with machine.engine.uncharged():
-                machine.tensors[name] = (torch.empty_like(tensor.detach()), Signal())
-        shared, ready = machine.tensors[name]
-        if described(shared) != described(tensor):
+                machine.tensors[name] = SharedTensor(torch.empty_like(tensor.detach()), own.node)
+        shared = machine.tensors[name]
+        if str(shared) != str(own):
             raise UserError(
-                f"worker.shared({name!r}) must be given one dtype and shape by all workers, got {described(shared)} "
-                f"and {described(tensor)} from rank {self.rank}"
+                f"worker.shared({name!r}) must be given one dtype, shape and node by all workers, got {shared} "
+                f"and {own} from rank {self.rank}"
             )
         if self.rank == 0:
             with machine.engine.uncharged():
-                shared.copy_(tensor.detach())
-            machine.models.add(shared)
-            machine.engine.happen(ready)
-        machine.engine.wait(ready, f"rank 0 to share {name!r}")
-        return shared
+                shared.tensor.copy_(tensor.detach())
+            machine.models.add(shared.tensor, shared.node)
+            machine.engine.happen(shared.ready)
+        machine.engine.wait(shared.ready, f"rank 0 to share {name!r}")
+        return shared.tensor
 
     def run(
         self,
@@ -169,6 +200,14 @@ class SimulatedPlace(Place):
             engine.happen(ended)
 
         engine.spawn(self.rank, f"rank {self.rank} (background)", body, self.clock.now())
+
+    def meet(self) -> None:
+        """Wait until all ranks have come."""
+        self._machine.meeting.meet(self.rank)
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """A block of one activity at a time; a lock that another rank held last is fetched from its core."""
+        return self._machine.locks.held(name, self.rank, partial(self.timelines.charge, 0.0))
 
     def dealt(self, num_samples: int) -> None:
         """Owe the cost of a batch; where memory is shared, first let others' writes land."""

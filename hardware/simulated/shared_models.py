@@ -57,10 +57,13 @@ class SharedModels:
         self._workers = np.zeros(num_ranks, memory_loop.WORKER)
         self._workers["next_s"] = np.inf
         self._workers["remote"] = [memory.remote_ranks(rank, num_ranks) for rank in range(num_ranks)]
-        ranks = range(num_ranks)
+        ranks, sockets = range(num_ranks), range(memory.sockets)
         self._fetch_s = np.array(
-            [[*(memory.fetch_s(rank, owner) for owner in ranks), memory.load_s(rank)] for rank in ranks]
-        )  # by reader and owner, the last column from memory: shape (ranks, ranks + 1)
+            [
+                [*(memory.fetch_s(rank, owner) for owner in ranks), *(memory.load_s(rank, home) for home in sockets)]
+                for rank in ranks
+            ]
+        )  # by reader and owner, or the home of a line that nobody owns: shape (ranks, ranks + sockets)
         self._samples = np.zeros((num_ranks, 0), np.int32)
         self._lines = np.zeros(0, memory_loop.LINE)
         self._ledger = Ledger(
@@ -74,15 +77,15 @@ class SharedModels:
         self._ends = [Signal() for _ in range(num_ranks)]
         self._alarm = 0
 
-    def add(self, tensor: torch.Tensor) -> None:
-        """Make a tensor known as shared; the caller keeps it alive."""
+    def add(self, tensor: torch.Tensor, home: int) -> None:
+        """Make a tensor, whose memory is on socket `home`, known as shared; the caller keeps it alive."""
         lines_needed = -(-tensor.nbytes // self._memory.line_bytes)
         ledger = self._ledger
         self._models[tensor.data_ptr()] = _Model(
             len(ledger.versions), len(self._lines), len(ledger.written), tensor.numel()
         )
         fresh = np.zeros(lines_needed, memory_loop.LINE)
-        fresh["owner"] = len(self._workers)
+        fresh["owner"] = len(self._workers) + home
         self._lines = np.concatenate([self._lines, fresh])
         self._ledger = ledger._replace(
             written=np.concatenate([ledger.written, np.zeros(tensor.numel(), np.int64)]),

@@ -61,6 +61,11 @@ class Kernel(ABC):
     def indices(self) -> torch.Tensor:
         """int32, shape (touched,): coordinates, ascending within a sample."""
 
+    @property
+    @abstractmethod
+    def num_coordinates(self) -> int:
+        """Coordinates of the model, of `block` parameters each."""
+
     @abstractmethod
     def native(self) -> Any:
         """What compiled code sees: a NamedTuple of numpy views and numbers, with `indptr` and `indices` among them.

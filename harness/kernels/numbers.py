@@ -1,7 +1,7 @@
 """How a coordinate of a model is read and added to, whatever it is stored as.
 
     float32, float64  as they are, or by an atomic addition
-    uint16            the upper half of a float32: bfloat16, rounded stochastically
+    int16             the bits of a bfloat16, the upper half of a float32, rounded stochastically
     int8              a fixed-point number of `quantum` steps in [-127, 127], rounded stochastically
     Hot               a float model whose hottest coordinates are replicated
 
@@ -87,14 +87,14 @@ def add(weights: Any, j: int, change: float, step: Step, salt: int) -> None:
 def _load(weights, j, step):
     if isinstance(weights, types.NamedTuple):
         return _load_hot
-    return {types.int8: _load_int8, types.uint16: _load_bfloat16}.get(weights.dtype, _load_float)
+    return {types.int8: _load_int8, types.int16: _load_bfloat16}.get(weights.dtype, _load_float)
 
 
 @overload(add, jit_options=INLINE)
 def _add(weights, j, change, step, salt):
     if isinstance(weights, types.NamedTuple):
         return _add_hot
-    return {types.int8: _add_int8, types.uint16: _add_bfloat16}.get(weights.dtype, _add_float)
+    return {types.int8: _add_int8, types.int16: _add_bfloat16}.get(weights.dtype, _add_float)
 
 
 def _load_float(weights, j, step):
@@ -108,14 +108,19 @@ def _add_float(weights, j, change, step, salt):
         weights[j] += change
 
 
+@njit(**INLINE)
+def _bfloat16(bits):
+    return _as_float(np.uint32(np.uint16(bits)) << np.uint32(16))
+
+
 def _load_bfloat16(weights, j, step):
-    return _as_float(np.uint32(weights[j]) << np.uint32(16))
+    return _bfloat16(weights[j])
 
 
 def _add_bfloat16(weights, j, change, step, salt):
-    exact = _as_bits(np.float32(_as_float(np.uint32(weights[j]) << np.uint32(16)) + change))
+    exact = _as_bits(np.float32(_bfloat16(weights[j]) + change))
     noise = np.uint32(hashed(salt, j) >> np.uint64(48))  # 16 bits: those that are cut off
-    weights[j] = np.uint16((exact + noise) >> np.uint32(16))
+    weights[j] = np.int16(np.uint16((exact + noise) >> np.uint32(16)))
 
 
 def _load_int8(weights, j, step):

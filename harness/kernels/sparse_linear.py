@@ -49,6 +49,11 @@ class SparseLinearKernel(Kernel):
         """Of the rows: features."""
         return self.rows.indices
 
+    @property
+    def num_coordinates(self) -> int:
+        """Features."""
+        return self.rows.num_features
+
     def native(self) -> "_Linear":
         """Views of the rows."""
         rows = self.rows

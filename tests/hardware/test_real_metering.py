@@ -21,14 +21,15 @@ from harness.worker import COUNTERS
 START_S = 1000.0
 
 
-def ledger(collectives, finish=10.0, busy=100.0, pauses=(), messages=(), group="0"):
+def ledger(collectives, finish=10.0, busy=100.0, pauses=(), messages=(), waits=(), group="0"):
     """Times on the run's clock, for a run that starts at START_S; NEVER and ASIDE stay what they are."""
 
     def table(rows):
         return np.array(rows, dtype=float).reshape(-1, 4) + START_S
 
     shifted = [(begin + START_S, end + START_S) for begin, end in pauses]
-    return Ledger(START_S + finish, busy, shifted, {group: table(collectives)}, table(messages), 8, None)
+    waited = np.array(waits, dtype=float).reshape(-1, 2) + START_S
+    return Ledger(START_S + finish, busy, shifted, {group: table(collectives)}, table(messages), waited, 8, None)
 
 
 def test_waiting_for_the_last_is_idleness_and_the_rest_communication():
@@ -37,6 +38,11 @@ def test_waiting_for_the_last_is_idleness_and_the_rest_communication():
     early, late = break_down([first, last], START_S, synchronous=True).workers
     assert (early.idle_s, early.comm_s, early.compute_s) == pytest.approx((2, 1, 7))
     assert (late.idle_s, late.comm_s, late.compute_s) == pytest.approx((0, 1, 9))
+
+
+def test_waiting_for_a_meeting_or_a_lock_is_idleness_pauses_apart():
+    (report,) = break_down([ledger([], waits=[(1, 3), (4, 8)], pauses=[(5, 6)])], START_S, synchronous=True).workers
+    assert (report.idle_s, report.comm_s, report.compute_s, report.finish_s) == pytest.approx((5, 0, 4, 9))
 
 
 def test_who_need_not_wait_is_not_idle_afterwards():

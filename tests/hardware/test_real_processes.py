@@ -92,9 +92,10 @@ def test_unmodified_ddp_is_metered():
 def test_every_worker_is_pinned():
     two = machine(2)
     execution = two.execute(program(ReportsCPUs), no_progress)
-    masks = [sum(1 << cpu for cpu in cpus) for cpus in two.topology.spread(2)]
+    cpus_of_worker = [seat.cpus for seat in two.topology.seats(2)]
+    masks = [sum(1 << cpu for cpu in cpus) for cpus in cpus_of_worker]
     assert execution.observations[-1].parameters.tolist() == masks
-    assert execution.facts["pinning"] == [list(cpus) for cpus in two.topology.spread(2)]
+    assert execution.facts["pinning"] == [list(cpus) for cpus in cpus_of_worker]
 
 
 def test_more_workers_than_cores():

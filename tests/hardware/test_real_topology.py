@@ -29,6 +29,10 @@ def tree(tmp_path):
     return write
 
 
+def cpus_of(topology, num_workers, **options):
+    return [seat.cpus for seat in topology.seats(num_workers, **options)]
+
+
 TWO_NODES = [[(0, 4), (1, 5)], [(2, 6), (3, 7)]]
 FOUR_NODES = [[(0,), (1,)], [(2,), (3,)], [(4,), (5,)], [(6,), (7,)]]
 
@@ -41,20 +45,48 @@ def test_parses_the_kernels_lists(text, cpus):
 def test_two_nodes_spread_round_robin_cores_before_siblings(tree):
     topology = read_topology(tree(TWO_NODES), set(range(8)))
     assert (topology.num_sockets, topology.num_cores, topology.virtual) == (2, 4, False)
-    assert topology.spread(9) == [(0,), (2,), (1,), (3,), (4,), (6,), (5,), (7,), (0,)]
+    assert cpus_of(topology, 9) == [(0,), (2,), (1,), (3,), (4,), (6,), (5,), (7,), (0,)]
 
 
 def test_workers_with_several_threads_stay_on_one_socket(tree):
     topology = read_topology(tree(TWO_NODES), set(range(8)))
-    assert topology.spread(2, cpus_per_worker=2) == [(0, 1), (2, 3)]
-    assert topology.spread(1, cpus_per_worker=8) == [(0, 1, 4, 5)]
+    assert cpus_of(topology, 2, cpus_per_worker=2) == [(0, 1), (2, 3)]
+    assert cpus_of(topology, 1, cpus_per_worker=8) == [(0, 1, 4, 5)]
 
 
 def test_four_nodes(tree):
     topology = read_topology(tree(FOUR_NODES), set(range(8)))
-    assert topology.spread(4) == [(0,), (2,), (4,), (6,)]
+    assert cpus_of(topology, 4) == [(0,), (2,), (4,), (6,)]
     two = topology.with_sockets(2)
     assert {core.node for core in two.cores} == {0, 1} and not two.virtual
+
+
+def test_two_nodes_are_filled_one_after_the_other_cores_before_siblings(tree):
+    topology = read_topology(tree(TWO_NODES), set(range(8)))
+    filled = [(0,), (1,), (2,), (3,), (4,), (5,), (6,), (7,)]
+    assert cpus_of(topology, 10, policy="fill") == [*filled, (0,), (1,)]
+    assert [seat.socket for seat in topology.seats(6, policy="fill")] == [0, 0, 1, 1, 0, 0]
+
+
+def test_filling_keeps_workers_with_several_threads_on_one_socket(tree):
+    topology = read_topology(tree(TWO_NODES), set(range(8)))
+    assert cpus_of(topology, 4, cpus_per_worker=2, policy="fill") == [(0, 1), (2, 3), (4, 5), (6, 7)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [("spread", [(0,), (1,), (2,), (3,), (4,), (5,)]), ("fill", [(0,), (1,), (2,), (3,), (4,), (5,)])],
+)
+def test_no_second_thread_is_used_while_any_socket_has_a_free_core(tree, policy, expected):
+    """Sockets of one and three cores, the first core and the first of the other three with two threads."""
+    topology = read_topology(tree([[(0, 4)], [(1, 5), (2,), (3,)]]), set(range(6)))
+    assert cpus_of(topology, 6, policy=policy) == expected
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("spread", [0, 1, 2, 3]), ("fill", [0, 0, 1, 1])])
+def test_four_nodes_by_policy(tree, policy, expected):
+    topology = read_topology(tree(FOUR_NODES), set(range(8)))
+    assert [seat.socket for seat in topology.seats(4, policy=policy)] == expected
 
 
 def test_only_allowed_cpus_count(tree):
@@ -74,13 +106,13 @@ def test_a_machine_without_numa_folders_is_one_node(tmp_path):
 def test_virtual_sockets_split_the_cores():
     one_node = Topology(tuple(Core((cpu,), 0, 0) for cpu in range(4)))
     split = one_node.with_sockets(2)
-    assert split.virtual and split.spread(4) == [(0,), (2,), (1,), (3,)]
+    assert split.virtual and cpus_of(split, 4) == [(0,), (2,), (1,), (3,)]
 
 
 def test_one_core_is_shared_by_virtual_sockets():
     split = Topology((Core((0,), 0, 0),)).with_sockets(2)
     assert split.virtual and (split.num_sockets, split.num_cores) == (2, 1)
-    assert split.spread(2) == [(0,), (0,)]
+    assert cpus_of(split, 2) == [(0,), (0,)]
 
 
 def replaced(monkeypatch, cores):
@@ -122,11 +154,25 @@ def test_offers_a_worker_per_core(monkeypatch, tree):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("num_nodes", 0), ("intra_op_threads", 0), ("timeout_s", 0.0), ("memory_policy", "nearby")]
+    ("setting", "value"),
+    [
+        ("num_nodes", 0),
+        ("intra_op_threads", 0),
+        ("timeout_s", 0.0),
+        ("memory_policy", "nearby"),
+        ("pin_policy", "scatter"),
+    ],
 )
 def test_refuses_senseless_settings(setting, value):
     with pytest.raises(UserError, match=rf"hardware\.{setting} must be"):
         machine(**{setting: value})
+
+
+def test_a_policy_without_pinning_is_said_to_have_no_effect(monkeypatch):
+    replaced(monkeypatch, ONE_NODE)
+    (notice,) = machine(2, pinning=False, pin_policy="fill").check()
+    assert notice.startswith("hardware.pin_policy=fill has no effect: hardware.pinning=false")
+    assert machine(2, pinning=False).check() == []
 
 
 def test_refuses_memory_on_a_node_that_is_not_there():

@@ -14,8 +14,8 @@ from tests.hardware.toys import ToyKernel
 
 NONZERO_S = 1e-9
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, NONZERO_S)  # operators are free
-FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10, 0.0, 0.0, 0.0)
-NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0)
+FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10, 0.0, 0.0, 0.0, "spread")
+NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0, "spread")
 FEATURES = 64
 
 
@@ -184,6 +184,56 @@ def test_a_cold_model_comes_from_the_memory_of_the_first_socket():
     assert results(body, 2, memory=NUMA, compute=COMPUTE) == pytest.approx([81e-9, 141e-9], rel=1e-9)
 
 
+def test_a_model_of_a_node_comes_from_the_memory_of_that_socket():
+    sparse = rows_of([0], [16], features=256)
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(256), node=1)
+        other = worker.shared("other", torch.zeros(256), node=0)
+        worker.run(sparse, model, torch.tensor([worker.rank], dtype=torch.int32), 0.1)
+        before_s = worker.clock.now()
+        other[16 * worker.rank].clone()
+        return before_s, worker.clock.now() - before_s
+
+    first, second = results(body, 2, memory=NUMA, compute=COMPUTE)
+    assert first == pytest.approx((141e-9, 80e-9), rel=1e-9)
+    assert second == pytest.approx((81e-9, 140e-9), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("policy", "workers", "nodes"), [("spread", 3, [0, 1, 0]), ("fill", 3, [0, 0, 0]), ("fill", 9, [0] * 8 + [1])]
+)
+def test_nodes_are_the_sockets_that_hold_ranks(policy, workers, nodes):
+    seen = results(lambda worker: (worker.node, worker.num_nodes), workers, memory=replace(NUMA, pin_policy=policy))
+    assert seen == [(node, max(nodes) + 1) for node in nodes]
+
+
+def test_a_cluster_is_one_node():
+    assert results(lambda worker: (worker.node, worker.num_nodes), 3) == [(0, 1)] * 3
+
+
+def test_the_manifest_has_every_shared_tensor_with_its_node():
+    def body(worker):
+        worker.shared("here", torch.zeros(1))
+        worker.shared("there", torch.zeros(1), node=1)
+
+    done = execute(body, 2, memory=NUMA)
+    assert done.facts["placement"] == {"here": {"node": 0}, "there": {"node": 1}}
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [
+        (lambda worker: worker.shared("x", torch.zeros(1), node=2), "must be given a node from 0 to 1, or None, got 2"),
+        (lambda worker: [worker.shared("x", torch.zeros(1)) for _ in range(2)], "must be given each name once"),
+        (lambda worker: worker.shared("x", torch.zeros(1), node=worker.rank), "float32[1] on node 1"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(share, words):
+    failure = execute(share, 2, memory=NUMA).failure
+    assert isinstance(failure, UserError) and words in str(failure)
+
+
 def test_misses_overlap_up_to_the_outstanding_ones():
     sparse = rows_of([0, 16, 32, 48, 64, 80, 96, 112], features=128)
     body = updates(sparse, everyone(1))
@@ -207,6 +257,7 @@ def test_misses_overlap_up_to_the_outstanding_ones():
         ({"local_memory_s": 1e-5}, True),
         ({"remote_memory_s": 1e-5}, True),
         ({"outstanding_misses": 1}, True),
+        ({"pin_policy": "fill"}, True),
         ({"cores_per_socket": 16}, False),  # a limit on workers, nothing else
     ],
 )
@@ -442,6 +493,7 @@ def test_more_workers_than_cores_are_refused(memory, workers, words):
         {"line_bytes": 48},
         {"same_socket_s": -1.0},
         {"outstanding_misses": 0},
+        {"pin_policy": "scatter"},
     ],
 )
 def test_impossible_machines_are_refused(change):

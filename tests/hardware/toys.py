@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NamedTuple
@@ -40,6 +41,10 @@ class ToyKernel(Kernel):
     @cached_property
     def indices(self):
         return torch.zeros(len(self.numbers), dtype=torch.int32)
+
+    @property
+    def num_coordinates(self):
+        return 1
 
     def native(self):
         return Numbers(self.indptr.numpy(), self.indices.numpy(), self.numbers.numpy())
@@ -291,6 +296,48 @@ class WildWide(Wild):
 
 
 @dataclass(frozen=True)
+class WildOnNodes(Wild):
+    """Shares 64 pages of 4 KiB on every node, and observes the node and the number of nodes of every worker."""
+
+    def train(self, worker, problem):
+        for node in range(worker.num_nodes):
+            worker.shared(f"of {node}", torch.ones(64 * 512, dtype=torch.float64), node)
+        nodes = worker.shared("nodes", torch.full((worker.num_workers + 1,), -1.0, dtype=torch.float64))
+        nodes[worker.rank], nodes[-1] = worker.node, worker.num_nodes
+        while (nodes < 0).any():
+            time.sleep(0.001)
+        for batch in worker.batches(problem, self.batch_size):
+            worker.observe(nodes, samples=len(batch))
+
+
+@dataclass(frozen=True)
+class WildTwice(Wild):
+    """Shares two tensors under one name."""
+
+    def name(self, worker):
+        worker.shared("model", torch.zeros(1))
+        return "model"
+
+
+@dataclass(frozen=True)
+class WildNowhere(Wild):
+    """Shares a tensor on a node that is not there."""
+
+    def name(self, worker):
+        worker.shared("lost", torch.zeros(1), node=worker.num_nodes)
+        return "model"
+
+
+@dataclass(frozen=True)
+class WildOddNode(Wild):
+    """Workers disagree about the node of a shared tensor."""
+
+    def name(self, worker):
+        worker.shared("odd", torch.zeros(1), node=worker.rank)
+        return "model"
+
+
+@dataclass(frozen=True)
 class WildOdd(Wild):
     """Workers disagree about the name of the shared tensor."""
 
@@ -332,6 +379,146 @@ class WildLingering(WildHelped):
 
 
 @dataclass(frozen=True)
+class Counted(Wild):
+    """Every batch adds one to a shared counter, in two steps that others may come between."""
+
+    locked: bool = True
+
+    def train(self, worker, problem):
+        counter = worker.shared("counter", torch.zeros(1, dtype=torch.float64))
+        for batch in worker.batches(problem, self.batch_size):
+            with worker.lock("counter") if self.locked else nullcontext():
+                seen = float(counter)
+                time.sleep(1e-4)
+                counter.fill_(seen + 1.0)
+            worker.observe(counter, samples=len(batch))
+
+
+@dataclass(frozen=True)
+class Meets(Wild):
+    """Every worker says which round it is in, and finds all others there once they have met; rank 1 is late."""
+
+    rounds: ClassVar[int] = 10
+
+    def train(self, worker, problem):
+        rounds = worker.shared("rounds", torch.zeros(worker.num_workers, dtype=torch.float64))
+        for number in range(1, self.rounds + 1):
+            time.sleep(0.02 * (worker.rank == 1))
+            rounds[worker.rank] = number
+            worker.meet()
+            assert rounds.tolist() == [number] * worker.num_workers
+            worker.meet()
+        for batch in worker.batches(problem, self.batch_size):
+            worker.observe(rounds, samples=len(batch))
+
+
+@dataclass(frozen=True)
+class LeavesOthers(Wild):
+    """Rank 1 ends where the others meet."""
+
+    def train(self, worker, problem):
+        if worker.rank != 1:
+            worker.meet()
+
+
+@dataclass(frozen=True)
+class WaitsInVain(Wild):
+    """Rank 1 waits for a lock while its holder waits for rank 1 to meet it."""
+
+    def train(self, worker, problem):
+        if worker.rank == 0:
+            with worker.lock("held"):
+                worker.shared("taken", torch.zeros(1))
+                worker.meet()
+        else:
+            worker.shared("taken", torch.zeros(1))
+            with worker.lock("held"):
+                worker.meet()
+
+
+@dataclass(frozen=True)
+class CrossesLocks(Wild):
+    """Each of two workers holds the lock that the other one waits for."""
+
+    def train(self, worker, problem):
+        with worker.lock(f"lock {worker.rank}"):
+            worker.meet()
+            with worker.lock(f"lock {1 - worker.rank}"):
+                pass
+
+
+@dataclass(frozen=True)
+class LocksTwice(Wild):
+    """Takes a lock that it holds."""
+
+    def train(self, worker, problem):
+        with worker.lock("twice"), worker.lock("other"), worker.lock("twice"):
+            pass
+
+
+@dataclass(frozen=True)
+class MeetsInTheBackground(Wild):
+    """A background activity meets."""
+
+    def train(self, worker, problem):
+        worker.background(worker.meet)
+        worker.meet()
+        worker.meet()
+
+
+@dataclass(frozen=True)
+class HolderIsKilled(Wild):
+    """Rank 1 is killed with a lock that rank 0 waits for, and gets; then they would go on for ever."""
+
+    def train(self, worker, problem):
+        if worker.rank == 1:
+            with worker.lock("held"):
+                worker.meet()
+                time.sleep(0.3)
+                os.kill(os.getpid(), signal.SIGKILL)
+        worker.meet()
+        with worker.lock("held"):
+            worker.observe(torch.ones(1), samples=8)
+            worker.meet()
+
+
+@dataclass(frozen=True)
+class HolderRaises(Wild):
+    """Rank 1 raises while it holds a lock that rank 0 waits for; the latter would go on for ever."""
+
+    def train(self, worker, problem):
+        if worker.rank == 1:
+            with worker.lock("held"):
+                worker.meet()
+                fail()
+        worker.meet()
+        while True:
+            with worker.lock("held"):
+                pass
+
+
+@dataclass(frozen=True)
+class SharesLockWithBackground(Wild):
+    """A worker and its background activity add to one counter."""
+
+    def train(self, worker, problem):
+        counter, done = torch.zeros(1, dtype=torch.float64), threading.Event()
+
+        def add():
+            for _ in range(50):
+                with worker.lock("counter"):
+                    seen = float(counter)
+                    time.sleep(1e-4)
+                    counter.fill_(seen + 1.0)
+
+        worker.background(lambda: (add(), done.set()))
+        add()
+        assert done.wait(10)
+        for batch in worker.batches(problem, self.batch_size):
+            worker.observe(counter, samples=len(batch))
+
+
+@dataclass(frozen=True)
 class WildStuck(Wild):
     """Rank 1 loops, without a call to its worker, until the test releases it (or has waited far too long)."""
 
@@ -344,6 +531,19 @@ class WildStuck(Wild):
             self.looping.set()
         while worker.rank == 1 and not self.released.is_set() and time.monotonic() < end_s:
             time.sleep(0.001)
+
+
+@dataclass(frozen=True)
+class StuckWithLock(WildStuck):
+    """Rank 1 loops with a lock that rank 0 waits for, and its background activity raises."""
+
+    def train(self, worker, problem):
+        if worker.rank == 0:
+            assert self.looping.wait(10)
+        with worker.lock("held"):
+            if worker.rank == 1:
+                worker.background(lambda: (time.sleep(0.2), fail()))
+            self.interfere(worker)
 
 
 @dataclass(frozen=True)
@@ -388,6 +588,7 @@ def machine(num_workers=2, **settings):
         "num_nodes": None,
         "strict": False,
         "pinning": True,
+        "pin_policy": "spread",
         "memory_policy": "first_touch",
         "intra_op_threads": 1,
         "timeout_s": 20.0,

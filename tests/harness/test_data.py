@@ -32,13 +32,19 @@ class Counting(Place):
     def count(self, samples, updates):
         return self.add("samples", samples), self.add("updates", updates)
 
-    def shared(self, name, tensor):
+    def shared(self, name, tensor, node):
         raise NotImplementedError
 
     def run(self, kernel, model, samples, learning_rate):
         raise NotImplementedError
 
     def background(self, activity):
+        raise NotImplementedError
+
+    def meet(self):
+        raise NotImplementedError
+
+    def lock(self, name):
         raise NotImplementedError
 
     def report(self, observation):
