@@ -42,7 +42,6 @@ WORKER = np.dtype(
         ("weights", np.int64),  # address of its model
         ("num_weights", np.int64),
         ("hot", np.int64),  # address of its replica of the hottest coordinates
-        ("num_hot", np.int64),
         ("model", np.int64),  # index of its model, in `versions`
         ("first_line", np.uint64),  # of its model, in `lines`
         ("first_coordinate", np.uint64),  # of its model, in `written`
@@ -132,10 +131,7 @@ def _plain_weights(worker, like):
 
 
 def _hot_weights(worker, like):
-    cold: Any = _pointer(worker.weights)
-    hot: Any = _pointer(worker.hot)
-    dtype = like.cold.dtype
-    return Hot(carray(cold, (worker.num_weights,), dtype), carray(hot, (worker.num_hot,), dtype), like.slots)
+    return Hot(worker.weights, worker.hot, like.slots, like.number)
 
 
 @njit(nogil=True)

@@ -6,6 +6,7 @@ Chunks of all ranks advance together, in virtual time, up to the next event of t
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -230,7 +231,7 @@ class SharedModels:
         worker["pace"] = self._paces[rank].stretch(1.0, self._engine.env.now)
         worker["weights"], worker["num_weights"] = cold.data_ptr(), cold.numel()
         if isinstance(model, SplitModel):
-            worker["hot"], worker["num_hot"] = model.hot.data_ptr(), model.hot.numel()
+            worker["hot"] = model.hot.data_ptr()
         worker["model"] = place.index
         worker["first_line"], worker["first_coordinate"] = place.first_line, place.first_coordinate
         worker["position"], worker["count"], worker["event"], worker["salt"] = 0, len(samples), 0, salt
@@ -251,8 +252,9 @@ class SharedModels:
         env, tally = self._engine.env, self._ledger.tally[0]
         updates_before = int(tally["updates"])
         *native, costs = self._programme.native
-        advance = memory_loop.advance if self._programme.kernel.is_cached else memory_loop.advance_uncached
-        rank: int = advance(
+        cached = self._programme.kernel.is_cached
+        advance: Any = memory_loop.advance if cached else memory_loop.advance_uncached
+        rank = advance(
             env.now,
             self._engine.next_s(),
             self._workers,

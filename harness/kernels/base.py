@@ -120,7 +120,8 @@ class Kernel(ABC):
 def native_model(model: Model) -> np.ndarray | Hot:
     """What compiled code sees of a model."""
     if isinstance(model, SplitModel):
-        return Hot(model.cold.numpy(), model.hot.numpy(), model.slots.numpy())
+        parts = (model.cold.data_ptr(), model.hot.data_ptr(), model.slots.data_ptr())
+        return Hot(*parts, model.cold[:0].numpy())
     return model.numpy()
 
 

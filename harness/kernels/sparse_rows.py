@@ -64,7 +64,7 @@ class SparseRows:
     def rarity(self) -> torch.Tensor:
         """Samples / samples that have the feature, shape (num_features,), of the dtype of `values`; 0 if none has."""
         counts = torch.bincount(self.indices, minlength=self.num_features)
-        return torch.where(counts > 0, len(self) / counts, 0.0).to(self.values.dtype)
+        return torch.where(counts > 0, len(self) / counts.double(), 0.0).to(self.values.dtype)
 
     def to(self, dtype: torch.dtype) -> "SparseRows":
         """The same rows with values of another precision."""

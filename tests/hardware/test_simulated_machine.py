@@ -19,6 +19,7 @@ from hardware.simulated.memory import SharedMemory
 from hardware.simulated.network.topologies import Switch
 from harness.build import build
 from harness.errors import Diverged, UserError
+from harness.kernels.access import Access, lock_words
 from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
 from harness.kernels.sparse_rows import SparseRows
 
@@ -76,8 +77,11 @@ def update(worker):
     sparse = kernels.setdefault("kernel", SparseLinearKernel(rows, torch.ones(8), LOGISTIC))
     shares = worker._place._machine.models is not None
     model = worker.shared("model", torch.zeros(1024)) if shares else torch.zeros(1024)
-    dist.barrier()
-    worker.run(sparse, model, torch.arange(8, dtype=torch.int32), 0.1)
+    locks = lock_words("global_mutex", 1)
+    words = worker.shared("locks", locks) if shares else locks
+    for locking in ("none", "atomic", "global_mutex") if shares else ("none",):
+        dist.barrier()
+        worker.run(sparse, model, torch.arange(8, dtype=torch.int32), 0.1, Access(locking, words))
 
 
 kernels: dict = {}

@@ -19,7 +19,9 @@ def test_baseline_is_the_native_kernel_where_there_is_one():
 
 def test_baseline_has_the_runs_own_batches_where_there_is_none():
     run = setup("algorithm=all_reduce", *SMALL, "problem=digits_mlp", "algorithm.batch_size=8")
-    assert sequential(run).algorithm == SGD(learning_rate=run.problem.minibatch_learning_rate, batch_size=8, step_decay=1.0)
+    assert sequential(run).algorithm == SGD(
+        learning_rate=run.problem.minibatch_learning_rate, batch_size=8, step_decay=1.0
+    )
 
 
 def test_baseline_has_the_runs_own_step_where_both_take_single_samples():

@@ -57,7 +57,8 @@ class Claiming(SGD):
 
 def deal(data, num_workers, batch_size, budget=2 * SAMPLES, algorithm=SGD, seed=0):
     """The batches of all workers, taking turns: [worker 0's first, worker 1's first, ..., worker 0's second, ...]."""
-    program = Program(algorithm(learning_rate=1.0, batch_size=batch_size), Sizes(), data, seed, budget, [budget])
+    sequential = algorithm(learning_rate=1.0, batch_size=batch_size, step_decay=1.0)
+    program = Program(sequential, Sizes(), data, seed, budget, [budget])
     counters = {}
     workers = [Worker(Counting(rank, num_workers, counters), program) for rank in range(num_workers)]
     dealers = [worker.batches(Sizes(), batch_size) for worker in workers]

@@ -1,0 +1,179 @@
+"""How workers share a model: what is promised to be lost by nobody is not."""
+
+import numpy as np
+import pytest
+import torch
+from composed import setup
+from simulated_ranks import results
+
+from algorithms.precision import PRECISIONS, decode, encode
+from algorithms.replicas import MERGES, SHARING, Merged
+from hardware.simulated.compute import Roofline
+from hardware.simulated.memory import SharedMemory
+from harness.kernels.access import LOCKING, Access, lock_words
+from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
+from harness.problems.synthetic import sparse_rows
+from tests.counting import CountKernel
+
+UPDATES = 50_000
+LOSSLESS = [locking for locking in LOCKING if locking != "none"]
+COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)
+NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 7e-9, 1e-6, 5e-6, "spread")
+ROWS = ["problem=logistic_regression", "problem.synthetic_samples=2000", "problem.synthetic_features=500"]
+ONCE = ["budget.epochs=2", "budget.observations=2", "tracking=none", "problem.dtype=float64"]
+
+
+def count(locking, workers=2):
+    """A body in which every worker adds UPDATES times 1 to two coordinates of three."""
+    kernel = CountKernel([[0, 2]], 3)
+    samples = torch.zeros(1000, dtype=torch.int32)
+    words = lock_words(locking, 3)
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(3, dtype=torch.float64))
+        access = Access(locking, worker.shared("locks", words) if len(words) else words)
+        worker.meet()
+        for _ in range(UPDATES // 1000):
+            worker.run(kernel, model, samples, 1.0, access)
+        worker.meet()
+        return model.tolist()
+
+    return body
+
+
+@pytest.mark.parametrize("locking", LOSSLESS)
+def test_simulated_counters_are_exact(locking):
+    for counts in results(count(locking), 4, memory=NUMA, compute=COMPUTE):
+        assert counts == [4 * UPDATES, 0, 4 * UPDATES]
+
+
+@pytest.mark.parametrize("locking", LOCKING)
+def test_real_counters_are_exact_under_every_lock_and_lose_no_more_than_all_without(locking):
+    composed = setup("algorithm=hogwild", "hardware=cpu", "hardware.num_workers=3", *ROWS, *ONCE)
+    found = []
+
+    class Counting(type(composed.algorithm)):
+        def train(self, worker, problem):
+            found.append(count(locking)(worker))
+
+        def warm_up(self, problem):
+            words = lock_words(locking, 3)
+            CountKernel([[0, 2]], 3).warm_up(torch.zeros(3, dtype=torch.float64), Access(locking, words))
+
+    program = composed.program()
+    object.__setattr__(program, "algorithm", Counting(**vars(composed.algorithm)))
+    assert composed.hardware.execute(program, lambda samples: None).failure is None
+    first, second, third = found[0]
+    if locking == "none":
+        assert UPDATES <= first <= 3 * UPDATES and second == 0 and UPDATES <= third <= 3 * UPDATES
+    else:
+        assert found == [[3 * UPDATES, 0, 3 * UPDATES]] * 3
+
+
+def executed(*overrides):
+    composed = setup("algorithm=hogwild", *ROWS, *ONCE, *overrides)
+    execution = composed.hardware.execute(composed.program(), lambda samples: None)
+    assert execution.failure is None
+    return execution.observations[-1].parameters
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "sim_numa2"])
+@pytest.mark.parametrize("locking", LOCKING)
+@pytest.mark.parametrize("sharing", SHARING)
+def test_one_worker_is_sequential_sgd(hardware, sharing, locking):
+    one = ["hardware.num_workers=1", f"hardware={hardware}", "algorithm.merge_every=300"]
+    weights = executed(*one, f"algorithm.sharing={sharing}", f"algorithm.locking={locking}")
+    sequential = executed("algorithm=sgd", "hardware=cpu", "hardware.num_workers=1")
+    # a merge rounds every weight once more: 12 merges of weights below 8
+    torch.testing.assert_close(weights, sequential, rtol=0, atol=1e-13 if sharing == "shared" else 1e-12)
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "numa2", "sim_numa2"])
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize("sharing", [sharing for sharing in SHARING if sharing != "shared"])
+def test_replicas_learn_what_sequential_sgd_learns(hardware, sharing, merge):
+    options = [f"hardware={hardware}", "hardware.num_workers=2", "algorithm.merge_every=100", "budget.epochs=6"]
+    composed = setup(
+        "algorithm=hogwild", *ROWS, *ONCE, *options, f"algorithm.sharing={sharing}", f"algorithm.merge={merge}"
+    )
+    execution = composed.hardware.execute(composed.program(), lambda samples: None)
+    assert execution.failure is None
+    first, last = execution.observations[0], execution.observations[-1]
+    assert last.samples == 6 * composed.problem.num_samples
+    model = composed.problem.build_model(torch.device("cpu"), 0)
+
+    def loss(weights):
+        torch.nn.utils.vector_to_parameters(weights, model.parameters())
+        return composed.problem.evaluate(model)["train/loss"]
+
+    assert loss(last.parameters) < loss(first.parameters) < np.log(2)
+
+
+@pytest.mark.parametrize(("merge", "share"), [("delta_sum", 1.0), ("ring", 1.0), ("average", 1 / 3)])
+def test_merged_replicas_lose_nothing(merge, share):
+    """Three workers add 1 to their replicas 100 times each; `average` keeps a third of it, all others everything."""
+
+    def body(worker):
+        replica = Merged(
+            worker, torch.zeros(4), Access(), worker.rank, worker.num_workers, merge, every=7 + worker.rank
+        )
+        for _ in range(100):
+            replica.model += 1
+            replica.processed(1)
+        replica.finish()
+        worker.meet()
+        return replica.common.tolist()
+
+    for common in results(body, 3, memory=NUMA, budget=300, milestones=(300,)):
+        np.testing.assert_allclose(common, [300 * share] * 4, rtol=1e-5)  # sums of float32
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_stored_weights_mean_what_they_meant(precision):
+    weights = torch.tensor([0.0, 0.5, -3.0, 7.9375])
+    assert torch.equal(decode(encode(weights, precision, 0.0625), precision, 0.0625), weights)
+
+
+@pytest.mark.parametrize(("precision", "quantum"), [("bfloat16", 2.0**-7), ("int8", 0.0625)])
+def test_stochastic_rounding_is_right_in_the_mean(precision, quantum):
+    """20,000 coordinates at 1.5 each get 0.3 quanta, once: a binomial share of 0.3 moves up, within 5 deviations."""
+    count = 20_000
+    kernel = CountKernel([list(range(count))], count)
+    model = encode(torch.full((count,), 1.5), precision, quantum)
+    kernel(model, torch.zeros(1, dtype=torch.int32), 0.3 * quantum, Access(quantum=quantum), salt=7)
+    moved = (decode(model, precision, quantum) - 1.5) / quantum
+    assert set(moved.tolist()) == {0.0, 1.0}
+    assert abs(float(moved.mean()) - 0.3) < 5 * (0.3 * 0.7 / count) ** 0.5
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+@pytest.mark.parametrize("hardware", ["cpu", "sim_numa2"])
+def test_rounded_models_learn(hardware, precision):
+    composed = setup(
+        "algorithm=hogwild",
+        f"hardware={hardware}",
+        "hardware.num_workers=2",
+        *ROWS,
+        *ONCE,
+        f"algorithm.precision={precision}",
+    )
+    execution = composed.hardware.execute(composed.program(), lambda samples: None)
+    assert execution.failure is None
+    model = composed.problem.build_model(torch.device("cpu"), 0)
+    weights = execution.observations[-1].parameters
+    torch.nn.utils.vector_to_parameters(weights.double(), model.parameters())
+    assert composed.problem.evaluate(model)["train/loss"] < 0.6  # log 2 = 0.69 at the start
+
+
+def test_a_regularised_step_is_the_formula():
+    rows, labels = sparse_rows(50, 40, 5, 0.1, 0)
+    weights = torch.linspace(-1, 1, 40, dtype=torch.float64)
+    kernel, expected = SparseLinearKernel(rows, labels, LOGISTIC, l2=0.1), weights.clone()
+    present = torch.bincount(rows.indices, minlength=40)
+    for i in (3, 7, 3):
+        part = slice(int(rows.indptr[i]), int(rows.indptr[i + 1]))
+        j, x = rows.indices[part].long(), rows.values[part]
+        slope = -labels[i] / (1 + torch.exp(labels[i] * (x @ expected[j])))
+        expected[j] -= 0.2 * (slope * x + 0.1 * 50 / present[j].double() * expected[j])
+    kernel(weights, torch.tensor([3, 7, 3], dtype=torch.int32), 0.2)
+    torch.testing.assert_close(weights, expected, rtol=1e-12, atol=1e-14)
