@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector
@@ -141,7 +142,7 @@ class Worker:
         self._budget = program.budget_samples
         self._milestones = program.milestones
         self._data = program.data
-        self._salt = int(torch.randint(2**62, (), generator=self.generator))
+        self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
         self.epoch = 0
         self._thread = threading.get_ident()

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from hardware.simulated.linear_algebra import FLOPS
-from hardware.simulated.operators import ALLOCATE, LIKE, MOVE, NEW, Operators
+from hardware.simulated.operators import ALLOCATE, LIKE, MOVE, NEW, OVERWRITE, PICK, Operators
 from hardware.simulated.pace import drawn
 from harness.errors import UserError, require
 
@@ -165,8 +165,10 @@ class Roofline(Compute):
         name = operator.overloadpacket.__name__
         if name in ALLOCATE:
             return 0.0
-        read, written = _tensors(() if name in LIKE + NEW else (*inputs, *options.values())), _tensors((output,))
+        read, written = _read(name, inputs, options), _tensors((output,))
         moved_bytes = sum([tensor.nbytes for tensor in read.values()] + [tensor.nbytes for tensor in written.values()])
+        if name in PICK:  # as much of the table as is asked for
+            moved_bytes += sum(tensor.nbytes for tensor in written.values())
         move_s = moved_bytes / self.memory_bytes_per_s
         dtype = next((tensor.dtype for tensor in written.values() if tensor.dtype.is_floating_point), None)
         if dtype is None or name in MOVE:
@@ -207,6 +209,15 @@ def _flops(operator: Any, inputs: tuple, options: tuple[str, ...], *values: Any)
 @cache
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _read(name: str, inputs: tuple, options: Mapping[str, Any]) -> dict[int, torch.Tensor]:
+    """The tensors that an operator reads whole."""
+    if name in LIKE + NEW:
+        return {}
+    if name in PICK + OVERWRITE:
+        inputs = inputs[1:]
+    return _tensors((*inputs, *(value for option, value in options.items() if option != "out")))
 
 
 def _tensors(tree: Iterable) -> dict[int, torch.Tensor]:

@@ -4,6 +4,7 @@ Once an exchange begins it follows its plan over the network, and ends for a ran
 receives has arrived.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -39,14 +40,17 @@ class Fabric:
         self.sent_bytes = [0] * num_ranks
         self.links = Links(network, engine, num_ranks)
         self.hosts = network.hosts(num_ranks)
-        self._channels: dict[GroupKey, Channel] = {}
+        self._channels: dict[tuple[GroupKey, int], Channel] = {}
+        self._made: Counter[tuple[GroupKey, int]] = Counter()  # how often each rank has made a group
         self._plans: dict[Hashable, Plan] = {}
         self._plans_bytes = 0
         self._numbers = count()
 
-    def channel(self, key: GroupKey) -> "Channel":
-        """The one meeting place of a group."""
-        return self._channels.setdefault(key, Channel(self, key[1]))
+    def channel(self, key: GroupKey, rank: int) -> "Channel":
+        """The meeting place of a group that its member `rank` makes: one of its own whenever the group is made anew."""
+        time = self._made[key, rank]
+        self._made[key, rank] += 1
+        return self._channels.setdefault((key, time), Channel(self, key[1]))
 
     def carry(
         self, kind: str, payload_bytes: float, root: int, parts: Callable[[], np.ndarray] | None, devices: np.ndarray

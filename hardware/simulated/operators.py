@@ -8,6 +8,9 @@ NEW = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
 # those that write nothing
 ALLOCATE = ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
 
+# those that read no more of their first argument than they write, and those that only overwrite it
+PICK = ("embedding", "gather", "index", "index_select")
+OVERWRITE = ("copy_", "fill_", "zero_")
 # those that move values and compute nothing
 MOVE = {"_to_copy", "cat", "clone", "constant_pad_nd", "copy_", "embedding", "fill_", "flip", "full_like", "gather"}
 MOVE |= {"index", "index_put_", "index_select", "new_full", "new_ones", "new_zeros", "ones_like", "repeat", "roll"}

@@ -63,7 +63,7 @@ class SimulatedGroup(dist.ProcessGroup):
     def allreduce(self, tensors: list[Tensor], opts: Any) -> dist.Work:
         """Reduce in place on every rank."""
         by = values.reduction(opts.reduceOp)
-        call = Call(f"all_reduce({by.name})", tensors, tensors, tensors)
+        call = Call(f"all_reduce({by.name})", tensors, by.given(tensors), tensors)
         return self._meet(call, partial(values.all_reduce, by=by), "all_reduce", _nbytes(tensors))
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any) -> dist.Work:
@@ -79,7 +79,7 @@ class SimulatedGroup(dist.ProcessGroup):
     def reduce(self, tensors: list[Tensor], opts: Any) -> dist.Work:
         """Reduce into the root's tensor."""
         root, by = opts.rootRank, values.reduction(opts.reduceOp)
-        call = Call(f"reduce({by.name}, root {root})", tensors, tensors, tensors, self._my_rank != root)
+        call = Call(f"reduce({by.name}, root {root})", tensors, by.given(tensors), tensors, self._my_rank != root)
         return self._meet(call, partial(values.reduce, by=by, root=root), "reduce", _nbytes(tensors), root)
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> dist.Work:
@@ -130,7 +130,7 @@ class SimulatedGroup(dist.ProcessGroup):
 
     def _reduce_scatter(self, outputs: list[Tensor], inputs: list[Tensor], op: Any) -> dist.Work:
         by = values.reduction(op)
-        call = Call(f"reduce_scatter({by.name})", outputs, inputs, outputs)
+        call = Call(f"reduce_scatter({by.name})", outputs, by.given(inputs), outputs)
         return self._meet(call, partial(values.reduce_scatter, by=by), "reduce_scatter", _nbytes(inputs))
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any) -> dist.Work:
@@ -257,7 +257,7 @@ for _name in (
 def _create(options: Any, backend_options: object) -> SimulatedGroup:
     world = current_world()
     ranks = tuple(options.global_ranks_in_group) or tuple(range(options.group_size))
-    channel = world.fabric.channel((options.group_id, ranks))
+    channel = world.fabric.channel((options.group_id, ranks), options.group_rank)
     return SimulatedGroup(channel, world.device, options.group_rank, options.timeout.total_seconds())
 
 

@@ -279,6 +279,8 @@ class StreamWork(dist.Work):
         """Let the current stream wait for its end."""
         self._device.hold(self._part, timeout.total_seconds() if timeout else self._timeout_s)
         self._device.current_stream().put(self._part.ended)
+        if not self._tensors:  # a barrier, for which ProcessGroupNCCL lets the host wait too
+            self._device.current_stream().synchronize()
         return True
 
     def is_completed(self) -> bool:

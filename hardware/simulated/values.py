@@ -57,7 +57,7 @@ class Reduction(NamedTuple):
     Args:
         name: torch's.
         fold: adds its second argument to its first, in place.
-        factor: of every tensor before: a number or a tensor of one; None for 1.
+        factor: of this rank's tensors before: a number or a tensor of one; None for 1.
         mean: whether the sum is divided by the number of tensors.
     """
 
@@ -65,6 +65,10 @@ class Reduction(NamedTuple):
     fold: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     factor: float | torch.Tensor | None = None
     mean: bool = False
+
+    def given(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """What a rank gives to the others of its tensors: each has a factor of its own."""
+        return tensors if self.factor is None else [tensor * self.factor for tensor in tensors]
 
 
 _REDUCTIONS: dict[ReduceOp.RedOpType, Reduction] = {
@@ -155,8 +159,6 @@ def nothing(calls: Sequence[Call]) -> None:
 
 
 def _reduced(tensors: Sequence[torch.Tensor], by: Reduction) -> torch.Tensor:
-    if by.factor is not None:
-        tensors = [tensor * by.factor for tensor in tensors]
     result = tensors[0].detach().clone()
     for tensor in tensors[1:]:
         by.fold(result, tensor)

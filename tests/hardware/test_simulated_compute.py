@@ -214,3 +214,18 @@ def test_a_sparse_tensor_has_the_bytes_of_its_parts():
     sparse = torch.eye(1000).to_sparse()
     bytes_moved = 2 * 1000 * (4 + 2 * 8)
     assert seconds(lambda: sparse.clone()) == pytest.approx(OVERHEAD + bytes_moved / RATE, rel=0.2)
+
+
+def test_of_a_table_only_what_is_asked_for_is_read():
+    table, rows = torch.ones(1000, 10), torch.arange(5)
+    moved = (2 * 5 * 10 * 4 + 5 * 8) / RATE
+    assert seconds(lambda: nn.functional.embedding(rows, table)) == pytest.approx(OVERHEAD + moved)
+    assert seconds(lambda: table[rows]) == pytest.approx(OVERHEAD + moved)
+    assert seconds(lambda: table.index_select(0, rows)) == pytest.approx(OVERHEAD + moved)
+
+
+def test_what_is_only_written_is_not_read():
+    a, b = torch.ones(1000), torch.ones(1000)
+    assert seconds(lambda: a.copy_(b)) == pytest.approx(OVERHEAD + 8000 / RATE)
+    assert seconds(lambda: a.zero_()) == pytest.approx(OVERHEAD + 4000 / RATE)
+    assert seconds(lambda: torch.add(b, b, out=a)) == pytest.approx(OVERHEAD + 8000 / RATE)

@@ -501,3 +501,101 @@ def test_a_full_disk_loses_the_timeline_alone(script, capsys, tmp_path):
 def test_help_waits_for_no_torch():
     code = "import sys, hardware.simulated.launch.__main__; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_rank_does_not_start_from_what_another_has_changed(script, launch, tmp_path, monkeypatch):
+    script("""
+        import os
+        import torch
+        print(torch.get_default_dtype(), os.getcwd() == "/")
+        torch.set_default_dtype(torch.float64)
+        os.chdir("/")
+    """)
+    monkeypatch.chdir(tmp_path)
+    path, dtype, numbers = list(sys.path), torch.get_default_dtype(), np.random.get_state()[1].tolist()
+    status, lines, _ = launch("script.py", workers=3)
+    assert (status, lines) == (0, [f"[rank{rank}] torch.float32 False" for rank in range(3)])
+    assert os.getcwd() == str(tmp_path) and sys.path == path
+    assert torch.get_default_dtype() == dtype and np.random.get_state()[1].tolist() == numbers
+
+
+def test_a_folder_without_init_is_per_rank_too(script, launch, tmp_path):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "state.py").write_text("value = None\n")
+    path = script("""
+        import torch.distributed as dist
+        import bare.state
+        dist.init_process_group("gloo")
+        bare.state.value = dist.get_rank()
+        dist.barrier()
+        print(bare.state.value)
+    """)
+    assert sorted(launch(path)[1]) == ["[rank0] 0", "[rank1] 1"]
+
+
+def test_the_script_may_follow_a_double_dash(script, launch):
+    assert launch("--", script("print('here')"), log="0")[:2] == (0, ["[rank0] here"])
+    with pytest.raises(SystemExit):
+        launch("--")
+
+
+def test_options_are_not_abbreviated(script):
+    with pytest.raises(SystemExit):
+        main(["--num-worker", "2", script("")])
+
+
+def test_fixed_costs_of_samples_do_not_fit_a_script(script, launch):
+    status, _, error = launch("hardware/compute=fixed", script(""))
+    assert status == 1 and "hardware/compute=fixed" in error and "choose another" in error
+
+
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+@pytest.mark.parametrize("hardware", ["sim_ethernet", "sim_dgx"])
+def test_peers_of_the_dead_get_torchs_error_whatever_the_backend_is_called(script, launch, backend, hardware):
+    path = script(f"""
+        import time, torch, torch.distributed as dist
+        from datetime import timedelta
+        dist.init_process_group("{backend}", timeout=timedelta(seconds=5))
+        time.sleep(3)
+        try:
+            dist.all_reduce(torch.ones(3))
+            dist.barrier()
+        except dist.DistBackendError as error:
+            print("rank 1 died" in str(error))
+    """)
+    assert launch("--hardware", hardware, "hardware.deaths={1: 2.0}", path)[1] == ["[rank0] True"]
+
+
+def test_a_group_made_anew_gets_none_of_the_old_ones_messages(script, launch):
+    path = script("""
+        import torch, torch.distributed as dist
+        x = torch.zeros(1)
+        dist.init_process_group("gloo")
+        rank = dist.get_rank()
+        if rank == 0:
+            dist.isend(torch.tensor([111.0]), 1, tag=3)
+        dist.destroy_process_group()
+        dist.init_process_group("gloo")
+        if rank == 0:
+            dist.send(torch.tensor([5.0]), 1, tag=3)
+        else:
+            dist.recv(x, 0, tag=3)
+            print(x.item())
+    """)
+    assert launch(path)[1] == ["[rank1] 5.0"]
+
+
+def test_the_host_waits_at_a_barrier_of_streams(script, launch):
+    path = script("""
+        import time, torch, torch.distributed as dist
+        dist.init_process_group("nccl")
+        x = torch.ones(1000, 1000)
+        begin = time.time()
+        for _ in range(100):
+            x @ x
+        dist.barrier()
+        at_barrier = time.time() - begin
+        torch.cpu.synchronize()
+        print(time.time() - begin - at_barrier < 1e-9 < at_barrier)
+    """)
+    assert sorted(launch("--hardware", "sim_dgx", path)[1]) == ["[rank0] True", "[rank1] True"]

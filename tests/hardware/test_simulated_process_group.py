@@ -59,6 +59,17 @@ def test_a_sum_of_multiples(ranks, factor):
     check(ranks, body, lambda rank: (everyones(ranks) * factor).sum(0))
 
 
+@on_ranks
+def test_the_multiples_of_a_sum_are_each_ranks_own(ranks):
+    def body(worker):
+        x = given(worker.rank)
+        dist.all_reduce(x, dist._make_nccl_premul_sum(float(10**worker.rank)))
+        return x
+
+    factors = torch.tensor([10.0**rank for rank in range(ranks)], dtype=torch.float64)
+    check(ranks, body, lambda rank: (everyones(ranks) * factors[:, None]).sum(0))
+
+
 @pytest.mark.parametrize("call", [dist.all_reduce, lambda x: dist.broadcast(x, 0), lambda x: dist.reduce(x, 1)])
 def test_autograd_does_not_see_what_a_collective_writes(call):  # nor does it with gloo
     def body(worker):

@@ -24,6 +24,7 @@ def parse(arguments: Sequence[str]) -> Options:
         "python -m hardware.simulated.launch",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
         usage="%(prog)s [options] [hardware.key=value ...] script.py [arguments of the script ...]",
     )
     parser.add_argument("--hardware", default="sim_ethernet", help="a file of conf/hardware (default: %(default)s)")
@@ -45,6 +46,9 @@ def parse(arguments: Sequence[str]) -> Options:
         parser.parse_args(rest, known)
         first = next((i for i, argument in enumerate(known.rest) if not _is_override(argument)), len(known.rest))
         overrides, rest = overrides + known.rest[:first], known.rest[first:]
+        if rest[:1] == ["--"]:
+            rest = rest[1:]
+            break
         if not (rest and rest[0].startswith("-")):
             break
     if not rest:

@@ -120,11 +120,13 @@ class RankProcess:
     def _keep_new_modules(self) -> None:
         added = len(sys.modules) - self._known
         for name in list(islice(reversed(sys.modules), max(0, added))):
-            if self._is_own(getattr(sys.modules[name], "__file__", None)):
+            if self._is_own(sys.modules[name]):
                 self._modules[name] = sys.modules[name]
 
-    def _is_own(self, file: str | None) -> bool:
+    def _is_own(self, module: ModuleType) -> bool:
         """Whether a module lies in the script's folder, and in none of installed packages in it."""
+        folders = [*getattr(module, "__path__", ())]  # all that a package without __init__.py has
+        file = getattr(module, "__file__", None) or next(iter(folders), None)
         path = None if file is None else Path(file).resolve()
         return path is not None and path.is_relative_to(self._folder) and not _INSTALLED & {*path.parts}
 
@@ -134,13 +136,13 @@ def processes(folder: Path) -> Iterator[None]:
     """A block in which ranks may change over; everything is as before afterwards."""
     kept = os.environ._data, sys.argv, sys.modules["__main__"]
     random_state, numpy_state = random.getstate(), np.random.get_state()
-    dtype, directory = torch.get_default_dtype(), os.getcwd()
-    sys.path.insert(0, str(folder.resolve()))
+    dtype, directory, importable = torch.get_default_dtype(), os.getcwd(), str(folder.resolve())
+    sys.path.insert(0, importable)
     try:
         yield
     finally:
         os.environ._data, sys.argv, sys.modules["__main__"] = kept
-        sys.path.remove(str(folder.resolve()))
+        sys.path.remove(importable)
         random.setstate(random_state)
         np.random.set_state(numpy_state)
         torch.set_default_dtype(dtype)

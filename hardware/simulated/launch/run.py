@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hardware.base import Hardware
 from hardware.simulated import timeline
+from hardware.simulated.compute import Fixed
 from hardware.simulated.launch.options import Options
 from hardware.simulated.launch.patches import as_rank, patched
 from hardware.simulated.launch.process import RankProcess, processes
@@ -27,14 +28,22 @@ def run(hardware: Hardware, options: Options) -> int:
     """
     if not isinstance(hardware, Simulated):
         raise UserError("--hardware must be simulated, such as sim_ethernet: for real machines there is torchrun")
+    if isinstance(hardware.compute, Fixed):
+        raise UserError(
+            "hardware/compute=fixed costs a sample of a problem, which a script does not have: choose another, such as "
+            "cascade_lake_core"
+        )
     hardware.check()
     _check(options, hardware.workers_offered)
     simulation = hardware.simulation(options.seed)
     engine, machine = simulation.machine.engine, simulation.machine
-    environments = _environments(machine.fabric.hosts)
+    ranks = [  # all before the first one runs, and changes what the others would start from
+        RankProcess(rank, options.seed, environment, options.script, options.arguments)
+        for rank, environment in enumerate(_environments(machine.fabric.hosts))
+    ]
 
     def body(place: SimulatedPlace) -> None:
-        process = RankProcess(place.rank, options.seed, environments[place.rank], options.script, options.arguments)
+        process = ranks[place.rank]
         activity = engine.current
         activity.enter, activity.leave = process.enter, process.leave
         with as_rank(place.rank):
