@@ -127,9 +127,15 @@ def test_every_knob_of_shared_memory_moves_the_answer():
         done = composed.execution("algorithm=hogwild", "hardware=sim_numa2", *problem, *overrides)
         return done.run_s
 
-    usual, node = run_s(), composed.node("hardware/sim_numa2")
+    node, lockings = composed.node("hardware/sim_numa2"), {"atomic_s": "atomic", "wake_s": "global_mutex"}
+    lockings["sleep_s"] = "global_mutex"
     numbers = {f"memory.{name}": value for name, value in node.memory.items() if not isinstance(value, str)}
     numbers["compute.nonzero_s"] = node.compute.nonzero_s
-    still = [name for name, value in numbers.items() if run_s(f"hardware.{name}={2 * value}") == usual]
+
+    def moves(name, value):
+        how = f"algorithm.locking={lockings.get(name.removeprefix('memory.'), 'none')}"
+        return run_s(how, f"hardware.{name}={2 * value}") != run_s(how)
+
+    still = [name for name, value in numbers.items() if not moves(name, value)]
     assert still == ["memory.cores_per_socket"]  # four workers need no more cores
-    assert run_s("hardware.memory.pin_policy=fill") < usual  # all on one socket, nothing crosses
+    assert run_s("hardware.memory.pin_policy=fill") < run_s()  # all on one socket, nothing crosses
