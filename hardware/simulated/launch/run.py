@@ -31,11 +31,13 @@ def run(hardware: Hardware, options: Options) -> int:
     _check(options, hardware.workers_offered)
     simulation = hardware.simulation(options.seed)
     engine, machine = simulation.machine.engine, simulation.machine
-    environments = _environments(machine.fabric.hosts)
+    ranks = [  # before any of them runs, and changes what the next one would find
+        RankProcess(rank, options.seed, environment, options.script, options.arguments)
+        for rank, environment in enumerate(_environments(machine.fabric.hosts))
+    ]
 
     def body(place: SimulatedPlace) -> None:
-        process = RankProcess(place.rank, options.seed, environments[place.rank], options.script, options.arguments)
-        activity = engine.current
+        process, activity = ranks[place.rank], engine.current
         activity.enter, activity.leave = process.enter, process.leave
         with as_rank(place.rank):
             process.enter()
@@ -43,7 +45,7 @@ def run(hardware: Hardware, options: Options) -> int:
 
     began_s = time.perf_counter()
     patches = patched(engine, machine.store, machine.num_ranks, options.log_rank, time.time())
-    with processes(options.script.parent), patches:
+    with processes(options.script.parent, ranks), patches:
         simulation.run(body, lambda: None, default_group=False)
     host_s = time.perf_counter() - began_s
     _show(simulation, host_s)
