@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hardware.base import Hardware
 from hardware.simulated import timeline
+from hardware.simulated.compute import Fixed
 from hardware.simulated.launch.options import Options
 from hardware.simulated.launch.patches import as_rank, patched
 from hardware.simulated.launch.process import RankProcess, processes
@@ -27,6 +28,11 @@ def run(hardware: Hardware, options: Options) -> int:
     """
     if not isinstance(hardware, Simulated):
         raise UserError("--hardware must be simulated, such as sim_ethernet: for real machines there is torchrun")
+    if isinstance(hardware.compute, Fixed):
+        raise UserError(
+            "hardware/compute=fixed is a cost of samples, which a script does not say it works on: choose one of "
+            "operators, such as cascade_lake_core or measured"
+        )
     hardware.check()
     _check(options, hardware.workers_offered)
     simulation = hardware.simulation(options.seed)
@@ -59,23 +65,27 @@ def run(hardware: Hardware, options: Options) -> int:
 def _check(options: Options, num_ranks: int) -> None:
     if options.log_rank != "all" and int(options.log_rank) >= num_ranks:
         raise UserError(f"--log-rank must be below the number of ranks, {num_ranks}, or all, got {options.log_rank}")
-    folder = Path(options.timeline).resolve().parent
-    if options.timeline and not os.access(folder, os.W_OK):
-        raise UserError(f"--timeline {options.timeline} cannot be written: choose a folder that exists and is writable")
+    path = Path(options.timeline).resolve()
+    if options.timeline and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise UserError(f"--timeline {options.timeline} cannot be written: name a file in a folder that is writable")
 
 
 def _write_timeline(simulation: Simulation, path: Path) -> None:
     """Write it, or say that it could not be."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        events = timeline.write(path, [place.timelines.account for place in simulation.places])
+        written = timeline.write(path, [place.timelines.account for place in simulation.places])
     except OSError as error:
         failure = UserError(
             f"--timeline {path} cannot be written ({error.strerror}): free disk space, or choose another"
         )
         simulation.failure = simulation.failure or failure
         return
-    console.print(f"  timeline    {path}: {events} events, for ui.perfetto.dev")
+    part = "" if written.until_s == inf else f", only those that begin before {written.until_s:.6g} s"
+    _console().print(f"  timeline    {path}: {written.events} events{part}, for ui.perfetto.dev")
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def _environments(hosts: np.ndarray) -> list[dict[str, str]]:
@@ -117,11 +127,10 @@ def _show(simulation: Simulation, host_s: float) -> None:
     }
     overlap_frac = simulation.overlap_frac()
     wire_bytes = sum(carried.wire_bytes for carried in traffic.values())
-    console = Console(stderr=True, highlight=False)
+    console = _console()
     console.print(f"{len(reports)} ranks: {virtual_s:.6g} virtual s in {host_s:.3g} host s")
-    console.print(
-        "  time        " + ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005)
-    )
+    if said := [f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005]:
+        console.print(f"  time        {', '.join(said)}")
     if overlap_frac is not None:
         console.print(f"  overlap     {overlap_frac:.0%} of communication is hidden behind computation")
     console.print(
