@@ -71,14 +71,22 @@ def command_line(main: Callable[[], None]) -> None:
         sys.exit(1)
 
 
-def composed(overrides: Sequence[str]) -> DictConfig:
+def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
     """The configuration of `conf/` with these overrides, for a command that is not run by Hydra.
+
+    Args:
+        overrides: as on Hydra's command line.
+        config_dir: a folder with groups, and modules, of the user's own.
 
     Raises:
         HydraException, OmegaConfBaseException: `MISTAKES`, for `sentence`.
     """
+    chosen = [quoted(override) for override in overrides]
+    if config_dir is not None:
+        sys.path.append(str(config_dir.resolve()))
+        chosen.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [quoted(override) for override in overrides])
+        return compose("config", chosen)
 
 
 def quoted(override: str) -> str:

@@ -1,5 +1,5 @@
 """The key-value store through which ranks meet, without sockets: a rank that waits for a key lets the others run."""
-# mypy: disable-error-code="override, misc"
+# mypy: disable-error-code="attr-defined, override, misc"
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -13,14 +13,25 @@ _TIMEOUT = timedelta(minutes=30)  # longer than torch's 300 s: a key that nobody
 
 
 class SimulatedStore(dist.Store):
-    """A store of one run; its operations take no virtual time, but keep to the order of it."""
+    """A store of one run; its operations take no virtual time, but keep to the order of it.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        timeout: of waits.
+        shares: a store whose values are these too.
+    """
+
+    def __init__(self, engine: Engine, timeout: timedelta = _TIMEOUT, shares: "SimulatedStore | None" = None) -> None:
         super().__init__()
         self._engine = engine
-        self._values: dict[str, bytes] = {}
-        self._known: dict[str, Signal] = {}
-        self._timeout = _TIMEOUT
+        self.set_timeout(timeout)
+        self._values: dict[str, bytes] = {} if shares is None else shares._values
+        self._known: dict[str, Signal] = {} if shares is None else shares._known
+        self._views: list[SimulatedStore] = []
+
+    def view(self, timeout: timedelta = _TIMEOUT) -> "SimulatedStore":
+        """A rank's own handle on the same values."""
+        self._views.append(SimulatedStore(self._engine, timeout, self))  # kept: a PrefixStore keeps torch's half alone
+        return self._views[-1]
 
     def set(self, key: str, value: str | bytes) -> None:
         """Write a value."""
@@ -42,7 +53,7 @@ class SimulatedStore(dist.Store):
             DistStoreError: if that takes longer than the time-out, in virtual time.
         """
         self._engine.sync()
-        timeout_s = (self._timeout if timeout is None else timeout).total_seconds()
+        timeout_s = (self.timeout if timeout is None else timeout).total_seconds()
         for key in keys:
             known = self._known.setdefault(key, Signal())
             try:
@@ -91,8 +102,10 @@ class SimulatedStore(dist.Store):
     def delete_key(self, key: str) -> bool:
         """Forget a key; returns whether there was one."""
         self._engine.sync()
-        self._known.pop(key, None)
-        return self._values.pop(key, None) is not None
+        if key not in self._values:
+            return False  # whoever waits for it goes on waiting
+        del self._values[key], self._known[key]
+        return True
 
     def num_keys(self) -> int:
         """How many there are."""
@@ -104,11 +117,55 @@ class SimulatedStore(dist.Store):
         self._engine.sync()
         return list(self._values)
 
-    def set_timeout(self, timeout: timedelta) -> None:
-        """For waits from now on."""
-        self._timeout = timeout
-
     deleteKey, getNumKeys = delete_key, num_keys  # as a PrefixStore around it calls them
+
+
+class TCPStore(dist.PrefixStore):
+    """Stands for torch's class of the same name: ranks that name the same address meet, without a socket.
+
+    Args:
+        store: whose values they are.
+        host_name, port: the address.
+        world_size: how many make it.
+        is_master: whether it waits for them.
+        timeout: of waits.
+        wait_for_workers: whether a master waits at all.
+        multi_tenant, master_listen_fd, use_libuv: of the socket that there is not.
+    """
+
+    def __init__(
+        self,
+        store: SimulatedStore,
+        host_name: str,
+        port: int,
+        world_size: int | None = None,
+        is_master: bool = False,
+        timeout: timedelta = _TIMEOUT,
+        wait_for_workers: bool = True,
+        multi_tenant: bool = False,
+        master_listen_fd: int | None = None,
+        use_libuv: bool | None = None,
+    ) -> None:
+        super().__init__(f"{host_name}:{port}", store.view(timeout))
+        self.host, self.port = host_name, port
+        if self.add("init/", 1) == world_size:
+            self.set("init/all", "")
+        if is_master and wait_for_workers and world_size is not None:
+            self.wait(["init/all"])
+
+
+class FileStore(dist.PrefixStore):
+    """Stands for torch's class of the same name: ranks that name the same file meet, without the file.
+
+    Args:
+        store: whose values they are.
+        file_name: the path.
+        world_size: which torch uses to delete the file.
+    """
+
+    def __init__(self, store: SimulatedStore, file_name: str, world_size: int = -1) -> None:
+        super().__init__(file_name, store.view())
+        self.path = file_name
 
 
 def _bytes(value: str | bytes) -> bytes:

@@ -7,21 +7,46 @@ rank takes part in, side by side where it overlaps. Arrows lead from one part of
 import gzip
 import json
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hardware.simulated.account import Account
 
 MAX_EVENTS = 50_000
 
 
-def write(path: Path, accounts: Sequence[Account]) -> int:
-    """Write the timeline of the ranks; returns how many events it has, the earliest `MAX_EVENTS`."""
-    spans = sorted(_spans(accounts), key=lambda event: event["ts"])[:MAX_EVENTS]
-    events = [*_names(accounts), *spans, *_arrows(spans)]
+class Written(NamedTuple):
+    """How many events a timeline has, and the virtual time in seconds at which it ends; infinite if it is whole."""
+
+    events: int
+    until_s: float
+
+
+def write(path: Path, accounts: Sequence[Account]) -> Written:
+    """Write the timeline of the ranks, at most `MAX_EVENTS`, the earliest."""
+    spans = sorted(_spans(accounts), key=lambda event: event["ts"])
+    until_s = _known_until_s(accounts)
+    if len(spans) > MAX_EVENTS:
+        until_s = min(until_s, spans[MAX_EVENTS]["ts"] / 1e6)
+    spans = [span for span in spans if span["ts"] < until_s * 1e6]
+    events = [*_names(accounts), *spans, *_arrows(spans), *_end(until_s)]
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "clock": "virtual"})
     path.write_bytes(gzip.compress(text.encode(), compresslevel=4))
-    return len(spans)
+    return Written(len(spans), until_s)
+
+
+def _known_until_s(accounts: Sequence[Account]) -> float:
+    """When the first account was full of exchanges."""
+    full = [account.exchanges[-1] for account in accounts if len(account.exchanges) == account.exchanges_kept]
+    return min((exchange.end_s for exchange in full), default=inf)
+
+
+def _end(until_s: float) -> Iterator[dict[str, Any]]:
+    """What says, where it ends, that the run went on."""
+    if until_s < inf:
+        words = f"the timeline ends here: it has the first {MAX_EVENTS} events at most"
+        yield {"ph": "i", "s": "g", "name": words, "pid": 0, "tid": "stream 0", "ts": until_s * 1e6}
 
 
 def _names(accounts: Sequence[Account]) -> Iterator[dict[str, Any]]:

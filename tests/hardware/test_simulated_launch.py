@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from math import inf
 from textwrap import dedent
 
 import numpy as np
@@ -15,7 +16,10 @@ import pytest
 import torch
 from torch.distributed import distributed_c10d as c10d
 
+from hardware.simulated import timeline
+from hardware.simulated.account import Account, Exchanged
 from hardware.simulated.launch.__main__ import main
+from harness.cli import CONF
 
 TRAIN = """
     import argparse
@@ -93,6 +97,21 @@ def test_a_training_script_computes_what_it_does_under_torchrun(script, launch, 
     assert virtual_loss == pytest.approx(real_loss, rel=1e-12)
 
 
+def test_what_a_rank_starts_finds_its_environment(script, launch):
+    path = script("""
+        import os, subprocess, sys
+        import torch.distributed as dist
+        dist.init_process_group()
+        os.environ["MINE"] = "mine" + os.environb[b"RANK"].decode()
+        dist.barrier()
+        ask = [sys.executable, "-c", "import os; print(os.environ.get('RANK'), os.environ.get('MINE'))"]
+        print(subprocess.check_output(ask).strip(), subprocess.check_output(ask, env={"RANK": "x"}).strip())
+    """)
+    assert launch(path)[1] == [f"[rank{rank}] b'{rank} mine{rank}' b'x None'" for rank in range(2)]
+    ask = [sys.executable, "-c", "import os; print(os.environ.get('RANK'), os.environ.get('MINE'))"]
+    assert subprocess.check_output(ask, text=True).split() == ["None", "None"]
+
+
 def test_the_environment_is_that_of_torchrun(script, launch):
     path = script("""
         import os
@@ -129,6 +148,46 @@ def test_any_backend_lands_on_the_simulator(script, launch, backend):
     )
 
 
+@pytest.mark.parametrize("backend", ['"gloo"', '"nccl"', '"mpi"', '"cpu:gloo,cuda:nccl"', "None"])
+@pytest.mark.parametrize("hardware", ["sim_ethernet", "sim_dgx"])
+def test_any_backend_gives_torchs_error_after_a_death(script, launch, backend, hardware):
+    path = script(f"""
+        from datetime import timedelta
+        import torch, torch.distributed as dist
+        dist.init_process_group({backend}, timeout=timedelta(seconds=5))
+        if dist.get_rank() == 1:
+            import time
+            time.sleep(3)
+        try:
+            x = torch.ones(3)
+            dist.all_reduce(x)
+            x.tolist()
+        except dist.DistBackendError as error:
+            print(error)
+            raise SystemExit
+    """)
+    _, lines, _ = launch("--hardware", hardware, "hardware.deaths={1: 2.0}", path, log="0")
+    assert lines[0].startswith("[rank0] Timed out waiting 5000ms") and "rank 1 died at 2 s" in lines[0]
+
+
+@pytest.mark.parametrize(("backend", "after_s"), [('"nccl"', 600), ('"gloo"', 1800), ("", 1800)])
+def test_without_a_time_out_it_is_torchs(script, launch, backend, after_s):
+    path = script(f"""
+        import time
+        import torch, torch.distributed as dist
+        dist.init_process_group({backend})
+        dist.all_reduce(torch.ones(3))
+        began_s = time.time()
+        if dist.get_rank() == 1:
+            time.sleep(3)
+        try:
+            dist.all_reduce(torch.ones(3))
+        except dist.DistBackendError:
+            print(round(time.time() - began_s))
+    """)
+    assert launch("hardware.deaths={1: 2.0}", path, log="0")[1] == [f"[rank0] {after_s}"]
+
+
 STORES = {
     "default": "dist.distributed_c10d._get_default_store()",
     "tcp": "dist.TCPStore('localhost', 1234, 3, dist.get_rank() == 0)",
@@ -160,6 +219,61 @@ def test_a_rank_that_waits_for_a_key_lets_the_others_run(script, launch, made):
     waited = {"[rank0] b'value' True 5.0", "[rank1] b'value' True 5.0", "[rank2] b'value' True 0.0"}
     assert set(lines[:3]) == waited
     assert lines.count("[rank1] True False False") == 1 and "[rank0] b'other' [b'other', b'3']" in lines
+
+
+def test_a_key_deleted_before_it_is_set_is_waited_for(script, launch):
+    path = script("""
+        import time
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        store = dist.distributed_c10d._get_default_store()
+        if dist.get_rank() == 0:
+            print(store.get("key"))
+        else:
+            time.sleep(1)
+            print(store.delete_key("key"))
+            store.set("key", "value")
+    """)
+    status, lines, _ = launch(path)
+    assert status == 0 and sorted(lines) == ["[rank0] b'value'", "[rank1] False"]
+
+
+def test_stores_take_torchs_arguments(script, launch):
+    path = script("""
+        import time
+        import torch.distributed as dist
+        from datetime import timedelta
+        dist.init_process_group("gloo")
+        rank, began_s = dist.get_rank(), time.time()
+        time.sleep(rank)
+        tcp = dist.TCPStore("localhost", 1234, 2, rank == 0, timedelta(seconds=5))
+        print(round(time.time() - began_s), tcp.host, tcp.port)  # the master waits for the worker
+        file = dist.FileStore("/tmp/somewhere", 2)
+        print(*(isinstance(it, kind) for it in (tcp, file) for kind in (dist.TCPStore, dist.FileStore, dist.Store)))
+        for asked_s in (5, 2 + rank):
+            tcp.set_timeout(timedelta(seconds=asked_s))
+            began_s = time.time()
+            try:
+                tcp.get("never")
+            except dist.DistStoreError:
+                print(round(time.time() - began_s))
+        tcp.multi_set(["a", "b"], ["1", "2"])
+        print(tcp.multi_get(["a", "b"]), tcp.has_extended_api())
+        try:
+            dist.TCPStore("localhost", 1234, timeot=3)
+        except TypeError as error:
+            print(error)
+    """)
+    for rank in range(2):
+        status, lines, _ = launch(path, log=str(rank))
+        assert status == 0 and [line[8:] for line in lines] == [
+            "1 localhost 1234",
+            "True False True False True True",
+            "5",
+            f"{2 + rank}",
+            "[b'1', b'2'] True",
+            "TCPStore.__init__() got an unexpected keyword argument 'timeot'",
+        ]
 
 
 def test_a_key_that_nobody_sets_is_a_deadlock(script, launch):
@@ -269,6 +383,21 @@ def test_bytes_are_written_as_text(script, launch):
     assert launch(path, workers=1)[1] == ["[rank0] bytes", "[rank0] utf-8"]
 
 
+def test_the_streams_of_output_are_those_that_scripts_expect(script):
+    path = script("""
+        import faulthandler, sys
+        faulthandler.enable()
+        sys.stdout.reconfigure(line_buffering=True)
+        for step in range(3):
+            sys.stdout.write(f"\\rstep {step}")
+        print("\\nend\\r\\n", sys.stdout.errors, sys.stdout.isatty(), sep="")
+    """)
+    command = [sys.executable, "-m", "hardware.simulated.launch", "--num-workers", "1", "--timeline", "", path]
+    shown = subprocess.run(command, capture_output=True, check=True).stdout
+    steps = b"\r".join(b"[rank0] step %d" % step for step in range(3))
+    assert shown == steps + b"\n[rank0] end\r\n[rank0] replaceFalse\n"
+
+
 def test_a_forked_worker_has_the_clock_of_the_host(script, launch):
     path = script("""
         import time
@@ -296,6 +425,37 @@ def test_a_profiler_of_the_host_is_refused(script, launch):
     status, _, errors = launch(path)
     assert status == 1 and errors.splitlines()[-1].startswith("error: torch.profiler measures the host")
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("line", ["torch.cuda.set_device(0)", "torch.ones(3, device='cuda')", "torch.ones(3).cuda()"])
+def test_a_script_that_needs_cuda_is_told_what_to_write(script, launch, line):
+    path = script(f"import torch; assert not torch.cuda.is_available()\n{line}")
+    status, _, errors = launch(path)
+    assert status == 1 and errors.splitlines()[-1].startswith("error: there is no torch.cuda on a simulated machine")
+    assert errors.endswith("script.py:2\n") and "Traceback" not in errors
+
+
+def test_device_agnostic_calls_of_streams(script, launch):
+    path = script("""
+        import time
+        import torch, torch.distributed as dist
+        dist.init_process_group("nccl")
+        x = torch.ones(2000, 2000)
+        begin, end, began_s = torch.Event("cpu", enable_timing=True), torch.Event("cpu"), time.time()
+        begin.record(torch.accelerator.current_stream())
+        x @ x
+        end.record()
+        issued_s = time.time() - began_s
+        torch.accelerator.synchronize()
+        print(time.time() - began_s > 4 * issued_s, begin.elapsed_time(end) > 4e3 * issued_s)
+        print(isinstance(end, torch.Event), isinstance(torch.cpu.Stream(), torch.cpu.Stream))
+        torch.Stream("cpu")
+    """)
+    before = torch.Stream, torch.Event, torch.cpu.Stream, torch.accelerator.synchronize
+    status, lines, errors = launch("--hardware", "sim_dgx", path, log="0")
+    assert status == 1 and lines == ["[rank0] True True"] * 2
+    assert "error: torch.Stream has no simulated meaning: use torch.cpu.Stream() and" in errors
+    assert (torch.Stream, torch.Event, torch.cpu.Stream, torch.accelerator.synchronize) == before
 
 
 def test_random_numbers_are_per_rank(script, launch):
@@ -339,6 +499,23 @@ def test_default_dtype_and_directory_are_per_rank(script, launch):
     assert torch.get_default_dtype() is torch.float32 and os.getcwd() == before
 
 
+def test_a_rank_begins_as_the_launcher_was_started(script, launch, monkeypatch, tmp_path):
+    path = script("""
+        import os, random
+        import torch, torch.distributed as dist
+        print(torch.get_default_dtype(), os.getcwd() == os.path.dirname(__file__))
+        torch.set_default_dtype(torch.float64)
+        os.chdir("/")
+        dist.init_process_group("gloo")
+        dist.barrier()
+    """)
+    monkeypatch.chdir(tmp_path)
+    status, lines, errors = launch(os.path.relpath(path), workers=3)  # the script, too, lies where the launcher began
+    assert status == 0, errors
+    assert sorted(lines) == [f"[rank{rank}] torch.float32 True" for rank in range(3)]
+    assert torch.get_default_dtype() is torch.float32 and os.getcwd() == str(tmp_path)
+
+
 def test_installed_packages_in_the_folder_are_shared(script, launch, tmp_path):
     packages = tmp_path / ".venv" / "lib" / "site-packages"
     packages.mkdir(parents=True)
@@ -363,6 +540,52 @@ def test_modules_of_the_script_are_per_rank(script, launch):
     )
     assert launch(path)[1] == [f"[rank{rank}] [{rank}] True __main__" for rank in range(2)]
     assert "state" not in sys.modules and "late" not in sys.modules
+
+
+def test_folders_without_init_are_per_rank(script, launch, tmp_path):
+    (tmp_path / "own" / "inner").mkdir(parents=True)
+    (tmp_path / "own" / "inner" / "state.py").write_text("value = None")
+    path = script("""
+        import own.inner.state
+        import torch.distributed as dist
+        dist.init_process_group("gloo")
+        own.inner.state.value = dist.get_rank()
+        dist.barrier()
+        print(own.inner.state.value)
+    """)
+    assert launch(path)[1] == ["[rank0] 0", "[rank1] 1"]
+    assert "own" not in sys.modules
+
+
+def test_a_module_forgotten_is_imported_anew(script, launch):
+    path = script(
+        """
+        import sys
+        import torch.distributed as dist
+        import state, other
+        dist.init_process_group("gloo")
+        dist.barrier()
+        state.seen = True
+        del sys.modules["state"]
+        sys.modules.pop("json", None)
+        import late
+        dist.barrier()
+        import state, late
+        print(hasattr(state, "seen"), late.value)
+        late.value = dist.get_rank()
+        dist.barrier()
+        print(late.value)
+        """,
+        state="",
+        other="",
+        late="value = None",
+    )
+    kept = sys.modules["json"]
+    try:
+        _, lines, _ = launch(path)
+    finally:
+        sys.modules["json"] = kept
+    assert sorted(lines) == ["[rank0] 0", "[rank0] False None", "[rank1] 1", "[rank1] False None"]
 
 
 def test_a_module_may_communicate_while_it_is_imported(script, launch):
@@ -424,7 +647,7 @@ def test_how_a_rank_ends_is_how_the_command_ends(script, launch, line, status, w
         assert "script.py" in errors and "process.py" not in errors
 
 
-def test_everything_is_put_back(script, launch):
+def test_everything_is_put_back(script, launch, monkeypatch, tmp_path):
     def state():
         kept = (
             time.time,
@@ -435,11 +658,29 @@ def test_everything_is_put_back(script, launch):
             sys.argv,
             os.environ._data,
         )
-        return kept, sys.modules["__main__"], list(sys.path), torch.get_rng_state().tolist(), random.getstate()
+        ours = torch.distributed.TCPStore, torch.cuda._lazy_init, torch.cuda.is_available, subprocess.Popen.__init__
+        numbers = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+        process = os.getcwd(), torch.get_default_dtype(), dict(os.environ), dict(os.environb)
+        child = subprocess.check_output([sys.executable, "-c", "import os; print(sorted(os.environ.items()))"])
+        return kept, ours, numbers, process, child, sys.modules["__main__"], list(sys.path)
 
+    monkeypatch.chdir(tmp_path)
     before = state()
     for line in ("pass", "raise ValueError"):
-        launch(script(f"import torch, random; torch.manual_seed(3); random.seed(3); {line}"))
+        path = script(f"""
+            import os, random, sys
+            import numpy, torch, torch.distributed as dist
+            torch.manual_seed(3), random.seed(3), numpy.random.seed(3)
+            torch.set_default_dtype(torch.float64)
+            dist.init_process_group()
+            dist.barrier()
+            os.environ["MINE"] = "1"
+            del os.environ["HOME"]
+            os.chdir("/")
+            sys.path.clear()
+            {line}
+        """)
+        launch(os.path.basename(path))
         assert state() == before
 
 
@@ -460,6 +701,63 @@ def test_a_timeline_can_be_read(script, capsys, tmp_path):
     assert all(event["dur"] > 0 for event in events if event["ph"] == "X")
     assert sum(event["ph"] == "s" for event in events) == sum(event["ph"] == "f" for event in events) == 2
     assert any(event["ph"] == "X" and event["name"] == "compute" for event in events)
+    assert "virtual s" in (words := capsys.readouterr().err) and "begin before" not in words
+
+
+def test_a_timeline_cut_short_says_so(script, capsys, tmp_path, monkeypatch):
+    path = script("""
+        import torch, torch.distributed as dist
+        dist.init_process_group("gloo")
+        for _ in range(100):
+            dist.all_reduce(torch.ones(10))
+        torch.ones(10) + 1
+    """)
+    monkeypatch.setattr("hardware.simulated.timeline.MAX_EVENTS", 100)
+    target = tmp_path / "timeline.json.gz"
+    assert main(["--num-workers", "2", "--timeline", str(target), path]) == 0
+    with gzip.open(target, "rt") as file:
+        events = json.load(file)["traceEvents"]
+    (end,) = (event for event in events if event["ph"] == "i")
+    assert end["name"].startswith("the timeline ends here")
+    spans = [event for event in events if event["ph"] == "X"]
+    assert 0 < len(spans) <= 100 and all(event["ts"] < end["ts"] for event in spans)
+    words = f"{len(spans)} events, only those that begin before {end['ts'] / 1e6:.6g} s, for ui.perfetto.dev"
+    assert words in capsys.readouterr().err
+
+
+def test_a_timeline_ends_with_the_exchanges_that_were_kept(tmp_path):
+    accounts = [Account(), Account()]
+    accounts[0].exchanges_kept = 2
+    for rank, account in enumerate(accounts):
+        account.computing.add(0.0, 1.0)
+        account.computing.add(5.0, 6.0)
+        account.exchanges += [Exchanged("all_reduce", i, i + 1.0, i + 2.0) for i in range(2 + rank)]
+    assert timeline.write(tmp_path / "timeline.json.gz", accounts) == (2 + 4, 3.0)
+    accounts[0].exchanges_kept = 3
+    assert timeline.write(tmp_path / "timeline.json.gz", accounts) == (4 + 5, inf)
+
+
+def test_what_takes_no_time_has_no_shares_of_it(script, launch):
+    assert "time  " not in launch(script("pass"))[2]
+
+
+def test_a_cluster_of_ones_own(script, launch, tmp_path):
+    (tmp_path / "hardware").mkdir()
+    text = (CONF / "hardware" / "sim_ring.yaml").read_text()
+    (tmp_path / "hardware" / "mine.yaml").write_text(text.replace("num_workers: ", "num_workers: 2 #"))
+    path = script("import os; print(os.environ['WORLD_SIZE'])")
+    assert main(["--config-dir", str(tmp_path), "--hardware", "mine", "--timeline", "", path]) == 0
+    with pytest.raises(SystemExit):
+        main(["--config", str(tmp_path), "--hardware", "mine", path])  # no abbreviations
+
+
+def test_two_dashes_come_before_the_script(script, launch):
+    path = script("import sys; print(sys.argv[1:])")
+    assert launch("hardware.stragglers={1: 2.0}", "--", path, "--", "-x", workers=2, log="0")[1] == [
+        "[rank0] ['--', '-x']"
+    ]
+    with pytest.raises(SystemExit):
+        main(["--"])
 
 
 @pytest.mark.parametrize(
@@ -470,6 +768,10 @@ def test_a_timeline_can_be_read(script, capsys, tmp_path):
         (["--hardware", "cpu", __file__], "error: --hardware must be simulated, such as sim_ethernet"),
         (["--log-rank", "some", __file__], "error: --log-rank must be a rank or all, got some"),
         (["--log-rank", "8", __file__], "error: --log-rank must be below the number of ranks, 8, or all, got 8"),
+        (["--timeline", "/tmp", __file__], "error: --timeline /tmp cannot be written: name a file in a folder"),
+        (["--config-dir", "/nowhere", __file__], "error: --config-dir /nowhere: there is no such folder"),
+        (["--hardware", "conf/mine.yaml", __file__], "error: --hardware must be a name without .yaml, got conf/mine"),
+        (["hardware/compute=fixed", __file__], "error: hardware/compute=fixed is a cost of samples"),
         (["--timeline", "/nowhere/x.json.gz", __file__], "error: --timeline /nowhere/x.json.gz cannot be written"),
         (["--seed", "-1", __file__], "error: --seed must be >= 0, got -1"),
         (
@@ -542,11 +844,6 @@ def test_the_script_may_follow_a_double_dash(script, launch):
 def test_options_are_not_abbreviated(script):
     with pytest.raises(SystemExit):
         main(["--num-worker", "2", script("")])
-
-
-def test_fixed_costs_of_samples_do_not_fit_a_script(script, launch):
-    status, _, error = launch("hardware/compute=fixed", script(""))
-    assert status == 1 and "hardware/compute=fixed" in error and "choose another" in error
 
 
 @pytest.mark.parametrize("backend", ["gloo", "nccl"])

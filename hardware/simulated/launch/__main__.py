@@ -14,45 +14,17 @@ DESCRIPTION = """\
 Run a script that uses torch.distributed, unmodified, as all ranks of a simulated machine, in virtual time.
 
 The script finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and so on in its environment; init_process_group lands on the
-simulator whatever backend it names; the time module reads and spends virtual time (datetime does not). Threads that the
-script starts find no process group."""
+simulator whatever backend it names; the time module reads and spends virtual time (datetime does not). It computes on
+the device cpu, simulated GPUs too; torch.cpu.synchronize waits for them. Threads that the script starts find no process
+group."""
 
 
 def parse(arguments: Sequence[str]) -> Options:
     """Read the command line; what stands before the script and has an `=` is an override of the hardware."""
-    parser = argparse.ArgumentParser(
-        "python -m hardware.simulated.launch",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        usage="%(prog)s [options] [hardware.key=value ...] script.py [arguments of the script ...]",
-    )
-    parser.add_argument("--hardware", default="sim_ethernet", help="a file of conf/hardware (default: %(default)s)")
-    parser.add_argument("--num-workers", type=int, help="ranks (default: what the file says)")
-    parser.add_argument("--log-rank", default="0", help="whose output is shown: a rank, or all (default: %(default)s)")
-    parser.add_argument(
-        "--timeline",
-        default="timeline.pt.trace.json.gz",
-        help="file for ui.perfetto.dev, '' for none (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the jitter, and of what the script does not seed (default: %(default)s)"
-    )
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    known, rest = argparse.Namespace(), list(arguments)
-    overrides: list[str] = []
-    while True:  # options and overrides in any order
-        known.rest = []
-        parser.parse_args(rest, known)
-        first = next((i for i, argument in enumerate(known.rest) if not _is_override(argument)), len(known.rest))
-        overrides, rest = overrides + known.rest[:first], known.rest[first:]
-        if rest[:1] == ["--"]:
-            rest = rest[1:]
-            break
-        if not (rest and rest[0].startswith("-")):
-            break
+    options, overrides, rest = _split(arguments)
+    known = _parser().parse_args(options)
     if not rest:
-        parser.error("name a script")
+        _parser().error("name a script")
     script = Path(rest[0])
     if not script.is_file():
         raise UserError(f"script {script} does not exist: name a Python file")
@@ -68,8 +40,16 @@ def parse(arguments: Sequence[str]) -> Options:
         raise UserError(f"--seed must be >= 0, got {known.seed}")
     if known.log_rank != "all" and not known.log_rank.isdecimal():
         raise UserError(f"--log-rank must be a rank or all, got {known.log_rank}")
+    if known.config_dir is not None and not known.config_dir.is_dir():
+        raise UserError(f"--config-dir {known.config_dir}: there is no such folder")
+    if known.hardware.endswith(".yaml"):
+        raise UserError(
+            f"--hardware must be a name without .yaml, got {known.hardware}: a file of your own is "
+            "DIR/hardware/mine.yaml for --config-dir DIR --hardware mine"
+        )
     return Options(
         hardware=known.hardware,
+        config_dir=known.config_dir,
         overrides=overrides,
         num_workers=known.num_workers,
         log_rank=known.log_rank,
@@ -80,8 +60,48 @@ def parse(arguments: Sequence[str]) -> Options:
     )
 
 
-def _is_override(argument: str) -> bool:
-    return "=" in argument and not argument.startswith("-")
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Options, which take a value each, and overrides, in any order; then the script and what is the script's.
+
+    >>> _split(["--seed", "1", "hardware.num_workers=2", "train.py", "--lr=1"])
+    (['--seed', '1'], ['hardware.num_workers=2'], ['train.py', '--lr=1'])
+    """
+    options, overrides, rest = list[str](), list[str](), list(arguments)
+    while rest and (rest[0].startswith("-") or "=" in rest[0]):
+        first = rest.pop(0)
+        if first == "--":
+            break
+        if not first.startswith("-"):
+            overrides.append(first)
+            continue
+        options.append(first)
+        if rest and "=" not in first and first not in ("-h", "--help"):
+            options.append(rest.pop(0))
+    return options, overrides, rest
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m hardware.simulated.launch",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [options] [hardware.key=value ...] script.py [arguments of the script ...]",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--hardware", default="sim_ethernet", help="a file of conf/hardware (default: %(default)s)")
+    add("--config-dir", type=Path, help="a folder of yours: DIR/hardware/mine.yaml is --config-dir DIR --hardware mine")
+    add("--num-workers", type=int, help="ranks (default: what the file says)")
+    add("--log-rank", default="0", help="whose output is shown: a rank, or all (default: %(default)s)")
+    add(
+        "--timeline",
+        default="timeline.pt.trace.json.gz",
+        help="file for ui.perfetto.dev, '' for none (default: %(default)s)",
+    )
+    add(
+        "--seed", type=int, default=0, help="of the jitter, and of what the script does not seed (default: %(default)s)"
+    )
+    return parser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -91,7 +111,7 @@ def main(arguments: Sequence[str]) -> int:
         overrides = [f"hardware={options.hardware}", *options.overrides]
         if options.num_workers is not None:
             overrides.append(f"hardware.num_workers={options.num_workers}")
-        node = composed(overrides).hardware
+        node = composed(overrides, options.config_dir).hardware
         from hardware.simulated.launch.run import run  # noqa: PLC0415 - imports torch, which --help must not wait for
 
         return run(build(node, "hardware"), options)

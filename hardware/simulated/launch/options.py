@@ -9,7 +9,8 @@ class Options:
     """One command.
 
     Args:
-        hardware: a file of conf/hardware.
+        hardware: a file of conf/hardware, or of the folder `hardware` in `config_dir`.
+        config_dir: a folder of the user's, or None.
         overrides: of it.
         num_workers: ranks; None for what the file says.
         log_rank: the rank whose output is shown, or "all".
@@ -20,6 +21,7 @@ class Options:
     """
 
     hardware: str
+    config_dir: Path | None
     overrides: list[str]
     num_workers: int | None
     log_rank: str

@@ -3,6 +3,9 @@
 That is its environment, its arguments, the modules of the script's folder, the locks under which it imports them, the
 generators of random numbers of torch, numpy and Python, torch's default dtype and the working directory. Where a script
 seeds nothing a fresh process would draw from the system; a rank draws numbers of its own that repeat.
+
+C's environment is one: what `subprocess` starts is handed the rank's (patches.py); `os.system`, `multiprocessing` by
+spawn and C's `getenv` see the launcher's, and what any rank has assigned since.
 """
 # mypy: disable-error-code="attr-defined"
 
@@ -13,7 +16,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.errors import TwinclockError, WorkerFailed
+from harness.errors import TwinclockError, UserError, WorkerFailed
 
 _MODULE_LOCKS: dict[str, Any] = sys.modules["_frozen_importlib"]._module_locks  # Python's, by name: weak references
 _INSTALLED = {"site-packages", "dist-packages"}
@@ -54,14 +57,13 @@ class RankProcess:
     def __init__(
         self, rank: int, seed: int, environment: Mapping[str, str], script: Path, arguments: Sequence[str]
     ) -> None:
-        self._rank, self._script, self._folder = rank, script, str(script.resolve().parent)
+        self._rank, self._script, self._folder = rank, script.absolute(), script.resolve().parent
         self._environment = {os.fsencode(key): os.fsencode(value) for key, value in environment.items()}
         self._arguments = [str(script), *arguments]
         self._main = ModuleType("__main__")
-        vars(self._main).update(__file__=str(script), __builtins__=__builtins__)
+        vars(self._main).update(__file__=str(self._script), __builtins__=__builtins__)
         self._modules: dict[str, ModuleType] = {"__main__": self._main}
         self._importing: dict[str, Any] = {}  # locks of modules of which it is in the middle
-        self._known = 0
         number = int(np.random.SeedSequence((seed, rank)).generate_state(1)[0])
         self._random = random.Random(number).getstate()
         self._numpy = np.random.RandomState(number).get_state()
@@ -70,11 +72,11 @@ class RankProcess:
 
     def enter(self) -> None:
         """Put its own in place of what is there."""
-        os.environ._data = self._environment
+        os.environ._data = os.environb._data = self._environment
         sys.argv = self._arguments
-        sys.modules.update(self._modules)
+        sys.modules.pop("__main__", None)
+        sys.modules.update(self._modules)  # behind all others, `__main__` first
         _MODULE_LOCKS.update(self._importing)
-        self._known = len(sys.modules)
         random.setstate(self._random)
         np.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)
@@ -87,7 +89,7 @@ class RankProcess:
         """Keep what there is now."""
         self._random, self._numpy, self._torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
         self._dtype, self._directory = torch.get_default_dtype(), os.getcwd()
-        self._keep_new_modules()
+        self._modules = self._own_modules()
         me = threading.get_ident()
         self._importing = {name: ref for name, ref in [*_MODULE_LOCKS.items()] if getattr(ref(), "owner", None) == me}
         for name in self._importing:
@@ -112,41 +114,70 @@ class RankProcess:
                 raise Exited(f"rank {self._rank} exited with status {status}{words}", status) from None
         except WorkerFailed as error:
             raise WorkerFailed(str(error), _details(error)) from error
+        except UserError as error:
+            raise UserError(f"{error}{self._place(error)}") from error
         except TwinclockError:
             raise
         except Exception as error:
             raise WorkerFailed(f"rank {self._rank} failed: {type(error).__name__}: {error}", _details(error)) from error
 
-    def _keep_new_modules(self) -> None:
-        added = len(sys.modules) - self._known
-        for name in list(islice(reversed(sys.modules), max(0, added))):
-            if self._is_own(sys.modules[name]):
-                self._modules[name] = sys.modules[name]
+    def names(self) -> set[bytes]:
+        """Of its environment's variables."""
+        return {*self._environment}
+
+    def _place(self, error: Exception) -> str:
+        """Where in the script's folder it was raised."""
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename).resolve().is_relative_to(self._folder)]
+        return f", at {os.path.relpath(own[-1].filename)}:{own[-1].lineno}" if own else ""
+
+    def _own_modules(self) -> dict[str, ModuleType]:
+        """Those of the script that were there, or have come, since it began to run; in their order."""
+        since = list(takewhile("__main__".__ne__, reversed(sys.modules)))  # no Python code: other threads may import
+        found = {name: sys.modules[name] for name in reversed(since)}
+        own = {name: it for name, it in found.items() if self._modules.get(name) is it or self._is_own(it)}
+        return {"__main__": sys.modules.get("__main__", self._main)} | own
 
     def _is_own(self, module: ModuleType) -> bool:
-        """Whether a module lies in the script's folder, and in none of installed packages in it."""
-        folders = [*getattr(module, "__path__", ())]  # all that a package without __init__.py has
-        file = getattr(module, "__file__", None) or next(iter(folders), None)
-        path = None if file is None else Path(file).resolve()
-        return path is not None and path.is_relative_to(self._folder) and not _INSTALLED & {*path.parts}
+        """Whether all of a module lies in the script's folder, and nothing in packages installed there."""
+        file = getattr(module, "__file__", None)
+        places = [file] if file else [*getattr(module, "__path__", ())]  # a folder without __init__.py has no file
+        paths = [Path(place).resolve() for place in places]
+        return bool(paths) and all(
+            path.is_relative_to(self._folder) and not _INSTALLED & {*path.parts} for path in paths
+        )
 
 
 @contextmanager
-def processes(folder: Path) -> Iterator[None]:
-    """A block in which ranks may change over; everything is as before afterwards."""
-    kept = os.environ._data, sys.argv, sys.modules["__main__"]
+def processes(folder: Path, ranks: Sequence[RankProcess]) -> Iterator[None]:
+    """A block in which ranks may change over; everything is as before afterwards.
+
+    Args:
+        folder: of the script.
+        ranks: all of them.
+    """
+    environment, arguments, main = os.environ._data, sys.argv, sys.modules["__main__"]
     random_state, numpy_state = random.getstate(), np.random.get_state()
-    dtype, directory, importable = torch.get_default_dtype(), os.getcwd(), str(folder.resolve())
-    sys.path.insert(0, importable)
+    dtype, directory, path = torch.get_default_dtype(), os.getcwd(), [*sys.path]
+    sys.path.insert(0, str(folder.resolve()))
     try:
         yield
     finally:
-        os.environ._data, sys.argv, sys.modules["__main__"] = kept
-        sys.path.remove(importable)
+        os.chdir(directory)
+        os.environ._data = os.environb._data = environment
+        _put_back(environment, set().union(*(rank.names() for rank in ranks)))
+        sys.argv, sys.modules["__main__"], sys.path[:] = arguments, main, path
         random.setstate(random_state)
         np.random.set_state(numpy_state)
         torch.set_default_dtype(dtype)
-        os.chdir(directory)
+
+
+def _put_back(environment: Mapping[bytes, bytes], names: set[bytes]) -> None:
+    """Make C's environment what it was: what ranks assigned went there too."""
+    for name in names - {*environment}:
+        os.unsetenv(name)
+    for name, value in environment.items():
+        os.putenv(name, value)
 
 
 def _details(error: Exception) -> str:

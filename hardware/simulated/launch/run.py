@@ -30,21 +30,20 @@ def run(hardware: Hardware, options: Options) -> int:
         raise UserError("--hardware must be simulated, such as sim_ethernet: for real machines there is torchrun")
     if isinstance(hardware.compute, Fixed):
         raise UserError(
-            "hardware/compute=fixed costs a sample of a problem, which a script does not have: choose another, such as "
-            "cascade_lake_core"
+            "hardware/compute=fixed is a cost of samples, which a script does not say it works on: choose one of "
+            "operators, such as cascade_lake_core or measured"
         )
     hardware.check()
     _check(options, hardware.workers_offered)
     simulation = hardware.simulation(options.seed)
     engine, machine = simulation.machine.engine, simulation.machine
-    ranks = [  # all before the first one runs, and changes what the others would start from
+    ranks = [  # before any of them runs, and changes what the next one would find
         RankProcess(rank, options.seed, environment, options.script, options.arguments)
         for rank, environment in enumerate(_environments(machine.fabric.hosts))
     ]
 
     def body(place: SimulatedPlace) -> None:
-        process = ranks[place.rank]
-        activity = engine.current
+        process, activity = ranks[place.rank], engine.current
         activity.enter, activity.leave = process.enter, process.leave
         with as_rank(place.rank):
             process.enter()
@@ -52,7 +51,7 @@ def run(hardware: Hardware, options: Options) -> int:
 
     began_s = time.perf_counter()
     patches = patched(engine, machine.store, machine.num_ranks, options.log_rank, time.time())
-    with processes(options.script.parent), patches:
+    with processes(options.script.parent, ranks), patches:
         simulation.run(body, lambda: None, default_group=False)
     host_s = time.perf_counter() - began_s
     _show(simulation, host_s)
@@ -66,23 +65,27 @@ def run(hardware: Hardware, options: Options) -> int:
 def _check(options: Options, num_ranks: int) -> None:
     if options.log_rank != "all" and int(options.log_rank) >= num_ranks:
         raise UserError(f"--log-rank must be below the number of ranks, {num_ranks}, or all, got {options.log_rank}")
-    folder = Path(options.timeline).resolve().parent
-    if options.timeline and not os.access(folder, os.W_OK):
-        raise UserError(f"--timeline {options.timeline} cannot be written: choose a folder that exists and is writable")
+    path = Path(options.timeline).resolve()
+    if options.timeline and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise UserError(f"--timeline {options.timeline} cannot be written: name a file in a folder that is writable")
 
 
 def _write_timeline(simulation: Simulation, path: Path) -> None:
     """Write it, or say that it could not be."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        events = timeline.write(path, [place.timelines.account for place in simulation.places])
+        written = timeline.write(path, [place.timelines.account for place in simulation.places])
     except OSError as error:
         failure = UserError(
             f"--timeline {path} cannot be written ({error.strerror}): free disk space, or choose another"
         )
         simulation.failure = simulation.failure or failure
         return
-    console.print(f"  timeline    {path}: {events} events, for ui.perfetto.dev")
+    part = "" if written.until_s == inf else f", only those that begin before {written.until_s:.6g} s"
+    _console().print(f"  timeline    {path}: {written.events} events{part}, for ui.perfetto.dev")
+
+
+def _console() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def _environments(hosts: np.ndarray) -> list[dict[str, str]]:
@@ -124,11 +127,10 @@ def _show(simulation: Simulation, host_s: float) -> None:
     }
     overlap_frac = simulation.overlap_frac()
     wire_bytes = sum(carried.wire_bytes for carried in traffic.values())
-    console = Console(stderr=True, highlight=False)
+    console = _console()
     console.print(f"{len(reports)} ranks: {virtual_s:.6g} virtual s in {host_s:.3g} host s")
-    console.print(
-        "  time        " + ", ".join(f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005)
-    )
+    if said := [f"{share:.0%} {name}" for name, share in shares.items() if share >= 0.005]:
+        console.print(f"  time        {', '.join(said)}")
     if overlap_frac is not None:
         console.print(f"  overlap     {overlap_frac:.0%} of communication is hidden behind computation")
     console.print(
