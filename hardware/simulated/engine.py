@@ -34,8 +34,7 @@ from harness.errors import TwinclockError, WorkerFailed
 
 STACK_BYTES = 4 * 2**20  # of a baton thread: address space, touched only as far as it is used
 _NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), os.path.dirname(__file__), "<")
-PATIENCE_S = 600.0  # waits of less give up on time; those of torch's usual time-outs (gloo's 1800 s, NCCL's 600 s) only
-# where a rank or a link may fail, or as late as it is noticed
+USUAL_S = (600.0, 1800.0)  # torch's time-outs where a script asks for none: NCCL's and gloo's
 POLL_S = 1e-6  # virtual seconds of a look that finds nothing, so that a loop of them ends; assumed
 LOOK_S = 0.25  # host seconds between two looks of the main thread
 END_S = 5.0  # host seconds in which some activity must end once the run is over, before the rest is given up
@@ -46,8 +45,9 @@ class Engine:
 
     Args:
         deaths: virtual time at which a rank dies, by rank.
-        mortal: whether long waits time out too: where a rank or a link may fail. Otherwise a wait without end is a
-            deadlock, and known as such the moment no event is left.
+        mortal: whether waits with one of torch's usual time-outs time out too: where a rank or a link may fail.
+            Otherwise such a wait without end is a deadlock, and known as such the moment no event is left; one that
+            ends late times out all the same.
 
     Attributes:
         env: SimPy's environment; whoever runs may schedule events there.
@@ -79,8 +79,7 @@ class Engine:
         self._alive += 1
         self._put(start_s, rank, activity)
         if rank in self.deaths:
-            activity.dies_s = self.deaths[rank]
-            activity.dies_s = self._put(activity.dies_s, rank, activity)
+            activity.dies_s = self._put(self.deaths[rank], rank, activity)  # as SimPy's clock will show it
         return activity
 
     def run(self, look: Callable[[], None]) -> None:
@@ -135,7 +134,7 @@ class Engine:
         Args:
             reason: what it waits for, as a deadlock report would say.
             timed: whether the wait takes virtual time; a rank that only needs its peers' values to go on spends none.
-            timeout_s: virtual seconds after which it gives up.
+            timeout_s: virtual seconds after which it gives up; see `mortal` for those of `USUAL_S`.
 
         Raises:
             TimedOut: if it gave up.
@@ -144,7 +143,7 @@ class Engine:
         give_up_s = activity.now() + timeout_s
         if not signal.happened:
             signal.then(activity.wake)
-            watched = timeout_s < PATIENCE_S or (self._mortal and timeout_s < float("inf"))
+            watched = timeout_s < float("inf") and (self._mortal or timeout_s not in USUAL_S)
             while not signal.happened and (not watched or self.env.now < give_up_s):
                 if watched and not self.env.now < activity.alarm_s <= give_up_s:
                     activity.alarm_s = self._put(give_up_s, activity.rank, activity)
@@ -163,6 +162,10 @@ class Engine:
         """
         self._fail(WorkerFailed(message + _place(sys._getframe())))
         raise Aborted
+
+    def place(self) -> str:
+        """Where in the user's code the current activity is: ", at <file>:<line>"; empty if it is not in it."""
+        return _place(sys._getframe())
 
     def happen(self, signal: Signal) -> None:
         """Let it happen at SimPy's time."""
