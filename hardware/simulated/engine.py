@@ -138,6 +138,7 @@ class Engine:
 
         Raises:
             TimedOut: if it gave up.
+            Died: if its rank has died by the end of it.
         """
         activity = self.current
         give_up_s = activity.now() + timeout_s
@@ -153,6 +154,8 @@ class Engine:
             raise TimedOut
         if timed and activity.local_s < signal.at_s:
             activity.local_s = signal.at_s
+            if signal.at_s >= activity.dies_s:
+                raise Died
 
     def fail(self, message: str) -> NoReturn:
         """End the run with an error at the current activity's place in the user's code, whatever that catches.
