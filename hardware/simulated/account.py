@@ -62,7 +62,9 @@ class Account:
         return self.streams[-1]
 
     def exchanged(self, part: Part) -> None:
-        """A part in an exchange has ended."""
+        """A part in an exchange has ended; one that was given up before it began has taken no time."""
+        if part.began_s > part.ended.at_s:
+            return
         self.communicating.add(part.began_s, part.ended.at_s)
         if len(self.exchanges) < self.exchanges_kept:
             self.exchanges.append(Exchanged(part.description, part.number, part.began_s, part.ended.at_s))

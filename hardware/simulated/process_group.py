@@ -203,10 +203,13 @@ class SimulatedGroup(dist.ProcessGroup):
 
     def barrier(self, opts: Any = None) -> dist.Work:
         """Everyone waits for everyone."""
-        return self._meet(Call("barrier"), values.nothing, "barrier", 0.0)
+        return self._meet(Call("barrier"), values.nothing, "barrier", 0.0, blocks=True)
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
-        """Everyone waits for everyone, and says who does not come.
+        """Everyone's host waits for everyone's, whatever their devices do, and says who does not come.
+
+        Args:
+            wait_all_ranks: whether all who do not come are named, by their rank in the group, or the first of them.
 
         Raises:
             RuntimeError: as gloo does, after the time-out.
@@ -215,14 +218,18 @@ class SimulatedGroup(dist.ProcessGroup):
         number, self._calls = self._calls, self._calls + 1
         call = Call("monitored_barrier")
         part = self._channel.meet(number, self._my_rank, call, values.nothing, "barrier", 0.0, 0, False)
-        work = self._device.work(part, (), lambda: 0, timeout_s)
         try:
-            work.wait()
+            self._device.host_work(part, (), lambda: 0, timeout_s).wait()
         except ExchangeTimedOut as error:
-            missing = ", ".join(map(str, error.missing))
-            raise RuntimeError(
-                f"Rank(s) {missing} failed to pass monitored_barrier in {timeout_s * 1e3:.0f} ms of virtual time"
-            ) from None
+            raise RuntimeError(self._not_passed(error, timeout_s, wait_all_ranks)) from None
+
+    def _not_passed(self, error: ExchangeTimedOut, timeout_s: float, all_of_them: bool) -> str:
+        missing = [self._channel.ranks.index(rank) for rank in error.missing]
+        if not missing:
+            return str(error)
+        first, *others = missing
+        named = f"Ranks {', '.join(map(str, missing))}" if others and all_of_them else f"Rank {first}"
+        return f"{named} failed to pass monitored_barrier in {timeout_s * 1e3:.0f} ms of virtual time"
 
     def send(self, tensors: list[Tensor], dst_rank: int, tag: int = 0) -> dist.Work:
         """Send one tensor; ends when it has arrived."""
@@ -245,12 +252,13 @@ class SimulatedGroup(dist.ProcessGroup):
         root: int = 0,
         unequal: bool = False,
         dense: bool = True,
+        blocks: bool = False,
     ) -> dist.Work:
         if dense:
             arguments.check_place(kind, (*call.inputs[:1], *call.outputs[:1]))
         number, self._calls = self._calls, self._calls + 1
         part = self._channel.meet(number, self._my_rank, call, combine, kind, payload_bytes, root, unequal)
-        return self._device.work(part, call.outputs, lambda: root, self._timeout_s)
+        return self._device.work(part, call.outputs, lambda: root, self._timeout_s, blocks)
 
     def _post(self, sends: bool, tensors: list[Tensor], peer: int | None, tag: int) -> dist.Work:
         (tensor,) = tensors
