@@ -157,13 +157,16 @@ class Engine:
             if signal.at_s >= activity.dies_s:
                 raise Died
 
-    def fail(self, message: str) -> NoReturn:
-        """End the run with an error at the current activity's place in the user's code, whatever that catches.
+    def fail(self, message: str, place: str | None = None) -> NoReturn:
+        """End the run with an error, whatever the current activity catches.
+
+        Args:
+            place: in the user's code, in words; by default the current activity's.
 
         Raises:
             Aborted: always.
         """
-        self._fail(WorkerFailed(message + _place(sys._getframe())))
+        self._fail(WorkerFailed(message + (self.place() if place is None else place)))
         raise Aborted
 
     def place(self) -> str:

@@ -115,7 +115,6 @@ class _Meeting:
     description: str
     exchange: Exchange
     first: int
-    place: str
     calls: dict[int, Call]
 
 
@@ -168,15 +167,17 @@ class Channel:
         """
         engine, fabric = self._fabric.engine, self._fabric
         meeting = self._meetings.get(number)
+        if meeting is None or unequal:
+            call.place = engine.place()
         if meeting is None:
             calls: dict[int, Call] = {}
             carry = fabric.carry(kind, payload_bytes, root, partial(_parts, calls) if unequal else None, self._devices)
             words = f"{call}, collective {number} of ranks {self._words}"
-            meeting = self._meetings[number] = _Meeting(words, Exchange(self.ranks, carry), rank, engine.place(), calls)
-        elif not call.agrees(meeting.calls[meeting.first]):
+            meeting = self._meetings[number] = _Meeting(words, Exchange(self.ranks, carry), rank, calls)
+        elif not call.agrees(first := meeting.calls[meeting.first]):
             engine.fail(
                 f"ranks disagree on collective {number} of ranks {self._words}: rank {self.ranks[meeting.first]} "
-                f"calls {meeting.calls[meeting.first]}{meeting.place}; rank {self.ranks[rank]} calls {call}"
+                f"calls {first}{first.place}; rank {self.ranks[rank]} calls {call}"
             )
         meeting.calls[rank] = call
         part = meeting.exchange.parts[rank] = Part(meeting.description, self, fabric.why, meeting.exchange)
@@ -188,7 +189,7 @@ class Channel:
                 try:
                     combine([meeting.calls[i] for i in range(len(self.ranks))])
                 except WorkerFailed as disagreement:
-                    engine.fail(str(disagreement))
+                    engine.fail(str(disagreement), "")
                 except Exception as error:
                     engine.fail(f"{meeting.description} cannot be computed: {type(error).__name__}: {error}")
             meeting.exchange.moved(engine.env.now)

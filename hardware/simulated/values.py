@@ -2,7 +2,7 @@
 # mypy: disable-error-code="attr-defined"
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
@@ -22,6 +22,9 @@ class Call:
         outputs: tensors this rank gets.
         gives: whether its inputs are for others; false off the root of a broadcast, at the root of a reduce or gather.
         factor: of its inputs before they are reduced: a number or a tensor of one; None for 1.
+
+    Attributes:
+        place: where in the user's code it was made, in words, if that may be asked for.
     """
 
     operation: str
@@ -30,6 +33,7 @@ class Call:
     outputs: Sequence[torch.Tensor] = ()
     gives: bool = True
     factor: float | torch.Tensor | None = None
+    place: str = field(default="", init=False)
 
     @property
     def sent_bytes(self) -> int:
@@ -168,8 +172,8 @@ def all_to_all(calls: Sequence[Call]) -> None:
             sent, expected = other.inputs[rank].numel(), call.outputs[source].numel()
             if sent != expected:
                 raise WorkerFailed(
-                    f"ranks disagree on {call}: rank {source} of the group sends {sent} elements to rank "
-                    f"{rank}, which expects {expected}"
+                    f"ranks disagree on {call}: rank {source} of the group sends {sent} elements to rank {rank}"
+                    f"{other.place}; that expects {expected}{call.place}"
                 )
         _fill(call.outputs, [other.inputs[rank] for other in calls])
 

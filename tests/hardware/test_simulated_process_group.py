@@ -336,6 +336,20 @@ def test_disagreement_names_both_ranks_and_calls(call, words):
     )
 
 
+def test_disagreement_on_the_size_of_a_part_names_both_places():
+    def body(worker):
+        if worker.rank == 0:
+            dist.all_to_all_single(torch.zeros(3), torch.zeros(3), [1, 2], [1, 2])
+        else:
+            dist.all_to_all_single(torch.zeros(4), torch.zeros(4), [3, 1], [3, 1])
+
+    here, line = "tests/hardware/test_simulated_process_group.py", body.__code__.co_firstlineno
+    assert str(execute(body, 2).failure) == (
+        "ranks disagree on all_to_all_single of float32 in parts: rank 1 of the group sends 3 elements to rank 0, at "
+        f"{here}:{line + 4}; that expects 2, at {here}:{line + 2}"
+    )
+
+
 def test_disagreement_on_a_message_names_both_ranks_and_places():
     def body(worker):
         if worker.rank == 0:
