@@ -113,18 +113,17 @@ def check_split(tensor: Tensor, sizes: Sequence[int], num_ranks: int) -> None:
         raise RuntimeError(f"Split sizes must sum to dim 0 of {described(tensor)}, got {list(sizes)}")
 
 
-def check_place(operation: str, tensors: Sequence[Tensor]) -> None:
-    """Tensors are in the memory of the host, and dense.
+def check_place(operation: str, tensor: Tensor) -> None:
+    """A tensor is in the memory of the host, and dense.
 
     Raises:
-        ValueError: if one is elsewhere, or has no values at all.
-        NotImplementedError: if one is sparse.
+        ValueError: if it is elsewhere, or has no values at all.
+        NotImplementedError: if it is sparse.
     """
-    for tensor in tensors:
-        if not tensor.is_cpu:
-            raise ValueError(
-                f"{operation} must be given tensors on cpu, which every simulated device computes with, got "
-                f"{described(tensor)} on {tensor.device}"
-            )
-        if tensor.layout is not torch.strided:
-            raise NotImplementedError(f"{operation} has no meaning for sparse tensors: make {described(tensor)} dense")
+    if not tensor.is_cpu:
+        raise ValueError(
+            f"{operation} must be given tensors on cpu, which every simulated device computes with, got "
+            f"{described(tensor)} on {tensor.device}"
+        )
+    if tensor.layout is not torch.strided:
+        raise NotImplementedError(f"{operation} has no meaning for sparse tensors: make {described(tensor)} dense")

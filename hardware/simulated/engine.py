@@ -22,10 +22,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from types import FrameType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import simpy
 
@@ -157,20 +157,20 @@ class Engine:
             if signal.at_s >= activity.dies_s:
                 raise Died
 
-    def fail(self, message: str, place: str | None = None) -> NoReturn:
+    def fail(self, message: str, placed: bool = False) -> NoReturn:
         """End the run with an error, whatever the current activity catches.
 
         Args:
-            place: in the user's code, in words; by default the current activity's.
+            placed: whether the message says where in the user's code; else the current activity's place is added.
 
         Raises:
             Aborted: always.
         """
-        self._fail(WorkerFailed(message + (self.place() if place is None else place)))
+        self._fail(WorkerFailed(message if placed else f"{message}{self.place()}"))
         raise Aborted
 
-    def place(self) -> str:
-        """Where in the user's code the current activity is: ", at <file>:<line>"; empty if it is not in it."""
+    def place(self) -> "CodePlace":
+        """Where the current activity is."""
         return _place(sys._getframe())
 
     def happen(self, signal: Signal) -> None:
@@ -316,7 +316,7 @@ class Engine:
         waiting: dict[str, list[str]] = {}
         for activity in self._activities:
             reason = activity.waits_for if isinstance(activity.waits_for, str) else activity.waits_for()
-            waiting.setdefault(reason + _place(frames.get(activity)), []).append(activity.name)
+            waiting.setdefault(f"{reason}{_place(frames.get(activity))}", []).append(activity.name)
         return "; ".join(
             f"{names[0]} waits for {what}" if len(names) == 1 else f"{', '.join(names)} wait for {what}"
             for what, names in waiting.items()
@@ -351,14 +351,29 @@ def _frames(activities: Iterable[Activity]) -> dict[Activity, FrameType]:
     return {activity: known[ident] for activity, ident in alive.items() if ident in known}
 
 
-def _place(frame: FrameType | None) -> str:
+class CodePlace(NamedTuple):
+    """A line of the user's code; in words ", at <file>:<line>", or nothing if there is none."""
+
+    path: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f", at {os.path.relpath(self.path)}:{self.line}" if self.path else ""
+
+
+def _place(frame: FrameType | None) -> CodePlace:
     """Where in the user's code a frame is: the innermost line that is neither torch's, Python's nor ours."""
     while frame is not None:
         path = frame.f_code.co_filename
-        if not path.startswith(_NOT_THE_USERS):
-            return f", at {os.path.relpath(path)}:{frame.f_lineno}"
+        if _is_the_users(path):
+            return CodePlace(path, frame.f_lineno)
         frame = frame.f_back
-    return ""
+    return CodePlace()
+
+
+@cache
+def _is_the_users(path: str) -> bool:
+    return not path.startswith(_NOT_THE_USERS)
 
 
 def _as_failure(error: BaseException, what: str) -> TwinclockError:

@@ -146,7 +146,7 @@ class Post:
     Args:
         rank: of this side, in the group.
         peer: rank of the other side, or None for a receiver that takes from anyone; the sender once matched.
-        place: where in the user's code it was posted, in words.
+        place: where in the user's code it was posted.
     """
 
     sends: bool
@@ -155,7 +155,7 @@ class Post:
     tag: int
     tensor: torch.Tensor
     part: Part
-    place: str
+    place: object
 
     def matches(self, other: "Post") -> bool:
         """Whether `other` is the opposite side of the same message."""

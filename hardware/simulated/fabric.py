@@ -189,7 +189,7 @@ class Channel:
                 try:
                     combine([meeting.calls[i] for i in range(len(self.ranks))])
                 except WorkerFailed as disagreement:
-                    engine.fail(str(disagreement), "")
+                    engine.fail(str(disagreement), placed=True)
                 except Exception as error:
                     engine.fail(f"{meeting.description} cannot be computed: {type(error).__name__}: {error}")
             meeting.exchange.moved(engine.env.now)

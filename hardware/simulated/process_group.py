@@ -255,7 +255,9 @@ class SimulatedGroup(dist.ProcessGroup):
         blocks: bool = False,
     ) -> dist.Work:
         if dense:
-            arguments.check_place(kind, (*call.inputs[:1], *call.outputs[:1]))
+            for tensors in (call.inputs,) if call.inputs is call.outputs else (call.inputs, call.outputs):
+                for tensor in tensors[:1]:
+                    arguments.check_place(kind, tensor)
         number, self._calls = self._calls, self._calls + 1
         part = self._channel.meet(number, self._my_rank, call, combine, kind, payload_bytes, root, unequal)
         return self._device.work(part, call.outputs, lambda: root, self._timeout_s, blocks)
@@ -263,7 +265,7 @@ class SimulatedGroup(dist.ProcessGroup):
     def _post(self, sends: bool, tensors: list[Tensor], peer: int | None, tag: int) -> dist.Work:
         (tensor,) = tensors
         arguments.check_peer(peer, tag, self._num_ranks)
-        arguments.check_place("send" if sends else "recv", tensors)
+        arguments.check_place("send" if sends else "recv", tensor)
         kept = self._device.handed(tensor) if sends else tensor
         post = self._channel.post(sends, self._my_rank, peer, tag, kept)
 
@@ -285,8 +287,9 @@ class SimulatedGroup(dist.ProcessGroup):
     def _reduction(self, op: Any, tensors: list[Tensor]) -> tuple[Reduction, float | Tensor | None]:
         """How to reduce, and by what this rank's inputs are multiplied before."""
         by = values.reduction(op)
-        if by.name not in arguments.EVERYWHERE:
-            arguments.check_reduction(by, tensors, self._library)
+        if by.name in arguments.EVERYWHERE:
+            return by, None
+        arguments.check_reduction(by, tensors, self._library)
         return by, values.factor(op)
 
     def _chunks(self, tensor: Tensor) -> list[Tensor]:

@@ -24,7 +24,7 @@ class Call:
         factor: of its inputs before they are reduced: a number or a tensor of one; None for 1.
 
     Attributes:
-        place: where in the user's code it was made, in words, if that may be asked for.
+        place: where in the user's code it was made, if that may be asked for.
     """
 
     operation: str
@@ -33,7 +33,7 @@ class Call:
     outputs: Sequence[torch.Tensor] = ()
     gives: bool = True
     factor: float | torch.Tensor | None = None
-    place: str = field(default="", init=False)
+    place: object = field(default="", init=False)
 
     @property
     def sent_bytes(self) -> int:
