@@ -8,7 +8,7 @@ from typing import ClassVar
 from algorithms.base import Algorithm
 from hardware.simulated.compute import Fixed
 from hardware.simulated.machine import Simulated
-from hardware.simulated.network.protocol import Gloo
+from hardware.simulated.network.protocol import Gloo, Nccl
 from hardware.simulated.network.topologies import Switch
 from harness.data import Partitioned
 from harness.program import Program
@@ -17,6 +17,8 @@ SECOND = Fixed("none", streams=False, seconds_per_sample=1.0)
 SWITCH = Switch({}, {}, latency_s=0.5, bandwidth_bytes_per_s=8.0)  # one float64 a second
 RING = {"all_reduce": "ring", "reduce_scatter": "ring", "reduce": "tree"}
 GLOO = Gloo(RING, segment_bytes=2**20, segments=1, in_flight=1, setup_s=0.0, overhead_s=0.0, efficiency=1.0)
+NONE = dict.fromkeys(Nccl.WIRE_PROTOCOLS, 0.0)
+NCCL = Nccl(RING, 2**20, 1, 1, 0.0, 0.0, 0.0, NONE, NONE, NONE, dict.fromkeys(Nccl.WIRE_PROTOCOLS, 1.0))
 ONE_SAMPLE = SimpleNamespace(num_samples=1)  # a problem that bodies do not look at
 
 

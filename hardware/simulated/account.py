@@ -62,10 +62,13 @@ class Account:
         return self.streams[-1]
 
     def exchanged(self, part: Part) -> None:
-        """A part in an exchange has ended."""
-        self.communicating.add(part.began_s, part.ended.at_s)
+        """A part in an exchange has ended; one that was given up before it began has taken no time."""
+        begin_s, end_s = part.began_s, part.ended.at_s
+        if begin_s > end_s:
+            return
+        self.communicating.add(begin_s, end_s)
         if len(self.exchanges) < self.exchanges_kept:
-            self.exchanges.append(Exchanged(part.description, part.number, part.began_s, part.ended.at_s))
+            self.exchanges.append(Exchanged(part.description, part.number, begin_s, end_s))
 
     def split(self, finish_s: float) -> Split:
         """Where the time up to `finish_s` went.

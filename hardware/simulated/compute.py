@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from hardware.simulated.linear_algebra import FLOPS
-from hardware.simulated.operators import ALLOCATE, LIKE, MOVE, NEW, OVERWRITE, PICK, Operators
+from hardware.simulated.operators import ALLOCATE, LIKE, MOVE, NEW, OVERWRITE, PICK, Operators, effects
 from hardware.simulated.pace import drawn
 from harness.errors import UserError, require
 
@@ -110,7 +110,8 @@ class Roofline(Compute):
 
     (Williams, Waterman, Patterson, CACM 2009.) Flops are those of torch's flop counter where it knows the operator, of
     `linear_algebra.FLOPS`, else one per element of the largest tensor; bytes are those of the tensors read and of those
-    written. Integers, booleans and what only moves values have bytes alone. Views and allocations move nothing.
+    written: what is overwritten is not read, and of a table from which rows are picked no more than they. Integers,
+    booleans and what only moves values have bytes alone. Views and allocations move nothing.
 
     Args:
         flops_per_s: peak by dtype of the result, e.g. {float32: 1e11}.
@@ -165,11 +166,10 @@ class Roofline(Compute):
         name = operator.overloadpacket.__name__
         if name in ALLOCATE:
             return 0.0
-        read, written = _read(name, inputs, options), _tensors((output,))
-        moved_bytes = sum([tensor.nbytes for tensor in read.values()] + [tensor.nbytes for tensor in written.values()])
-        if name in PICK:  # as much of the table as is asked for
-            moved_bytes += sum(tensor.nbytes for tensor in written.values())
-        move_s = moved_bytes / self.memory_bytes_per_s
+        read, written = _read(operator, name, inputs, options), _written(operator, inputs, options, output)
+        move_s = (_nbytes(read) + _nbytes(written)) / self.memory_bytes_per_s
+        if name in PICK:
+            return move_s + min(_nbytes(written), _nbytes(_tensors(inputs[:1]))) / self.memory_bytes_per_s
         dtype = next((tensor.dtype for tensor in written.values() if tensor.dtype.is_floating_point), None)
         if dtype is None or name in MOVE:
             return move_s
@@ -192,6 +192,28 @@ class Roofline(Compute):
         return self.flops_per_s[name]
 
 
+def _read(operator: Any, name: str, inputs: tuple, options: Mapping[str, Any]) -> dict[int, torch.Tensor]:
+    """The tensors that a call reads; without the table that it picks from."""
+    if name in LIKE or name in NEW:
+        return {}
+    first = 1 if name in PICK or name in OVERWRITE else 0
+    _, filled = effects(operator)
+    return _tensors((*inputs[first:], *[value for option, value in options.items() if option not in filled]))
+
+
+def _written(operator: Any, inputs: tuple, options: Mapping[str, Any], output: Any) -> dict[int, torch.Tensor]:
+    """The tensors that a call returns, and those that it writes in place."""
+    writes, _ = effects(operator)
+    if not writes:
+        return _tensors((output,))
+    arguments = (*enumerate(inputs), *options.items())
+    return _tensors((output, *[value for place, value in arguments if place in writes]))
+
+
+def _nbytes(tensors: Mapping[int, torch.Tensor]) -> int:
+    return sum([tensor.nbytes for tensor in tensors.values()])
+
+
 def _shapes(arguments: Iterable) -> tuple:
     """Arguments with shapes for tensors and tuples for lists."""
     return tuple(
@@ -209,15 +231,6 @@ def _flops(operator: Any, inputs: tuple, options: tuple[str, ...], *values: Any)
 @cache
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _read(name: str, inputs: tuple, options: Mapping[str, Any]) -> dict[int, torch.Tensor]:
-    """The tensors that an operator reads whole."""
-    if name in LIKE + NEW:
-        return {}
-    if name in PICK + OVERWRITE:
-        inputs = inputs[1:]
-    return _tensors((*inputs, *(value for option, value in options.items() if option != "out")))
 
 
 def _tensors(tree: Iterable) -> dict[int, torch.Tensor]:

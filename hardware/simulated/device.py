@@ -46,8 +46,17 @@ class Device(ABC):
 
     streams: ClassVar[bool]
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
         self.account = Account()
+        self._engine = engine
+
+    def host_work(
+        self, part: Part, tensors: Sequence[torch.Tensor], source: Callable[[], int], timeout_s: float
+    ) -> dist.Work:
+        """Let the host itself take part in an exchange, at once, whatever its device is busy with; see `work`."""
+        part.ended.then(partial(self.account.exchanged, part))
+        part.arrive(self._engine.current.now())
+        return HostWork(self._engine, part, tensors, source, timeout_s)
 
     @abstractmethod
     def charge(self, launch_s: float, run_s: float) -> None:
@@ -59,7 +68,12 @@ class Device(ABC):
 
     @abstractmethod
     def work(
-        self, part: Part, tensors: Sequence[torch.Tensor], source: Callable[[], int], timeout_s: float
+        self,
+        part: Part,
+        tensors: Sequence[torch.Tensor],
+        source: Callable[[], int],
+        timeout_s: float,
+        blocks: bool = False,
     ) -> dist.Work:
         """Take part in an exchange, begun now.
 
@@ -67,6 +81,7 @@ class Device(ABC):
             tensors: of which the work's future speaks.
             source: the group's rank that `tensors` came from, once that is known.
             timeout_s: virtual seconds after which torch would give up.
+            blocks: whether `wait` blocks the host though the device has streams.
         """
 
     @abstractmethod
@@ -84,8 +99,8 @@ class HostDevice(Device):
     streams = False
 
     def __init__(self, engine: Engine, pace: Pace) -> None:
-        super().__init__()
-        self._engine, self._pace = engine, pace
+        super().__init__(engine)
+        self._pace = pace
 
     def charge(self, launch_s: float, run_s: float) -> None:
         """Both, one after the other."""
@@ -99,12 +114,15 @@ class HostDevice(Device):
         """It is there."""
 
     def work(
-        self, part: Part, tensors: Sequence[torch.Tensor], source: Callable[[], int], timeout_s: float
+        self,
+        part: Part,
+        tensors: Sequence[torch.Tensor],
+        source: Callable[[], int],
+        timeout_s: float,
+        blocks: bool = False,
     ) -> dist.Work:
         """Arrives at once."""
-        part.ended.then(partial(self.account.exchanged, part))
-        part.arrive(self._engine.current.now())
-        return HostWork(self._engine, part, tensors, source, timeout_s)
+        return self.host_work(part, tensors, source, timeout_s)
 
     def handed(self, tensor: torch.Tensor) -> torch.Tensor:
         """Itself: its sender waits until it has arrived."""

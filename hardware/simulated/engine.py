@@ -22,10 +22,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from types import FrameType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import simpy
 
@@ -36,8 +36,7 @@ from harness.errors import TwinclockError, WorkerFailed
 STACK_BYTES = 4 * 2**20  # of a baton thread: address space, touched only as far as it is used
 _OURS = (os.path.dirname(__file__), harness_worker.__file__)
 _NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), *_OURS, "<")
-PATIENCE_S = 600.0  # waits of less give up on time; those of torch's usual time-outs (gloo's 1800 s, NCCL's 600 s) only
-# where a rank or a link may fail, or as late as it is noticed
+USUAL_S = (600.0, 1800.0)  # torch's time-outs where a script asks for none: NCCL's and gloo's
 POLL_S = 1e-6  # virtual seconds of a look that finds nothing, so that a loop of them ends; assumed
 LOOK_S = 0.25  # host seconds between two looks of the main thread
 END_S = 5.0  # host seconds in which some activity must end once the run is over, before the rest is given up
@@ -48,8 +47,9 @@ class Engine:
 
     Args:
         deaths: virtual time at which a rank dies, by rank.
-        mortal: whether long waits time out too: where a rank or a link may fail. Otherwise a wait without end is a
-            deadlock, and known as such the moment no event is left.
+        mortal: whether waits with one of torch's usual time-outs time out too: where a rank or a link may fail.
+            Otherwise such a wait without end is a deadlock, and known as such the moment no event is left; one that
+            ends late times out all the same.
 
     Attributes:
         env: SimPy's environment; whoever runs may schedule events there.
@@ -81,8 +81,7 @@ class Engine:
         self._alive += 1
         self._put(start_s, rank, activity)
         if rank in self.deaths:
-            activity.dies_s = self.deaths[rank]
-            activity.dies_s = self._put(activity.dies_s, rank, activity)
+            activity.dies_s = self._put(self.deaths[rank], rank, activity)  # as SimPy's clock will show it
         return activity
 
     def run(self, look: Callable[[], None]) -> None:
@@ -137,16 +136,17 @@ class Engine:
         Args:
             reason: what it waits for, as a deadlock report would say.
             timed: whether the wait takes virtual time; a rank that only needs its peers' values to go on spends none.
-            timeout_s: virtual seconds after which it gives up.
+            timeout_s: virtual seconds after which it gives up; see `mortal` for those of `USUAL_S`.
 
         Raises:
             TimedOut: if it gave up.
+            Died: if its rank has died by the end of it.
         """
         activity = self.current
         give_up_s = activity.now() + timeout_s
         if not signal.happened:
             signal.then(activity.wake)
-            watched = timeout_s < PATIENCE_S or (self._mortal and timeout_s < float("inf"))
+            watched = timeout_s < float("inf") and (self._mortal or timeout_s not in USUAL_S)
             while not signal.happened and (not watched or self.env.now < give_up_s):
                 if watched and not self.env.now < activity.alarm_s <= give_up_s:
                     activity.alarm_s = self._put(give_up_s, activity.rank, activity)
@@ -156,15 +156,24 @@ class Engine:
             raise TimedOut
         if timed and activity.local_s < signal.at_s:
             activity.local_s = signal.at_s
+            if signal.at_s >= activity.dies_s:
+                raise Died
 
-    def fail(self, message: str) -> NoReturn:
-        """End the run with an error at the current activity's place in the user's code, whatever that catches.
+    def fail(self, message: str, placed: bool = False) -> NoReturn:
+        """End the run with an error, whatever the current activity catches.
+
+        Args:
+            placed: whether the message says where in the user's code; else the current activity's place is added.
 
         Raises:
             Aborted: always.
         """
-        self._fail(WorkerFailed(message + _place(sys._getframe())))
+        self._fail(WorkerFailed(message if placed else f"{message}{self.place()}"))
         raise Aborted
+
+    def place(self) -> "CodePlace":
+        """Where the current activity is."""
+        return _place(sys._getframe())
 
     def happen(self, signal: Signal) -> None:
         """Let it happen at SimPy's time."""
@@ -309,7 +318,7 @@ class Engine:
         waiting: dict[str, list[str]] = {}
         for activity in self._activities:
             reason = activity.waits_for if isinstance(activity.waits_for, str) else activity.waits_for()
-            waiting.setdefault(reason + _place(frames.get(activity)), []).append(activity.name)
+            waiting.setdefault(f"{reason}{_place(frames.get(activity))}", []).append(activity.name)
         return "; ".join(
             f"{names[0]} waits for {what}" if len(names) == 1 else f"{', '.join(names)} wait for {what}"
             for what, names in waiting.items()
@@ -344,14 +353,29 @@ def _frames(activities: Iterable[Activity]) -> dict[Activity, FrameType]:
     return {activity: known[ident] for activity, ident in alive.items() if ident in known}
 
 
-def _place(frame: FrameType | None) -> str:
+class CodePlace(NamedTuple):
+    """A line of the user's code; in words ", at <file>:<line>", or nothing if there is none."""
+
+    path: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        return f", at {os.path.relpath(self.path)}:{self.line}" if self.path else ""
+
+
+def _place(frame: FrameType | None) -> CodePlace:
     """Where in the user's code a frame is: the innermost line that is neither torch's, Python's nor ours."""
     while frame is not None:
         path = frame.f_code.co_filename
-        if not path.startswith(_NOT_THE_USERS):
-            return f", at {os.path.relpath(path)}:{frame.f_lineno}"
+        if _is_the_users(path):
+            return CodePlace(path, frame.f_lineno)
         frame = frame.f_back
-    return ""
+    return CodePlace()
+
+
+@cache
+def _is_the_users(path: str) -> bool:
+    return not path.startswith(_NOT_THE_USERS)
 
 
 def _as_failure(error: BaseException, what: str) -> TwinclockError:

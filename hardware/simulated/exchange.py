@@ -146,6 +146,7 @@ class Post:
     Args:
         rank: of this side, in the group.
         peer: rank of the other side, or None for a receiver that takes from anyone; the sender once matched.
+        place: where in the user's code it was posted.
     """
 
     sends: bool
@@ -154,6 +155,7 @@ class Post:
     tag: int
     tensor: torch.Tensor
     part: Part
+    place: object
 
     def matches(self, other: "Post") -> bool:
         """Whether `other` is the opposite side of the same message."""

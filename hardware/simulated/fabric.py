@@ -4,7 +4,7 @@ Once an exchange begins it follows its plan over the network, and ends for a ran
 receives has arrived.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from hardware.simulated.network.base import Network
 from hardware.simulated.network.links import Links
 from hardware.simulated.network.plans import Plan
 from hardware.simulated.network.protocol import Protocol
-from hardware.simulated.values import Call, described
+from hardware.simulated.values import Call, described, nbytes
 from harness.errors import WorkerFailed
 
 _KEPT_BYTES = 32 * 2**20  # of plans: a program repeats itself
@@ -40,17 +40,21 @@ class Fabric:
         self.sent_bytes = [0] * num_ranks
         self.links = Links(network, engine, num_ranks)
         self.hosts = network.hosts(num_ranks)
-        self._channels: dict[tuple[GroupKey, int], Channel] = {}
-        self._made: Counter[tuple[GroupKey, int]] = Counter()  # how often each rank has made a group
+        self._channels: dict[GroupKey, list[Channel]] = defaultdict(list)
         self._plans: dict[Hashable, Plan] = {}
         self._plans_bytes = 0
         self._numbers = count()
 
     def channel(self, key: GroupKey, rank: int) -> "Channel":
-        """The meeting place of a group that its member `rank` makes: one of its own whenever the group is made anew."""
-        time = self._made[key, rank]
-        self._made[key, rank] += 1
-        return self._channels.setdefault((key, time), Channel(self, key[1]))
+        """The meeting place of a group: the first of its name that `rank` has not been given, so that what is under way
+        in a group that was destroyed stays there."""
+        channels = self._channels[key]
+        channel = next((one for one in channels if rank not in one.members), None)
+        if channel is None:
+            channel = Channel(self, key[1])
+            channels.append(channel)
+        channel.members.add(rank)
+        return channel
 
     def carry(
         self, kind: str, payload_bytes: float, root: int, parts: Callable[[], np.ndarray] | None, devices: np.ndarray
@@ -116,7 +120,7 @@ class _Meeting:
 
 def _parts(calls: dict[int, Call]) -> np.ndarray:
     """Bytes from each rank to each, shape (ranks, ranks); who gives one tensor gives it to all."""
-    rows = [[tensor.nbytes for tensor in calls[rank].inputs] for rank in range(len(calls))]
+    rows = [[nbytes(tensor) for tensor in calls[rank].inputs] for rank in range(len(calls))]
     return np.broadcast_to(np.array(rows, np.float64), (len(calls), len(calls)))
 
 
@@ -125,14 +129,23 @@ class Channel:
 
     Args:
         ranks: global ranks, by rank in the group.
+
+    Attributes:
+        members: ranks in the group that have a handle on it.
     """
 
     def __init__(self, fabric: Fabric, ranks: Sequence[int]) -> None:
         self.ranks = ranks
+        self.members: set[int] = set()
         self._fabric, self._devices = fabric, np.array(ranks)
         self._words = listed(ranks)
         self._meetings: dict[int, _Meeting] = {}
         self._posts: list[Post] = []
+
+    @property
+    def library(self) -> str:
+        """Torch's name of what moves the bytes."""
+        return self._fabric.protocol.library
 
     def meet(
         self,
@@ -154,15 +167,17 @@ class Channel:
         """
         engine, fabric = self._fabric.engine, self._fabric
         meeting = self._meetings.get(number)
+        if meeting is None or unequal:
+            call.place = engine.place()
         if meeting is None:
             calls: dict[int, Call] = {}
             carry = fabric.carry(kind, payload_bytes, root, partial(_parts, calls) if unequal else None, self._devices)
             words = f"{call}, collective {number} of ranks {self._words}"
             meeting = self._meetings[number] = _Meeting(words, Exchange(self.ranks, carry), rank, calls)
-        elif not call.agrees(meeting.calls[meeting.first]):
+        elif not call.agrees(first := meeting.calls[meeting.first]):
             engine.fail(
                 f"ranks disagree on collective {number} of ranks {self._words}: rank {self.ranks[meeting.first]} "
-                f"calls {meeting.calls[meeting.first]}, rank {self.ranks[rank]} calls {call}"
+                f"calls {first}{first.place}; rank {self.ranks[rank]} calls {call}"
             )
         meeting.calls[rank] = call
         part = meeting.exchange.parts[rank] = Part(meeting.description, self, fabric.why, meeting.exchange)
@@ -174,21 +189,21 @@ class Channel:
                 try:
                     combine([meeting.calls[i] for i in range(len(self.ranks))])
                 except WorkerFailed as disagreement:
-                    engine.fail(str(disagreement))
+                    engine.fail(str(disagreement), placed=True)
+                except Exception as error:
+                    engine.fail(f"{meeting.description} cannot be computed: {type(error).__name__}: {error}")
             meeting.exchange.moved(engine.env.now)
         return part
 
     def post(self, sends: bool, rank: int, peer: int | None, tag: int, tensor: torch.Tensor) -> Post:
         """Post one side of a message, now; once its other side is posted its exchange is known."""
-        if peer is not None and not 0 <= peer < len(self.ranks):
-            raise WorkerFailed(f"there is no rank {peer} to exchange a message with: the group has {len(self.ranks)}")
         engine, device = self._fabric.engine, None if peer is None else self.ranks[peer]
         other = "anyone" if device is None else f"rank {device}"
         words = f"{'send' if sends else 'receive'} {described(tensor)} {'to' if sends else 'from'} {other}, tag {tag}"
         if sends:
             self._fabric.sent_bytes[self.ranks[rank]] += tensor.nbytes
         part = Part(words, (self, sends, peer), self._fabric.why, gives=sends, peer=device)
-        post = Post(sends, rank, peer, tag, tensor, part)
+        post = Post(sends, rank, peer, tag, tensor, part, engine.place())
         engine.at(engine.current.now(), self.ranks[rank], partial(self._match, post))
         return post
 
@@ -202,8 +217,8 @@ class Channel:
         source, target = self.ranks[sender.rank], self.ranks[receiver.rank]
         if described(sender.tensor) != described(receiver.tensor):
             raise WorkerFailed(
-                f"ranks disagree on a message: rank {source} sends {described(sender.tensor)}, "
-                f"rank {target} receives {described(receiver.tensor)}"
+                f"ranks disagree on a message, tag {post.tag}: rank {source} sends {described(sender.tensor)}"
+                f"{sender.place}; rank {target} receives {described(receiver.tensor)}{receiver.place}"
             )
         receiver.tensor.data.copy_(sender.tensor)  # which autograd does not see
         receiver.peer = sender.rank

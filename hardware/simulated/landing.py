@@ -7,14 +7,13 @@ Views read nothing, nor do operators that take no more than a shape.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves
 
 from hardware.simulated.engine import Engine
-from hardware.simulated.operators import LIKE, NEW, Operators
+from hardware.simulated.operators import LIKE, NEW, Operators, effects
 from hardware.simulated.shared_models import SharedModels
 
 
@@ -48,7 +47,7 @@ class Landing(Operators):
     def _shared(self, func: Any, args: tuple, kwargs: dict) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The tensors on shared models that a call reads, and those that it writes."""
         read, written = [], []
-        writes, fills = _effects(func)
+        writes, fills = effects(func)
         for name, argument in (*enumerate(args), *kwargs.items()):
             for tensor in _plain_tensors(argument):
                 if self._models.shares_storage(tensor):
@@ -61,19 +60,6 @@ class Landing(Operators):
 
 def _touches_memory(func: Any) -> bool:
     return not func.is_view and func.overloadpacket.__name__ not in LIKE + NEW
-
-
-@cache
-def _effects(func: Any) -> tuple[frozenset[int | str], frozenset[int | str]]:
-    """Positions and names of the arguments an operator writes, and of those (`out=`) it writes without reading."""
-    writes: set[int | str] = set()
-    fills: set[int | str] = set()
-    for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            writes |= {position, argument.name}
-            if argument.kwarg_only:
-                fills |= {position, argument.name}
-    return frozenset(writes), frozenset(fills)
 
 
 def _plain_tensors(argument: Any) -> Iterator[torch.Tensor]:

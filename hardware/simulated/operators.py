@@ -1,5 +1,8 @@
 """What sees the torch operators of a thread as they are called."""
 
+from functools import cache
+from typing import Any
+
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # operators that take no more than the shape of their first argument
@@ -8,13 +11,28 @@ NEW = ("new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros")
 # those that write nothing
 ALLOCATE = ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
 
-# those that read no more of their first argument than they write, and those that only overwrite it
-PICK = ("embedding", "gather", "index", "index_select")
-OVERWRITE = ("copy_", "fill_", "zero_")
 # those that move values and compute nothing
 MOVE = {"_to_copy", "cat", "clone", "constant_pad_nd", "copy_", "embedding", "fill_", "flip", "full_like", "gather"}
 MOVE |= {"index", "index_put_", "index_select", "new_full", "new_ones", "new_zeros", "ones_like", "repeat", "roll"}
 MOVE |= {"scatter", "scatter_", "select_backward", "slice_backward", "stack", "tril", "triu", "zero_", "zeros_like"}
+
+# those that read of their first argument no more than they write, and those that write it without reading it
+PICK = {"embedding", "gather", "index", "index_select", "take"}
+OVERWRITE = {"bernoulli_", "copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_"}
+OVERWRITE |= {"_foreach_copy_", "_foreach_zero_"}
+
+
+@cache
+def effects(operator: Any) -> tuple[frozenset[int | str], frozenset[int | str]]:
+    """Positions and names of the arguments an operator writes, and of those (`out=`) it writes without reading."""
+    writes: set[int | str] = set()
+    fills: set[int | str] = set()
+    for position, argument in enumerate(operator._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            writes |= {position, argument.name}
+            if argument.kwarg_only:
+                fills |= {position, argument.name}
+    return frozenset(writes), frozenset(fills)
 
 
 class Operators(TorchDispatchMode):

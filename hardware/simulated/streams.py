@@ -145,9 +145,8 @@ class StreamDevice(Device):
     streams = True
 
     def __init__(self, engine: Engine, pace: Pace, launch_s: float) -> None:
-        super().__init__()
-        self.pace = pace
-        self._engine, self._launch_s = engine, launch_s
+        super().__init__(engine)
+        self.pace, self._launch_s = pace, launch_s
         self._default = Stream(self)
         self._streams = [self._default]
         self._lanes: dict[Hashable, Stream] = {}
@@ -170,7 +169,12 @@ class StreamDevice(Device):
             self.current_stream().synchronize()
 
     def work(
-        self, part: Part, tensors: Sequence[torch.Tensor], source: Callable[[], int], timeout_s: float
+        self,
+        part: Part,
+        tensors: Sequence[torch.Tensor],
+        source: Callable[[], int],
+        timeout_s: float,
+        blocks: bool = False,
     ) -> dist.Work:
         """Arrives when its lane comes to it."""
         self.charge(self._launch_s, 0.0)
@@ -183,7 +187,7 @@ class StreamDevice(Device):
         dies_s = self._engine.current.dies_s
         lane.put(lambda stream: part.arrive(stream.end_s) if stream.end_s < dies_s else None)
         lane.put(part.ended)
-        return StreamWork(self, part, tensors, source, timeout_s)
+        return StreamWork(self, part, tensors, source, timeout_s, blocks)
 
     def handed(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy: its sender's host goes on."""
@@ -234,18 +238,29 @@ class StreamDevice(Device):
             except TimedOut:
                 self._engine.sync()
             if part is not None and not part.ended.happened:  # else it is computing that takes so long
-                error = ExchangeTimedOut(part, timeout_s, self.host_s())
-                part.ended.happen(self.host_s())  # aborted, as ProcessGroupNCCL's watchdog does: the stream goes on
-                raise error
+                raise self._aborted(part, timeout_s)
 
     def hold(self, part: Part, timeout_s: float) -> None:
-        """Hold the host until the values of an exchange are there; that takes no virtual time."""
+        """Hold the host until the values of an exchange are there; that takes no virtual time.
+
+        Raises:
+            ExchangeTimedOut: if they take too long, or it has been aborted.
+        """
         if part.gives:
             return
+        if part.ended.happened and not part.valued.happened:
+            raise self._aborted(part, timeout_s)
         try:
             self._engine.wait(part.valued, part.waited_for, timed=False, timeout_s=timeout_s)
         except TimedOut:
-            raise ExchangeTimedOut(part, timeout_s, self.host_s()) from None
+            raise self._aborted(part, timeout_s) from None
+
+    def _aborted(self, part: Part, timeout_s: float) -> ExchangeTimedOut:
+        """Give an exchange up, as ProcessGroupNCCL's watchdog does: the stream goes on."""
+        error = ExchangeTimedOut(part, timeout_s, self.host_s())
+        if not part.ended.happened:
+            part.ended.happen(self.host_s())
+        return error
 
     def _busy_with(self) -> str:
         part = next(iter(self._open), None)
@@ -261,7 +276,10 @@ class StreamDevice(Device):
 
 
 class StreamWork(dist.Work):
-    """An exchange on a stream of its lane; `wait` makes the current stream wait for it, the host goes on."""
+    """An exchange on a stream of its lane; `wait` makes the current stream wait for it.
+
+    The host goes on, unless `blocks`: then it waits for the stream, as ProcessGroupNCCL lets it after a barrier.
+    """
 
     def __init__(
         self,
@@ -270,17 +288,19 @@ class StreamWork(dist.Work):
         tensors: Sequence[torch.Tensor],
         source: Callable[[], int],
         timeout_s: float,
+        blocks: bool,
     ) -> None:
         super().__init__()
         self._device, self._part, self._tensors, self._source = device, part, tensors, source
-        self._timeout_s = timeout_s
+        self._timeout_s, self._blocks = timeout_s, blocks
 
     def wait(self, timeout: timedelta | None = None) -> bool:
         """Let the current stream wait for its end."""
         self._device.hold(self._part, timeout.total_seconds() if timeout else self._timeout_s)
-        self._device.current_stream().put(self._part.ended)
-        if not self._tensors:  # a barrier, for which ProcessGroupNCCL lets the host wait too
-            self._device.current_stream().synchronize()
+        stream = self._device.current_stream()
+        stream.put(self._part.ended)
+        if self._blocks:
+            stream.synchronize()
         return True
 
     def is_completed(self) -> bool:

@@ -2,7 +2,7 @@
 # mypy: disable-error-code="attr-defined"
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
@@ -21,6 +21,10 @@ class Call:
         inputs: tensors this rank gives.
         outputs: tensors this rank gets.
         gives: whether its inputs are for others; false off the root of a broadcast, at the root of a reduce or gather.
+        factor: of its inputs before they are reduced: a number or a tensor of one; None for 1.
+
+    Attributes:
+        place: where in the user's code it was made, if that may be asked for.
     """
 
     operation: str
@@ -28,11 +32,17 @@ class Call:
     inputs: Sequence[torch.Tensor] = ()
     outputs: Sequence[torch.Tensor] = ()
     gives: bool = True
+    factor: float | torch.Tensor | None = None
+    place: object = field(default="", init=False)
 
     @property
     def sent_bytes(self) -> int:
         """Payload this rank hands in for others, whatever the plan then makes of it."""
-        return sum([tensor.nbytes for tensor in self.inputs]) if self.gives else 0
+        return sum([nbytes(tensor) for tensor in self.inputs]) if self.gives else 0
+
+    def multiple(self, place: int) -> torch.Tensor:
+        """The input at a place, times the factor."""
+        return self.inputs[place] if self.factor is None else self.inputs[place] * self.factor
 
     def agrees(self, other: "Call") -> bool:
         """Whether both are the same call."""
@@ -51,24 +61,27 @@ def described(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
+def nbytes(tensor: torch.Tensor) -> int:
+    """Bytes of its values; of a sparse one with their indices."""
+    if tensor.layout is torch.strided:
+        return tensor.nbytes
+    return tensor._indices().nbytes + tensor._values().nbytes
+
+
 class Reduction(NamedTuple):
     """A way to reduce.
 
     Args:
         name: torch's.
         fold: adds its second argument to its first, in place.
-        factor: of this rank's tensors before: a number or a tensor of one; None for 1.
         mean: whether the sum is divided by the number of tensors.
+        bitwise: whether it has a meaning for integers and booleans only.
     """
 
     name: str
     fold: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    factor: float | torch.Tensor | None = None
     mean: bool = False
-
-    def given(self, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """What a rank gives to the others of its tensors: each has a factor of its own."""
-        return tensors if self.factor is None else [tensor * self.factor for tensor in tensors]
+    bitwise: bool = False
 
 
 _REDUCTIONS: dict[ReduceOp.RedOpType, Reduction] = {
@@ -77,33 +90,44 @@ _REDUCTIONS: dict[ReduceOp.RedOpType, Reduction] = {
     ReduceOp.PRODUCT: Reduction("PRODUCT", torch.Tensor.mul_),
     ReduceOp.MIN: Reduction("MIN", lambda a, b: torch.minimum(a, b, out=a)),
     ReduceOp.MAX: Reduction("MAX", lambda a, b: torch.maximum(a, b, out=a)),
-    ReduceOp.BAND: Reduction("BAND", torch.Tensor.bitwise_and_),
-    ReduceOp.BOR: Reduction("BOR", torch.Tensor.bitwise_or_),
-    ReduceOp.BXOR: Reduction("BXOR", torch.Tensor.bitwise_xor_),
+    ReduceOp.BAND: Reduction("BAND", torch.Tensor.bitwise_and_, bitwise=True),
+    ReduceOp.BOR: Reduction("BOR", torch.Tensor.bitwise_or_, bitwise=True),
+    ReduceOp.BXOR: Reduction("BXOR", torch.Tensor.bitwise_xor_, bitwise=True),
     ReduceOp.PREMUL_SUM: Reduction("PREMUL_SUM", torch.Tensor.add_),
 }
 
 
 def reduction(op: ReduceOp) -> Reduction:
     """What torch's object means."""
-    known = _REDUCTIONS[op.op]
-    if known.name != "PREMUL_SUM":
-        return known
-    _, factor = cast(tuple, op.__getstate__())
-    return known._replace(factor=factor)
+    return _REDUCTIONS[op.op]
+
+
+def factor(op: ReduceOp) -> float | torch.Tensor | None:
+    """What the rank that gives this object multiplies its inputs by; None for 1."""
+    return cast(tuple, op.__getstate__())[1] if op.op == ReduceOp.PREMUL_SUM else None
 
 
 def all_reduce(calls: Sequence[Call], by: Reduction) -> None:
     """Every output is the reduction of the inputs at its place."""
     for place in range(len(calls[0].inputs)):
-        result = _reduced([call.inputs[place] for call in calls], by)
+        result = _reduced([call.multiple(place) for call in calls], by)
         for call in calls:
             _fill([call.outputs[place]], [result])
 
 
+def all_reduce_sparse(calls: Sequence[Call]) -> None:
+    """Every output is the sum of the inputs, with the indices of them all."""
+    total = calls[0].inputs[0].detach()
+    for call in calls[1:]:
+        total = total + call.inputs[0].detach()
+    total = total.coalesce()
+    for call in calls:
+        call.outputs[0].copy_(total)  # a view of another kind, such as `data`, would keep its own indices
+
+
 def reduce(calls: Sequence[Call], by: Reduction, root: int) -> None:
     """The root's outputs are the reductions."""
-    _fill(calls[root].outputs, [_reduced([call.inputs[0] for call in calls], by)])
+    _fill(calls[root].outputs, [_reduced([call.multiple(0) for call in calls], by)])
 
 
 def broadcast(calls: Sequence[Call], root: int) -> None:
@@ -134,7 +158,7 @@ def reduce_scatter(calls: Sequence[Call], by: Reduction) -> None:
     """The output of rank i at a place is the reduction of everyone's i-th input for that place."""
     for rank, call in enumerate(calls):
         mine = range(rank, len(call.inputs), len(calls))
-        _fill(call.outputs, [_reduced([other.inputs[index] for other in calls], by) for index in mine])
+        _fill(call.outputs, [_reduced([other.multiple(index) for other in calls], by) for index in mine])
 
 
 def all_to_all(calls: Sequence[Call]) -> None:
@@ -148,8 +172,8 @@ def all_to_all(calls: Sequence[Call]) -> None:
             sent, expected = other.inputs[rank].numel(), call.outputs[source].numel()
             if sent != expected:
                 raise WorkerFailed(
-                    f"ranks disagree on {call}: rank {source} of the group sends {sent} elements to rank "
-                    f"{rank}, which expects {expected}"
+                    f"ranks disagree on {call}: rank {source} of the group sends {sent} elements to rank {rank}"
+                    f"{other.place}; that expects {expected}{call.place}"
                 )
         _fill(call.outputs, [other.inputs[rank] for other in calls])
 
@@ -162,7 +186,10 @@ def _reduced(tensors: Sequence[torch.Tensor], by: Reduction) -> torch.Tensor:
     result = tensors[0].detach().clone()
     for tensor in tensors[1:]:
         by.fold(result, tensor)
-    return result.div_(len(tensors)) if by.mean else result
+    if not by.mean:
+        return result
+    rounding = None if result.is_floating_point() or result.is_complex() else "trunc"  # as NCCL's
+    return result.div_(len(tensors), rounding_mode=rounding)
 
 
 def _fill(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:

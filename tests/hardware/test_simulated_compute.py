@@ -216,16 +216,32 @@ def test_a_sparse_tensor_has_the_bytes_of_its_parts():
     assert seconds(lambda: sparse.clone()) == pytest.approx(OVERHEAD + bytes_moved / RATE, rel=0.2)
 
 
-def test_of_a_table_only_what_is_asked_for_is_read():
-    table, rows = torch.ones(1000, 10), torch.arange(5)
-    moved = (2 * 5 * 10 * 4 + 5 * 8) / RATE
-    assert seconds(lambda: nn.functional.embedding(rows, table)) == pytest.approx(OVERHEAD + moved)
-    assert seconds(lambda: table[rows]) == pytest.approx(OVERHEAD + moved)
-    assert seconds(lambda: table.index_select(0, rows)) == pytest.approx(OVERHEAD + moved)
+TABLE, ROWS, X, Y = torch.ones(1000, 4), torch.arange(10), torch.ones(100), torch.ones(100)
 
 
-def test_what_is_only_written_is_not_read():
-    a, b = torch.ones(1000), torch.ones(1000)
-    assert seconds(lambda: a.copy_(b)) == pytest.approx(OVERHEAD + 8000 / RATE)
-    assert seconds(lambda: a.zero_()) == pytest.approx(OVERHEAD + 4000 / RATE)
-    assert seconds(lambda: torch.add(b, b, out=a)) == pytest.approx(OVERHEAD + 8000 / RATE)
+@pytest.mark.parametrize(
+    ("function", "moved_bytes"),
+    [
+        (lambda: torch.nn.functional.embedding(ROWS, TABLE), 10 * 8 + 2 * 160),
+        (lambda: TABLE[ROWS], 10 * 8 + 2 * 160),
+        (lambda: TABLE.index_select(0, ROWS), 10 * 8 + 2 * 160),
+        (lambda: TABLE.gather(0, ROWS[:, None]), 10 * 8 + 2 * 40),
+        (lambda: TABLE.take(ROWS), 10 * 8 + 2 * 40),
+        (lambda: X[:2].index_select(0, torch.ops.aten.remainder(ROWS, 2)), 2 * 80 + 80 + 8 + 40),  # two that stay near
+        (lambda: X.clone(), 800),
+        (lambda: X.copy_(Y), 800),
+        (lambda: X.fill_(1.0), 400),
+        (lambda: X.zero_(), 400),
+        (lambda: X.normal_(), 400),
+        (lambda: torch.add(X, Y), 1200),
+        (lambda: torch.add(X, Y, out=torch.empty(100)), 1200),
+        (lambda: torch.add(X, Y, out=X), 1200),
+        (lambda: X.add_(Y), 1200),
+        (lambda: torch._foreach_add_([X], [Y]), 1200),
+        (lambda: torch._foreach_copy_([X], [Y]), 800),
+    ],
+)
+def test_bytes_are_those_read_and_those_written(function, moved_bytes):
+    cost = Roofline("none", False, {"float32": 1e30}, 1.0, 0.0, None)  # a byte a second
+    with torch.no_grad():
+        assert seconds(function, cost) == moved_bytes

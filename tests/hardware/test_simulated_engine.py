@@ -297,6 +297,33 @@ def test_wait_that_is_too_long_times_out_though_it_would_end():
     engine.run(lambda: None)
 
 
+@pytest.mark.parametrize("timeout_s", [10.0, 599.0, 3600.0, 1e6])
+def test_a_time_out_that_was_asked_for_is_kept_however_long(timeout_s):
+    engine, ends = Engine(), []
+
+    def waits():
+        with pytest.raises(TimedOut):
+            engine.wait(Signal(), "nobody", timeout_s=timeout_s)
+        ends.append(engine.current.now())
+
+    engine.spawn(0, "rank 0", waits, 0.0)
+    engine.run(lambda: None)
+    assert ends == [timeout_s]
+
+
+@pytest.mark.parametrize("timeout_s", engine_module.USUAL_S)
+def test_a_wait_without_end_and_with_torch_s_usual_time_out_is_a_deadlock_unless_somebody_may_die(timeout_s):
+    def run(engine):
+        engine.spawn(0, "rank 0", lambda: engine.wait(Signal(), "nobody", timeout_s=timeout_s), 0.0)
+        with pytest.raises(WorkerFailed) as failure:
+            engine.run(lambda: None)
+        return str(failure.value), engine.env.now
+
+    words, end_s = run(Engine())
+    assert words.startswith("deadlock at 0 s of virtual time: rank 0 waits for nobody") and end_s == 0.0
+    assert run(Engine(mortal=True)) == ("rank 0 failed: ", timeout_s)
+
+
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.floats(1e-9, 1e3), min_size=2, max_size=6))
 def test_rounding_keeps_nobody_waiting(seconds):  # SimPy's clock reaches now + (then - now), which may be before then

@@ -28,8 +28,6 @@ SPECIAL = {  # values that are not numbers to be doubled
 }
 ELSEWHERE = {"num_workers", "memory", "nonzero_s", "_target_"}  # or below
 WITHOUT_EFFECT = {  # where a preset says so, or has only one of the two things the number tells apart
-    ("sim_dgx", "network.inside_latency_s"): "0, twice",
-    ("sim_dgx", "network.latency_s"): "0, twice",
     ("sim_ring", "network.shape"): "one dimension",
 }
 
@@ -58,7 +56,7 @@ def changed(node, name):
         return [*before[:2], *(2 * number for number in before[2:])]
     if "efficiency" in name or "bytes_per_s" in name:
         return 0.01 * before
-    return 2 * before if before else None
+    return 2 * before or 1e-3  # what a preset leaves out counts as well
 
 
 def body(worker):

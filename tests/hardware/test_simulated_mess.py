@@ -1,5 +1,6 @@
 """Messy clusters: all of it repeats to the bit, and what breaks is told as torch would, in virtual time."""
 
+import gzip
 import subprocess
 import sys
 from contextlib import suppress
@@ -86,6 +87,79 @@ def test_peers_of_a_rank_that_dies_time_out():
             "Timed out waiting 30000ms of virtual time for all_reduce(SUM) of float64[1], collective 1 of ranks "
             "[0, 1, 2]: rank 1 died at 3 s"
         )
+
+
+HOST = Fixed("none", streams=False, seconds_per_sample=1.0)
+STREAMS = Fixed("none", streams=True, seconds_per_sample=1.0)
+both_devices = pytest.mark.parametrize("compute", [HOST, STREAMS], ids=["host", "streams"])
+
+
+def late(worker, seconds=100.0):
+    """What a rank does that does not come in time."""
+    compute_for(worker, seconds)
+    torch.cpu.synchronize()
+
+
+@both_devices
+def test_a_script_that_catches_a_time_out_ends_well(compute):
+    def body(worker):
+        if worker.rank == 1:
+            late(worker)
+        with suppress(dist.DistBackendError):
+            work = dist.all_reduce(torch.ones(1), async_op=True)
+            work.wait(timedelta(seconds=10))
+        with suppress(dist.DistBackendError):
+            work.wait(timedelta(seconds=10))  # on streams it has been given up, and stays so
+
+    done = execute(body, 3, compute=compute, deaths={1: 2.0})
+    assert done.failure is None
+    end_s = 10.0 if compute.streams else 20.0
+    assert [report.finish_s for report in done.workers] == [end_s, 2.0, end_s]
+
+
+@both_devices
+def test_the_timeline_of_what_was_given_up_has_finite_times(compute, tmp_path):
+    def body(worker):
+        if worker.rank == 1:
+            late(worker)
+        with suppress(dist.DistBackendError):
+            dist.all_reduce(torch.ones(1), async_op=True).wait(timedelta(seconds=10))
+
+    done = execute(body, 2, compute=compute, deaths={1: 2.0})
+    assert [report.comm_s for report in done.workers] == [0.0, 0.0]
+    done.timeline(tmp_path / "timeline.json.gz")
+    assert b"Infinity" not in gzip.decompress((tmp_path / "timeline.json.gz").read_bytes())
+
+
+@both_devices
+@pytest.mark.parametrize(("wait_all_ranks", "named"), [(False, "Rank 1"), (True, "Ranks 1, 2")])
+def test_a_monitored_barrier_names_the_ranks_of_the_group_that_do_not_come(compute, wait_all_ranks, named):
+    """Though the device waits for another collective."""
+    found = {}
+
+    def body(worker):
+        group = dist.new_group([1, 2, 3])
+        if worker.rank == 1:
+            dist.all_reduce(torch.ones(1), group=group, async_op=True)
+            try:
+                group.monitored_barrier(timedelta(seconds=4), wait_all_ranks)
+            except RuntimeError as error:
+                found[worker.rank] = worker.clock.now(), str(error)
+        elif worker.rank > 1:
+            dist.all_reduce(torch.ones(1), group=group, async_op=True)
+            late(worker)
+
+    execute(body, 4, compute=compute)
+    assert found == {1: (4.0, f"{named} failed to pass monitored_barrier in 4000 ms of virtual time")}
+
+
+@both_devices
+def test_a_monitored_barrier_that_all_come_to_passes(compute):
+    def body(worker):
+        dist.group.WORLD.monitored_barrier()
+        return worker.clock.now()
+
+    assert results(body, 2, compute=compute) == [0.5, 0.5]
 
 
 def test_a_rank_that_dies_in_the_middle_of_a_transfer_does_not_complete_it():
@@ -216,6 +290,21 @@ def test_a_dead_rank_stops_what_its_streams_were_to_do():
     done = execute(body, 2, compute=streams, deaths={1: 3.0})
     assert set(found) == {0} and found[0][1].endswith("rank 1 died at 3 s")
     assert done.workers[1].finish_s == done.workers[1].compute_s == 3.0
+
+
+def test_a_rank_whose_device_outlives_it_hands_in_nothing():
+    found = {}
+
+    def body(worker):
+        if worker.rank == 1:
+            late(worker)  # its host waits for that, and dies meanwhile
+        x = torch.ones(1)
+        with suppress(dist.DistBackendError):
+            dist.all_reduce(x, async_op=True).wait(timedelta(seconds=10))
+        found[worker.rank] = x.item()
+
+    assert execute(body, 2, compute=STREAMS, deaths={1: 3.0}).failure is None
+    assert found == {0: 1.0}
 
 
 def test_long_computing_is_no_time_out_of_what_was_issued_before():

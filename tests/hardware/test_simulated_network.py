@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_networks import ALPHA, BANDWIDTH, ETHERNET, QUIET, carried
 
+from hardware.simulated.network import links as links_module
 from hardware.simulated.network import plans
 from hardware.simulated.network.plans import Plan, step
 from hardware.simulated.network.topologies import Edges, FatTree, Rails, Star, Switch, Torus
@@ -156,9 +157,12 @@ def test_what_cannot_be_is_refused(network, words):
         network.check(4)
 
 
-def test_hosts_without_a_way_are_refused():
-    with pytest.raises(UserError, match="must connect all hosts, got no way from host0 to host1"):
-        messages(edges(("host0", "a", 0.0, 1.0)), 2, [(0, 0, 1, 8)])
+def test_hosts_without_a_way_are_refused_before_the_run():
+    network = edges(("host0", "a", 0.0, 1.0), ("a", "host1", 0.0, 1.0), devices_per_host=2)
+    network.check(4)
+    words = "must connect all hosts, got no way from host0 to host2 for hardware.num_workers = 5, 2 on each host"
+    with pytest.raises(UserError, match=words):
+        network.check(5)
 
 
 NETWORKS = [
@@ -227,3 +231,21 @@ def test_a_plan_of_many_ranks_that_is_alone_is_not_solved():
     jobs = [(0.0, plans.ring_all_reduce(num_ranks, 1e8), range(num_ranks))]
     ((ends,), _) = carried(ETHERNET, num_ranks, jobs)  # the solver would take minutes
     assert ends == pytest.approx(2 * (num_ranks - 1) * (ALPHA + 1e8 / num_ranks / BANDWIDTH), rel=1e-9)
+
+
+def test_programs_are_forgotten_while_others_are_under_way(monkeypatch):
+    """The state stays small though the links never rest, and no plan under way is lost."""
+    rng, num_messages = np.random.default_rng(0), 2_000
+    network = FatTree(**QUIET, hosts_per_leaf=2, latency_s=1e-5, bandwidth_bytes_per_s=1e9, oversubscription=2.0)
+    long = plans.pipelined(plans.ring_all_reduce(6, 1e9), 4, 2)
+    jobs = [(0.3, long, range(6))]
+    for number in range(num_messages):
+        ends = rng.choice(8, 2, replace=False).tolist()
+        jobs.append((rng.uniform(0.0, 1.0), plans.message(1e6 + number), ends))
+    expected, usual = carried(network, 8, jobs)
+    monkeypatch.setattr(links_module, "_KEPT_BYTES", 2_000)
+    found, links = carried(network, 8, jobs)
+    assert len(links._state.sends) <= 512 < num_messages < len(usual._state.sends)
+    for one, other in zip(expected, found, strict=True):
+        assert one.tolist() == other.tolist()
+    assert links.traffic() == usual.traffic()

@@ -14,6 +14,7 @@ from hardware.simulated.network.topologies import Rails, Switch
 from harness.errors import UserError
 
 BETA = 1 / BANDWIDTH
+EVERY_SIZE = range(2, 65)
 SIZES = [2, 3, 4, 5, 7, 8, 12, 16, 31, 32, 33, 64]
 GLOO = Gloo({}, 2**20, 2, 2, 0.0, 0.0, 1.0)
 WIRES = {"LL": 1e-6, "LL128": 2e-6, "Simple": 3e-6}
@@ -43,12 +44,12 @@ CLOSED_FORMS = {
     trees.binomial_broadcast: lambda p, n: lg(p) * (ALPHA + n * BETA),
     trees.binomial_reduce: lambda p, n: lg(p) * (ALPHA + n * BETA),
     trees.binomial_all_reduce: lambda p, n: 2 * lg(p) * (ALPHA + n * BETA),
+    trees.binomial_scatter: lambda p, n: lg(p) * ALPHA + n * (p - 1) / p * BETA,
+    trees.binomial_gather: lambda p, n: lg(p) * ALPHA + n * (p - 1) / p * BETA,
+    trees.scatter_all_gather: lambda p, n: (lg(p) + p - 1) * ALPHA + 2 * n * (p - 1) / p * BETA,
 }
-OF_POWERS_OF_TWO = {
-    trees.binomial_scatter: lambda p, n: log2(p) * ALPHA + n * (p - 1) / p * BETA,
-    trees.binomial_gather: lambda p, n: log2(p) * ALPHA + n * (p - 1) / p * BETA,
-    trees.scatter_all_gather: lambda p, n: (log2(p) + p - 1) * ALPHA + 2 * n * (p - 1) / p * BETA,
-}
+ROOTED = [trees.binomial_broadcast, trees.binomial_reduce, trees.binomial_scatter, trees.binomial_gather]
+ROOTED += [trees.scatter_all_gather, plans.direct_gather, plans.direct_scatter]
 
 
 def duration_s(plan, network=ETHERNET, shortcuts=True):
@@ -57,21 +58,21 @@ def duration_s(plan, network=ETHERNET, shortcuts=True):
 
 
 @pytest.mark.parametrize("shortcuts", [True, False])
-@pytest.mark.parametrize("num_ranks", SIZES)
 @pytest.mark.parametrize("make", CLOSED_FORMS, ids=lambda make: make.__name__)
-def test_a_plan_takes_its_closed_form(make, num_ranks, shortcuts):
-    expected = CLOSED_FORMS[make](num_ranks, PAYLOAD)
-    assert duration_s(make(num_ranks, PAYLOAD), shortcuts=shortcuts) == pytest.approx(expected, rel=1e-9)
+def test_a_plan_takes_its_closed_form(make, shortcuts):
+    for num_ranks in EVERY_SIZE:
+        expected = CLOSED_FORMS[make](num_ranks, PAYLOAD)
+        assert duration_s(make(num_ranks, PAYLOAD), shortcuts=shortcuts) == pytest.approx(expected, rel=1e-9), num_ranks
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4, 8, 16, 32, 64])
-@pytest.mark.parametrize("make", OF_POWERS_OF_TWO, ids=lambda make: make.__name__)
-def test_a_plan_of_a_power_of_two_takes_its_closed_form(make, num_ranks):
-    expected = OF_POWERS_OF_TWO[make](num_ranks, PAYLOAD)
-    assert duration_s(make(num_ranks, PAYLOAD)) == pytest.approx(expected, rel=1e-9)
+@pytest.mark.parametrize("make", ROOTED, ids=lambda make: make.__name__)
+def test_any_root_takes_as_long(make):
+    for num_ranks in SIZES:
+        expected = CLOSED_FORMS[make](num_ranks, PAYLOAD)
+        assert duration_s(make(num_ranks, PAYLOAD, num_ranks - 1)) == pytest.approx(expected, rel=1e-9), num_ranks
 
 
-@pytest.mark.parametrize("num_ranks", SIZES)
+@pytest.mark.parametrize("num_ranks", EVERY_SIZE)
 def test_the_barrier_takes_its_closed_form(num_ranks):
     assert duration_s(plans.dissemination_barrier(num_ranks)) == pytest.approx(lg(num_ranks) * ALPHA, rel=1e-9)
 
@@ -102,10 +103,20 @@ def test_no_more_segments_are_under_way_than_there_are():
         plans.pipelined(plans.ring_all_reduce(3, 6.0), 2, 3)
 
 
-@pytest.mark.parametrize("num_chunks", [1, 2, 7])
-def test_the_double_tree_of_three_takes_its_closed_form(num_chunks):
-    expected = 2 * num_chunks * (ALPHA + PAYLOAD / num_chunks * BETA)
-    assert duration_s(trees.double_tree(3, PAYLOAD, num_chunks)) == pytest.approx(expected, rel=1e-9)
+def double_tree_s(num_ranks, num_chunks):
+    """Where steps are as long as two halves over one link take: all but the first, which may be of a single leaf."""
+    k, chunk_s = int(log2(num_ranks)), PAYLOAD / num_chunks * BETA
+    if num_ranks == 2:
+        return 2 * num_chunks * (ALPHA + chunk_s / 2)  # no rank has two children
+    single = chunk_s / 2 if num_ranks < 1.5 * 2**k else 0.0
+    return 2 * ((num_chunks + k - 1) * (ALPHA + chunk_s) - single)
+
+
+@pytest.mark.parametrize("num_ranks", EVERY_SIZE)
+def test_the_double_tree_takes_its_closed_form(num_ranks):
+    for num_chunks in {max(1, int(log2(num_ranks)) - 1), 7, 16}:
+        expected = double_tree_s(num_ranks, num_chunks)
+        assert duration_s(trees.double_tree(num_ranks, PAYLOAD, num_chunks)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("num_ranks", SIZES)
@@ -202,7 +213,7 @@ def test_plans_are_literal():
 @pytest.mark.parametrize(
     ("payload_bytes", "num_hosts", "steps", "depth", "setup_s", "efficiency"),
     [
-        (500.0, 4, None, 1, 1e-6, 0.5),  # double tree, LL
+        (500.0, 4, 4, 1, 1e-6, 0.5),  # double tree, LL: two levels up and down
         (5e4, 4, 6, 1, 2e-6, 0.9375),  # ring, LL128, one slice
         (4e6, 4, 12, 2, 3e-6, 1.0),  # ring, Simple, two slices of 0.5 MB
         (4e6, 2, 4, 1, 3e-6, 1.0),  # two hosts of two
@@ -210,7 +221,7 @@ def test_plans_are_literal():
 )
 def test_nccl_chooses_by_size_and_hosts(payload_bytes, num_hosts, steps, depth, setup_s, efficiency):
     plan = NCCL.plan("all_reduce", np.arange(4) * num_hosts // 4, payload_bytes, 0, None)
-    assert steps is None or len(list(plan.steps())) == steps
+    assert len(list(plan.steps())) == steps
     assert (plan.depth, plan.setup_s, plan.efficiency) == (depth, setup_s, efficiency)
 
 

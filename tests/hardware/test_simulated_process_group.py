@@ -1,9 +1,10 @@
+import contextlib
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
-from simulated_ranks import compute_for, execute, results
+from simulated_ranks import NCCL, compute_for, execute, results
 from torch.distributed import ReduceOp
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -33,9 +34,9 @@ REDUCED = {
 }
 
 
-def check(ranks, body, expected):
+def check(ranks, body, expected, **options):
     """`expected(rank)` is plain torch; rtol 1e-14: a few roundings of float64 in another order."""
-    for rank, value in enumerate(results(body, ranks, network=FAST)):
+    for rank, value in enumerate(results(body, ranks, network=FAST, **options)):
         torch.testing.assert_close(value, expected(rank), rtol=1e-14, atol=1e-15)
 
 
@@ -49,25 +50,21 @@ on_ranks = pytest.mark.parametrize("ranks", RANKS)
 
 
 @on_ranks
-@pytest.mark.parametrize("factor", [0.5, torch.tensor([0.25], dtype=torch.float64)], ids=["number", "tensor"])
-def test_a_sum_of_multiples(ranks, factor):
+@pytest.mark.parametrize("made", [float, lambda factor: torch.tensor([factor], dtype=torch.float64)])
+def test_a_sum_of_multiples_has_a_factor_for_each_rank(ranks, made):
     def body(worker):
-        x = given(worker.rank)
-        dist.all_reduce(x, dist._make_nccl_premul_sum(factor))
-        return x
+        op = dist._make_nccl_premul_sum(made(0.5 + worker.rank))
+        whole, mine = given(worker.rank, 2 * ranks), torch.empty(2, dtype=torch.float64)
+        dist.reduce_scatter_single(mine, whole, op)
+        dist.all_reduce(whole, op)
+        return torch.cat([whole, mine])
 
-    check(ranks, body, lambda rank: (everyones(ranks) * factor).sum(0))
+    def expected(rank):
+        factors = torch.arange(ranks, dtype=torch.float64)[:, None] + 0.5
+        total = (everyones(ranks, 2 * ranks) * factors).sum(0)
+        return torch.cat([total, total.chunk(ranks)[rank]])
 
-
-@on_ranks
-def test_the_multiples_of_a_sum_are_each_ranks_own(ranks):
-    def body(worker):
-        x = given(worker.rank)
-        dist.all_reduce(x, dist._make_nccl_premul_sum(float(10**worker.rank)))
-        return x
-
-    factors = torch.tensor([10.0**rank for rank in range(ranks)], dtype=torch.float64)
-    check(ranks, body, lambda rank: (everyones(ranks) * factors[:, None]).sum(0))
+    check(ranks, body, expected, protocol=NCCL)
 
 
 @pytest.mark.parametrize("call", [dist.all_reduce, lambda x: dist.broadcast(x, 0), lambda x: dist.reduce(x, 1)])
@@ -331,25 +328,46 @@ def test_disagreement_names_both_ranks_and_calls(call, words):
 
     failure = execute(body, 2).failure
     assert isinstance(failure, WorkerFailed)
+    line = body.__code__.co_firstlineno
+    here = "tests/hardware/test_simulated_process_group.py"
     assert str(failure).startswith(
-        "ranks disagree on collective 0 of ranks [0, 1]: rank 0 calls all_reduce(SUM) of float32[3], "
-        f"rank 1 calls {words}, at tests/hardware/test_simulated_process_group.py:"
+        f"ranks disagree on collective 0 of ranks [0, 1]: rank 0 calls all_reduce(SUM) of float32[3], at {here}:"
+        f"{line + 4}; rank 1 calls {words}, at {here}:"
     )
 
 
-def test_disagreement_on_a_message_names_both_ranks():
+def test_disagreement_on_the_size_of_a_part_names_both_places():
     def body(worker):
-        (dist.recv if worker.rank else dist.send)(torch.zeros(2 + worker.rank), 1 - worker.rank)
+        if worker.rank == 0:
+            dist.all_to_all_single(torch.zeros(3), torch.zeros(3), [1, 2], [1, 2])
+        else:
+            dist.all_to_all_single(torch.zeros(4), torch.zeros(4), [3, 1], [3, 1])
 
-    message = "ranks disagree on a message: rank 0 sends float32[2], rank 1 receives float32[3]"
-    assert str(execute(body, 2).failure) == message
+    here, line = "tests/hardware/test_simulated_process_group.py", body.__code__.co_firstlineno
+    assert str(execute(body, 2).failure) == (
+        "ranks disagree on all_to_all_single of float32 in parts: rank 1 of the group sends 3 elements to rank 0, at "
+        f"{here}:{line + 4}; that expects 2, at {here}:{line + 2}"
+    )
+
+
+def test_disagreement_on_a_message_names_both_ranks_and_places():
+    def body(worker):
+        if worker.rank == 0:
+            dist.send(torch.zeros(2), 1, tag=4)
+        else:
+            dist.recv(torch.zeros(3), 0, tag=4)
+
+    here, line = "tests/hardware/test_simulated_process_group.py", body.__code__.co_firstlineno
+    assert str(execute(body, 2).failure) == (
+        f"ranks disagree on a message, tag 4: rank 0 sends float32[2], at {here}:{line + 2}; "
+        f"rank 1 receives float32[3], at {here}:{line + 4}"
+    )
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda: dist.monitored_barrier(group=dist.group.WORLD), "monitored_barrier"),
-        (lambda: dist.send(torch.zeros(1), 17), "there is no rank 17 to exchange a message with: the group has 2"),
         (
             lambda: dist.all_to_all_single(torch.zeros(3), torch.zeros(3), [1, 2], [1, 2]),
             "rank 1 of the group sends 1 elements",
@@ -483,3 +501,165 @@ def test_lists_of_equal_parts_take_the_plan_of_equal_parts():
         dist.all_to_all_single(torch.cat(parts), torch.cat(parts))
 
     assert results(partial(body, call=listed), 3) == results(partial(body, call=single), 3)
+
+
+ONES = torch.ones(2)
+INTEGERS = torch.ones(2, dtype=torch.int32)
+REFUSED = [
+    (lambda rank: dist.reduce(ONES, -1), r"reduce: invalid root rank -1: the group has ranks 0 to 2"),
+    (lambda rank: dist.broadcast(ONES, 99), r"broadcast: invalid root rank 99"),
+    (lambda rank: dist.scatter(ONES, None, 7), r"scatter: invalid root rank 7"),
+    (lambda rank: dist.gather(ONES, None, 7), r"gather: invalid root rank 7"),
+    (lambda rank: dist.send(ONES, 17), r"there is no rank 17 to exchange a message with: the group has 3"),
+    (lambda rank: dist.recv(ONES, -5), r"there is no rank -5"),
+    (lambda rank: dist.isend(ONES, (rank + 1) % 3, tag=-1), r"Tag must be nonnegative, got -1"),
+    (lambda rank: dist.all_gather([ONES] * 2, ONES), r"all_gather: its list must have 3 tensors"),
+    (lambda rank: dist.all_gather([torch.ones(3)] * 3, ONES), r"float32\[2\] does not fit float32\[3\]"),
+    (lambda rank: dist.all_gather_single(torch.ones(5), ONES), r"3 times float32\[2\] does not fit float32\[5\]"),
+    (lambda rank: dist.all_gather_single(torch.ones(6, dtype=torch.int32), ONES), r"does not fit int32\[6\]"),
+    (lambda rank: dist.reduce_scatter(ONES.clone(), [ONES] * 2), r"reduce_scatter: its list must have 3 tensors"),
+    (lambda rank: dist.reduce_scatter(ONES.clone(), [torch.ones(3)] * 3), r"does not fit float32\[2\]"),
+    (lambda rank: dist.reduce_scatter_single(ONES.clone(), torch.ones(5)), r"does not fit float32\[5\]"),
+    (lambda rank: dist.reduce_scatter_single(INTEGERS.clone(), torch.ones(6)), r"int32\[2\] does not fit float32\[6\]"),
+    (lambda rank: dist.all_to_all([ONES] * 2, [ONES] * 2), r"its input list must have 3 tensors"),
+    (lambda rank: dist.all_to_all_single(torch.ones(5), torch.ones(5)), r"dim 0 does not divide equally"),
+    (lambda rank: dist.all_to_all_single(torch.ones(6), torch.ones(3)), r"float32\[3\] does not fit float32\[6\]"),
+    (lambda rank: dist.all_to_all_single(torch.ones(6), torch.ones(6), [3, 3], [3, 3]), r"must be the group's size 3"),
+    (lambda rank: dist.all_to_all_single(torch.ones(6), torch.ones(6), [1, 2, 2], [2, 2, 1]), r"must sum to dim 0"),
+    (lambda rank: dist.all_reduce(ONES, ReduceOp.BAND), r"Cannot use ReduceOp.BAND with non-integral dtype"),
+    (lambda rank: dist.reduce(ONES, 0, ReduceOp.BXOR), r"Cannot use ReduceOp.BXOR with non-integral dtype"),
+    (lambda rank: dist.all_reduce(INTEGERS, ReduceOp.AVG), r"Cannot use ReduceOp.AVG with gloo and integers"),
+    (lambda rank: dist.all_reduce(ONES, dist._make_nccl_premul_sum(2.0)), r"Cannot use ReduceOp.PREMUL_SUM with gloo"),
+    (lambda rank: dist.all_reduce(torch.eye(3).to_sparse(), ReduceOp.MAX), r"must be ReduceOp.SUM of one COO tensor"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), REFUSED)
+def test_what_torch_refuses_is_refused_at_the_call_on_every_rank(call, words):
+    def body(worker):
+        with pytest.raises(RuntimeError, match=words):
+            call(worker.rank)
+        dist.barrier()
+        return True
+
+    assert results(body, 3) == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: dist.scatter(torch.ones(2), [ONES] * 2), "scatter: its list must have 3 tensors"),
+        (lambda: dist.scatter(torch.ones(2), [torch.ones(3)] * 3), "expected float32[2], got float32[3]"),
+        (lambda: dist.gather(ONES, [torch.ones(2)] * 2), "gather: its list must have 3 tensors"),
+        (lambda: dist.gather(ONES, [torch.ones(3)] * 3), "expected float32[2], got float32[3]"),
+    ],
+)
+def test_lists_that_only_the_root_gives_are_refused_there(call, words):
+    def body(worker):
+        if worker.rank == 0:
+            call()
+
+    failure = execute(body, 3).failure
+    assert str(failure).startswith("rank 0 failed: RuntimeError: ") and words in str(failure)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda x: dist.all_reduce(x), lambda x: dist.broadcast(x, 0), lambda x: dist.isend(x, 0)]
+)
+def test_tensors_without_values_are_refused(call):
+    def body(worker):
+        with pytest.raises(ValueError, match=r"must be given tensors on cpu, .* float32\[2\] on meta"):
+            call(torch.ones(2, device="meta"))
+
+    assert execute(body, 2).failure is None
+
+
+def test_nccl_averages_integers():
+    def body(worker):
+        x = torch.tensor([2 + worker.rank, -2 - worker.rank])
+        dist.all_reduce(x, ReduceOp.AVG)
+        return x.tolist()
+
+    assert results(body, 2, protocol=NCCL) == [[2, -2]] * 2
+
+
+def test_any_error_of_a_collective_ends_the_run_and_names_the_call():
+    def body(worker):
+        with contextlib.suppress(Exception):
+            dist.all_reduce(torch.ones(2, dtype=torch.complex64), ReduceOp.SUM)
+            reduce_all = dist.group.WORLD.allreduce
+            options = dist.AllreduceOptions()
+            options.reduceOp = ReduceOp.MAX
+            reduce_all([torch.ones(2, dtype=torch.complex64)], options).wait()
+
+    failure = execute(body, 3).failure
+    words = "all_reduce(MAX) of complex64[2], collective 1 of ranks [0, 1, 2] cannot be computed: RuntimeError: "
+    assert isinstance(failure, WorkerFailed) and str(failure).startswith(words)
+
+
+def sparse(rank):
+    """Rows that overlap, with one twice."""
+    rows = torch.tensor([[rank, rank + 1, rank]])
+    return torch.sparse_coo_tensor(rows, given(rank, 6).view(3, 2), (6, 2), check_invariants=True)
+
+
+@on_ranks
+def test_sparse_tensors_are_summed(ranks):
+    def body(worker):
+        x = sparse(worker.rank % 4)
+        finish(dist.all_reduce(x, async_op=bool(worker.rank)))
+        return x.to_dense()
+
+    check(ranks, body, lambda rank: torch.stack([sparse(one % 4).to_dense() for one in range(ranks)]).sum(0))
+
+
+def test_sparse_tensors_cost_what_everyone_sends_to_everyone():
+    def body(worker):
+        rows = torch.arange(1 + worker.rank)[None]  # a row has 8 bytes of index and 8 of value
+        ones = torch.ones(1 + worker.rank, dtype=torch.float64)
+        dist.all_reduce(torch.sparse_coo_tensor(rows, ones, (4,), check_invariants=True))
+        return worker.clock.now()
+
+    assert results(body, 2) == [0.5 + 32 / 8] * 2
+    assert [report.sent_bytes for report in execute(body, 2).workers] == [16, 32]
+
+
+def test_nccl_refuses_sparse_tensors():
+    def body(worker):
+        with pytest.raises(RuntimeError, match="all_reduce of sparse tensors must be made by gloo, got nccl"):
+            dist.all_reduce(sparse(0))
+
+    assert execute(body, 2, protocol=NCCL).failure is None
+
+
+def test_distributed_data_parallel_sums_sparse_gradients():
+    def body(worker):
+        torch.manual_seed(0)
+        model = DistributedDataParallel(torch.nn.Embedding(8, 2, sparse=True, dtype=torch.float64))
+        model(torch.tensor([worker.rank, 3])).square().sum().backward()
+        return model.module.weight.grad.to_dense()
+
+    torch.manual_seed(0)
+    alone = torch.nn.Embedding(8, 2, dtype=torch.float64)
+    sum(alone(torch.tensor([rank, 3])).square().sum() / 2 for rank in range(2)).backward()
+    check(2, body, lambda rank: alone.weight.grad)
+
+
+def test_a_group_made_anew_gets_nothing_of_the_one_before():
+    def body(worker):
+        x = torch.zeros(2)
+        groups = [dist.new_group([0, 1])]
+        if worker.rank == 0:
+            dist.isend(torch.full((2,), 111.0), 1, group=groups[0])
+        for _ in range(2):
+            dist.barrier()
+            dist.destroy_process_group(groups.pop())
+            dist.distributed_c10d._world.group_count -= 1  # as a destroyed default group does
+            groups.append(dist.new_group([0, 1]))
+        if worker.rank == 0:
+            dist.send(torch.full((2,), 5.0), 1, group=groups[0])
+        else:
+            dist.recv(x, 0, group=groups[0])
+        return x.tolist()
+
+    assert results(body, 2)[1] == [5.0, 5.0]

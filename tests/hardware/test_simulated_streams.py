@@ -101,6 +101,21 @@ def test_a_collective_waits_for_its_stream_and_the_stream_for_it():
     assert on_streams(body, 2) == [([2.0, 2.0], 0.0, 8.0)] * 2
 
 
+@pytest.mark.parametrize("async_op", [False, True])
+def test_a_barrier_blocks_the_host_until_all_streams_have_come(async_op):
+    """As ProcessGroupNCCL's: what comes after it on the host can be timed."""
+
+    def body(worker):
+        compute_for(worker, 3.0 + worker.rank)
+        work = dist.barrier(async_op=async_op)
+        if async_op:
+            assert worker.clock.now() == 0.0
+            work.wait()
+        return worker.clock.now()
+
+    assert on_streams(body, 2) == [4.5] * 2  # and half a second to tell
+
+
 def test_what_is_sent_may_be_overwritten_once_the_sender_has_waited():
     def body(worker):
         x = torch.full((2,), 7.0, dtype=torch.float64)
@@ -140,7 +155,7 @@ def test_outside_the_simulation_and_on_a_host_the_calls_do_nothing():
         return worker.clock.now()
 
     assert results(body, 1) == [3.0]
-    assert on_streams(lambda worker: 1 / 1) == [1.0]
+    on_streams(lambda worker: torch.cpu.Stream())
     assert (torch.cpu.Stream, torch.cpu.current_stream, torch.cpu.synchronize) == before
 
 

@@ -11,7 +11,7 @@ PAUSED, ENDED, FEW_TRANSFERS = range(3)  # why `run` returns
 STARTS, FLOWS, TRAVELS = range(3)  # kinds of a transfer; the start of a job is one, too
 HEAP, FREE, READY, OVER, DIRTY, SEQUENCE, MARK, CHANGE = range(8)  # of `State.counts`
 
-_RANKS, _TRANSFERS, _HOPS, _WINDOW, _JOBS = 64, 256, 4, 8, 16  # capacities to begin with
+_RANKS, _TRANSFERS, _HOPS, _WINDOW, _JOBS, _SENDS = 64, 256, 4, 8, 16, 256  # capacities to begin with
 
 LINK = np.dtype(
     [(name, "f8") for name in ("capacity", "left", "since_s", "busy_s", "wire_bytes", "payload_bytes")]
@@ -98,11 +98,11 @@ def idle(network: Network, names: list[str], bandwidth: np.ndarray) -> State:
         ready=integers(_RANKS),
         over=integers(_RANKS),
         jobs=np.zeros(_JOBS, JOB),
-        sends=np.zeros(0, SEND),
-        routes=integers(0),
-        offsets=integers(0),
-        expect=integers(0),
-        until=integers(0),
+        sends=np.zeros(_SENDS, SEND),
+        routes=integers(_SENDS),
+        offsets=integers(_SENDS),
+        expect=integers(_SENDS),
+        until=integers(_SENDS),
         dirty=integers(len(names)),
         component=integers(len(names)),
         members=integers(_TRANSFERS),
@@ -157,7 +157,36 @@ def wider_window(s: State) -> State:
     return s._replace(window=window)
 
 
-def without_programs(s: State) -> State:
-    """All programs forgotten."""
-    empty = np.zeros(0, np.int64)
-    return s._replace(sends=s.sends[:0], routes=empty, offsets=empty, expect=empty, until=empty)
+class Appended:
+    """The arrays of all programs, which grow at their end.
+
+    Attributes:
+        used: entries of each, by name.
+    """
+
+    def __init__(self) -> None:
+        self.used = dict.fromkeys(("sends", "routes", "offsets", "expect", "until"), 0)
+
+    def append(self, s: State, **rows: np.ndarray) -> State:
+        """Append to each of the arrays."""
+        for name, values in rows.items():
+            begin, array = self.used[name], getattr(s, name)
+            self.used[name] = end = begin + len(values)
+            if end > len(array):
+                while end > len(array):
+                    array = longer(array)
+                s = s._replace(**{name: array})
+            array[begin:end] = values
+        return s
+
+
+def moved(s: State, begins: np.ndarray, shifts: np.ndarray) -> None:
+    """The programs of jobs have moved.
+
+    Args:
+        begins: of each job's offsets, expectations and rounds, shape (jobs, 3).
+        shifts: of its routes, shape (jobs,).
+    """
+    s.jobs["offsets"], s.jobs["expect"], s.jobs["until"] = begins.T
+    flowing = s.transfers["kind"] == FLOWS
+    s.transfers["route"][flowing] += shifts[s.ranks["job"][s.transfers["source"][flowing]]]

@@ -69,9 +69,11 @@ class Network(ABC):
         """Refuse what cannot be.
 
         Raises:
-            UserError: if a link is named that there is not, or has less bandwidth than others take of it.
+            UserError: if there is no way between two devices, or a link is named that there is not, or has less
+                bandwidth than others take of it.
         """
         wires = self.wires(num_devices)
+        wires.route(np.zeros(num_devices, np.int64), np.arange(num_devices))  # links go both ways: this is to all
         bandwidth = dict(zip(wires.names, wires.bandwidth_bytes_per_s.tolist(), strict=True))
         for field, links in (("background", self.background), ("changes", self.changes)):
             for link in links:

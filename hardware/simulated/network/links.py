@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -65,7 +66,9 @@ class Links:
         self._programs_bytes = 0
         self._lockstep: dict[Program, tuple[int, float | None]] = {}
         self._stored: dict[Program, tuple[int, int, int, int]] = {}
+        self._appended, self._kept_sends = arrays.Appended(), _KEPT_BYTES // arrays.SEND.itemsize
         self._jobs: dict[int, tuple[Program, Ended]] = {}
+        self._free_jobs: list[int] = []  # a heap
         self._slots: dict[int, list[int]] = defaultdict(list)  # free blocks of ranks by their size, a power of two
         self._ranks_used = 0
         self._alone: _Alone | None = None
@@ -207,6 +210,7 @@ class Links:
             job["busy"] -= len(ranks)
             if job["busy"] == 0:
                 del self._jobs[owner]
+                heappush(self._free_jobs, owner)
                 self._slots[_size(made.plan.num_ranks)].append(int(job["first"]))
             self._over.append((ended, ranks))
 
@@ -214,7 +218,7 @@ class Links:
         offsets, expect, until = self._store(made)
         num_ranks = made.plan.num_ranks
         first = self._room(num_ranks)
-        number = next((i for i in range(len(self._state.jobs)) if i not in self._jobs), len(self._state.jobs))
+        number = heappop(self._free_jobs) if self._free_jobs else len(self._jobs)
         if number == len(self._state.jobs):
             self._state = self._state._replace(jobs=arrays.longer(self._state.jobs))
         while self._state.window.shape[1] < made.plan.depth:
@@ -248,22 +252,35 @@ class Links:
     def _store(self, made: Program) -> tuple[int, int, int]:
         """Where the program begins in the solver's arrays."""
         if made not in self._stored:
-            if self._state.sends.nbytes > _KEPT_BYTES and not self._jobs:
-                self._stored.clear()
-                self._state = arrays.without_programs(self._state)
-            state = self._state
-            sends, offsets = made.sends.copy(), made.offsets + len(state.sends)
-            sends["route"] += len(state.routes)
-            self._stored[made] = len(state.offsets), len(state.expect), len(state.until), len(state.sends)
-            hops = int(sends["hops"].max(initial=0))
-            self._state = arrays.more_hops(state, hops)._replace(
-                sends=np.concatenate([state.sends, sends]),
-                routes=np.concatenate([state.routes, made.routes]),
-                offsets=np.concatenate([state.offsets, offsets.ravel()]),
-                expect=np.concatenate([state.expect, made.expect.ravel()]),
-                until=np.concatenate([state.until, made.until]),
-            )
+            if self._appended.used["sends"] > self._kept_sends:
+                self._forget()
+            self._append(made)
         return self._stored[made][:3]
+
+    def _append(self, made: Program) -> None:
+        used = self._appended.used
+        self._stored[made] = used["offsets"], used["expect"], used["until"], used["routes"]
+        sends, offsets = made.sends.copy(), made.offsets.ravel() + used["sends"]
+        sends["route"] += used["routes"]
+        self._state = self._appended.append(
+            arrays.more_hops(self._state, int(sends["hops"].max(initial=0))),
+            sends=sends,
+            routes=made.routes,
+            offsets=offsets,
+            expect=made.expect.ravel(),
+            until=made.until,
+        )
+
+    def _forget(self) -> None:
+        """Keep the programs of the jobs under way alone."""
+        before, self._stored, self._appended = self._stored, {}, arrays.Appended()
+        begins, shifts = np.zeros((len(self._state.jobs), 3), np.int64), np.zeros(len(self._state.jobs), np.int64)
+        for number, (made, _) in self._jobs.items():
+            if made not in self._stored:
+                self._append(made)
+            begins[number], shifts[number] = self._stored[made][:3], self._stored[made][3] - before[made][3]
+        arrays.moved(self._state, begins, shifts)
+        self._kept_sends = max(self._kept_sends, 2 * self._appended.used["sends"])
 
 
 def _size(num_ranks: int) -> int:

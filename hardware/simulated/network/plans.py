@@ -9,9 +9,10 @@ Closed forms on a quiet network (p ranks, n bytes, alpha s latency, beta s/byte,
     recursive doubling (doubling.py), m = 2^floor(lg p)             lg m (alpha + n beta), + 2(alpha + n beta) if m < p
     halving and doubling (doubling.py)                              2 lg m alpha + 2n(m-1)/m beta, + the same
     binomial broadcast and reduce (trees.py)                        ceil(lg p) (alpha + n beta)
-    binomial scatter and gather (trees.py), p = 2^k                 lg p alpha + n(p-1)/p beta
-    scatter, then ring all-gather (trees.py), p = 2^k               (lg p + p - 1) alpha + 2n(p-1)/p beta
-    double binary tree (trees.py), p = 3, c chunks                  2c (alpha + n/c beta)
+    binomial scatter and gather (trees.py)                          ceil(lg p) alpha + n(p-1)/p beta
+    scatter, then ring all-gather (trees.py)                        (ceil(lg p) + p - 1) alpha + 2n(p-1)/p beta
+    double binary tree (trees.py), c >= k - 1 chunks, p >= 3,       2(c+k-1)(alpha + n/c beta), less n/c beta where
+        k = floor(lg p)                                             p < 3/2 2^k: the deepest leaf has no sibling then
     hierarchical (hierarchy.py), h hosts of g                       2(g-1)(alpha' + n/g beta')
                                                                     + 2(h-1)(alpha + n/(gh) beta)
     direct gather, scatter and all-to-all                           alpha + n(p-1)/p beta

@@ -113,7 +113,12 @@ class Protocol(ABC):
         segment_bytes: at most, of a step of a pipelined plan.
         segments: at least, of a step of a pipelined plan.
         in_flight: segments of a rank under way together.
+
+    Attributes:
+        library: torch's name of the backend.
     """
+
+    library: ClassVar[str]
 
     algorithms: dict[str, str]
     segment_bytes: float
@@ -171,6 +176,7 @@ class Gloo(Protocol):
     overhead_s: float
     efficiency: float
 
+    library: ClassVar[str] = "gloo"
     CHOICES: ClassVar[dict[str, str]] = _COMMON | {
         "all_reduce": "pipelined_ring",
         "all_gather": "halved_ring",
@@ -217,6 +223,7 @@ class Nccl(Protocol):
     overhead_s: dict[str, float]
     efficiency: dict[str, float]
 
+    library: ClassVar[str] = "nccl"
     WIRE_PROTOCOLS: ClassVar[tuple[str, ...]] = ("LL", "LL128", "Simple")
     CHOICES: ClassVar[dict[str, str]] = _COMMON | {
         "all_gather": "pipelined_ring",

@@ -290,7 +290,11 @@ class Edges(Network):
             if a == b:
                 return [source // self.devices_per_host]
             if b not in ways[a]:
-                raise UserError(f"hardware.network.edges must connect all hosts, got no way from {a} to {b}")
+                raise UserError(
+                    f"hardware.network.edges must connect all hosts, got no way from {a} to {b} for "
+                    f"hardware.num_workers = {num_devices}, {self.devices_per_host} on each host: add edges, or take "
+                    "fewer workers"
+                )
             return [index[pair] for pair in pairwise(ways[a][b])]
 
         def route(sources: np.ndarray, destinations: np.ndarray) -> np.ndarray:
