@@ -175,9 +175,11 @@ class Channel:
             words = f"{call}, collective {number} of ranks {self._words}"
             meeting = self._meetings[number] = _Meeting(words, Exchange(self.ranks, carry), rank, calls)
         elif not call.agrees(first := meeting.calls[meeting.first]):
+            one, other = self.ranks[meeting.first], self.ranks[rank]
             engine.fail(
-                f"ranks disagree on collective {number} of ranks {self._words}: rank {self.ranks[meeting.first]} "
-                f"calls {first}{first.place}; rank {self.ranks[rank]} calls {call}"
+                f"ranks disagree on collective {number} of ranks {self._words}: rank {one} calls {first}, rank {other} "
+                f"calls {call} (rank {one}{first.place}; rank {other}{engine.place()})",
+                placed=True,
             )
         meeting.calls[rank] = call
         part = meeting.exchange.parts[rank] = Part(meeting.description, self, fabric.why, meeting.exchange)
@@ -217,8 +219,9 @@ class Channel:
         source, target = self.ranks[sender.rank], self.ranks[receiver.rank]
         if described(sender.tensor) != described(receiver.tensor):
             raise WorkerFailed(
-                f"ranks disagree on a message, tag {post.tag}: rank {source} sends {described(sender.tensor)}"
-                f"{sender.place}; rank {target} receives {described(receiver.tensor)}{receiver.place}"
+                f"ranks disagree on a message, tag {post.tag}: rank {source} sends {described(sender.tensor)}, "
+                f"rank {target} receives {described(receiver.tensor)} (rank {source}{sender.place}; rank {target}"
+                f"{receiver.place})"
             )
         receiver.tensor.data.copy_(sender.tensor)  # which autograd does not see
         receiver.peer = sender.rank

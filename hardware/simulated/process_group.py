@@ -3,6 +3,9 @@
 Importing this module registers the backend under the name `simulated`; its groups exist only inside a simulation.
 Deviations from gloo: reductions are folded in rank order, and a collective begins when its last rank has arrived. A
 message begins when both its sides are posted and ends for both when it has arrived.
+
+Where no rank dies and no link breaks, a wait without end that has one of torch's usual time-outs (NCCL's 600 s, gloo's
+1800 s) is told at once, as a deadlock; one with any other time-out times out.
 """
 # mypy: disable-error-code="call-arg, override"
 

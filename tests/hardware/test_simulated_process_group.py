@@ -331,8 +331,8 @@ def test_disagreement_names_both_ranks_and_calls(call, words):
     line = body.__code__.co_firstlineno
     here = "tests/hardware/test_simulated_process_group.py"
     assert str(failure).startswith(
-        f"ranks disagree on collective 0 of ranks [0, 1]: rank 0 calls all_reduce(SUM) of float32[3], at {here}:"
-        f"{line + 4}; rank 1 calls {words}, at {here}:"
+        "ranks disagree on collective 0 of ranks [0, 1]: rank 0 calls all_reduce(SUM) of float32[3], "
+        f"rank 1 calls {words} (rank 0, at {here}:{line + 4}; rank 1, at {here}:"
     )
 
 
@@ -359,8 +359,8 @@ def test_disagreement_on_a_message_names_both_ranks_and_places():
 
     here, line = "tests/hardware/test_simulated_process_group.py", body.__code__.co_firstlineno
     assert str(execute(body, 2).failure) == (
-        f"ranks disagree on a message, tag 4: rank 0 sends float32[2], at {here}:{line + 2}; "
-        f"rank 1 receives float32[3], at {here}:{line + 4}"
+        "ranks disagree on a message, tag 4: rank 0 sends float32[2], rank 1 receives float32[3] "
+        f"(rank 0, at {here}:{line + 2}; rank 1, at {here}:{line + 4})"
     )
 
 
@@ -663,3 +663,27 @@ def test_a_group_made_anew_gets_nothing_of_the_one_before():
         return x.tolist()
 
     assert results(body, 2)[1] == [5.0, 5.0]
+
+
+def test_several_tensors_at_once_as_one_message():
+    def body(worker):
+        rank, group = worker.rank, dist.group.WORLD
+        short, long = torch.full((1,), float(rank)), torch.full((2,), 10.0 + rank)
+        rows = [[torch.zeros(1), torch.zeros(2)] for _ in range(3)]
+        group.allgather_coalesced(rows, [short, long]).wait()
+        wholes = [torch.zeros(3), torch.zeros(6)]
+        group.allgather_into_tensor_coalesced(wholes, [short, long]).wait()
+        parts = [torch.zeros(1), torch.zeros(2)]
+        group.reduce_scatter_tensor_coalesced(parts, [whole * (1 + rank) for whole in wholes], summed).wait()
+        for call in (
+            group.allgather_into_tensor_coalesced,
+            partial(group.reduce_scatter_tensor_coalesced, opts=summed),
+        ):
+            with pytest.raises(RuntimeError, match="does not fit"):
+                call([torch.zeros(2)], [torch.zeros(3)])
+        return [tensor.tolist() for tensor in (*rows[2], *wholes, *parts)]
+
+    summed = dist.ReduceScatterOptions()
+    for rank, found in enumerate(results(body, 3)):
+        gathered = [[0.0, 1.0, 2.0], [10.0, 10.0, 11.0, 11.0, 12.0, 12.0]]
+        assert found == [[2.0], [12.0, 12.0], *gathered, [6.0 * rank], [60.0 + 6.0 * rank] * 2]
