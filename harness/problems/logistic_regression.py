@@ -1,4 +1,4 @@
-"""Logistic regression: f(w) = 1/n sum_i log(1 + exp(-y_i x_i . w)), y_i = -1 or +1, without a regulariser.
+"""Logistic regression: f(w) = 1/n sum_i log(1 + exp(-y_i x_i . w)) + l2/2 |w|^2, y_i = -1 or +1.
 
 A standard problem of asynchronous SGD on sparse data; Hogwild! (Niu, Recht, Re, Wright, NIPS 2011) has its hinge twin.
 """

@@ -32,7 +32,7 @@ class LinearModel(nn.Module):
 
 @dataclass(frozen=True)
 class SparseLinear(Problem):
-    """A linear model on sparse rows: f(w) = 1/n sum_i l(x_i . w, y_i), y_i = -1 or +1, without a regulariser.
+    """A linear model on sparse rows: f(w) = 1/n sum_i l(x_i . w, y_i) + l2/2 |w|^2, y_i = -1 or +1.
 
     Args:
         path: training set, LIBSVM text (see `harness.datasets`); None for synthetic rows.
@@ -40,6 +40,7 @@ class SparseLinear(Problem):
         test_fraction: share of rows held out where there is no `test_path`, in [0, 1).
         download: fetch what is not on this computer.
         normalize: divide each row by its Euclidean norm (synthetic rows have norm 1).
+        l2: factor of |w|^2 / 2 in the objective, >= 0.
         synthetic_samples: rows generated where there is no `path`, held-out ones included, >= 2.
         synthetic_features: length of the model then, >= 2.
         synthetic_nonzeros_per_sample: mean over rows then, in [1, synthetic_features / 2].
@@ -54,6 +55,7 @@ class SparseLinear(Problem):
     test_fraction: float
     download: bool
     normalize: bool
+    l2: float
     synthetic_samples: int
     synthetic_features: int
     synthetic_nonzeros_per_sample: float
@@ -63,6 +65,7 @@ class SparseLinear(Problem):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.test_fraction < 1, "problem.test_fraction", "must be in [0, 1)", self.test_fraction)
+        require(self.l2 >= 0, "problem.l2", "must be >= 0", self.l2)
         if self.path is None:
             require(self.test_path is None, "problem.test_path", "needs problem.path", self.test_path)
         synthetic = "problem.synthetic_"
@@ -92,7 +95,7 @@ class SparseLinear(Problem):
     @cached_property
     def kernel(self) -> SparseLinearKernel:
         """Native per-sample SGD."""
-        return SparseLinearKernel(self.rows, self.labels, self.loss_code)
+        return SparseLinearKernel(self.rows, self.labels, self.loss_code, self.l2)
 
     @property
     def num_samples(self) -> int:
@@ -104,17 +107,19 @@ class SparseLinear(Problem):
         return LinearModel(self.rows.num_features, self.rows.values.dtype, device)
 
     def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
-        """Mean of l over the batch."""
-        device = next(model.parameters()).device
-        margins = model(*(part.to(device) for part in self.rows.gather(samples)))
-        return self.pointwise(margins, self.labels[samples].to(device)).mean()
+        """Mean of l over the batch, and the regulariser."""
+        weight = next(model.parameters())
+        margins = model(*(part.to(weight.device) for part in self.rows.gather(samples)))
+        mean = self.pointwise(margins, self.labels[samples].to(weight.device)).mean()
+        return mean + 0.5 * self.l2 * weight.square().sum() if self.l2 else mean
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """The objective over the training set, and loss and accuracy on the test set if there is one."""
+        """The objective over the training set; mean of l, and accuracy, on the test set if there is one."""
         weights = next(model.parameters()).detach().cpu().view(-1)
         (rows, labels), *tests = self._sets
-        metrics = {"train/loss": self._mean_loss(rows.margins(weights), labels)}
+        penalty = 0.5 * self.l2 * float(weights.double().square().sum())
+        metrics = {"train/loss": self._mean_loss(rows.margins(weights), labels) + penalty}
         for test_rows, test_labels in tests:
             margins = test_rows.margins(weights)
             metrics["eval/loss"] = self._mean_loss(margins, test_labels)

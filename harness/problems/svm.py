@@ -1,7 +1,6 @@
-"""Linear support vector machine: f(w) = 1/n sum_i max(0, 1 - y_i x_i . w), y_i = -1 or +1.
+"""Linear support vector machine: f(w) = 1/n sum_i max(0, 1 - y_i x_i . w) + l2/2 |w|^2, y_i = -1 or +1.
 
-The sparse SVM of Hogwild! (Niu, Recht, Re, Wright, NIPS 2011) without its regulariser, which the native kernel lacks,
-so that an update touches the nonzeros of its sample and nothing else.
+The sparse SVM of Hogwild! (Niu, Recht, Re, Wright, NIPS 2011, equation 3).
 """
 
 from dataclasses import dataclass

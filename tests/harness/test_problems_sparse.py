@@ -37,6 +37,7 @@ def regression(**settings):
         "test_fraction": 0.1,
         "download": False,
         "normalize": True,
+        "l2": 0.0,
         "synthetic_samples": 400,
         "synthetic_features": 200,
         "synthetic_nonzeros_per_sample": 10.0,
@@ -109,6 +110,33 @@ def test_test_file_is_the_test_set(folder):
     probability = 1 / (1 + np.exp(-margins))
     assert metrics["eval/loss"] == pytest.approx(log_loss([0, 1, 1], probability), rel=1e-12)
     assert metrics["eval/accuracy"] == accuracy_score([0, 1, 1], margins >= 0)
+
+
+def test_the_kernel_follows_the_regularised_objective_in_the_mean():
+    p = regression(l2=0.1, test_fraction=0.0)
+    model, samples = p.build_model(CPU, seed=0), torch.arange(p.num_samples, dtype=torch.int32)
+    seen = torch.bincount(p.rows.indices, minlength=p.rows.num_features) > 0  # only these are in the kernel's updates
+    with torch.no_grad():
+        model.weight.copy_(torch.linspace(-1, 1, 200, dtype=torch.float64).unsqueeze(1) * seen.unsqueeze(1))
+    loss = p.loss(model, samples)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(p.evaluate(model)["train/loss"], rel=1e-12)
+    weights, total = model.weight.detach().view(-1), torch.zeros(200, dtype=torch.float64)
+    for sample in samples:
+        after = weights.clone()
+        p.kernel(after, sample.view(1), 1.0)
+        total += weights - after
+    torch.testing.assert_close(total / p.num_samples, model.weight.grad.view(-1), rtol=1e-9, atol=1e-12)
+
+
+def test_the_regulariser_is_not_in_the_test_loss():
+    model = regression().build_model(CPU, seed=0)
+    torch.nn.init.ones_(model.weight)
+    plain, regularised = (regression(l2=l2).evaluate(model) for l2 in (0.0, 0.1))
+    assert regularised["eval/loss"] == plain["eval/loss"]
+    assert regularised["train/loss"] - plain["train/loss"] == pytest.approx(0.05 * 200, rel=1e-12)
+    with pytest.raises(UserError, match=r"problem\.l2 must be >= 0"):
+        regression(l2=-1.0)
 
 
 def test_without_test_data_there_are_no_test_metrics():
