@@ -26,7 +26,7 @@ from hardware.real.signals import deaf
 from hardware.real.waits import Waits
 from harness.errors import WorkerFailed
 from harness.kernels.access import Access
-from harness.kernels.base import Kernel, Model
+from harness.kernels.base import Kernel, Model, SplitModel
 from harness.program import Program
 from harness.worker import Observation, Place, Worker
 
@@ -76,6 +76,7 @@ class _Run:
         self.locks = LocalLocks(crew.timeout_s, self.leave_if_stopping)
         self._meeting = threading.Barrier(crew.num_workers)
         self.shared: list[SharedTensor] = []
+        self.may_lose: set[bool] = set()  # whether updates of a kernel that ran could overwrite each other
         self._arrivals: list[list[Arrived]] = [[] for _ in crew.cpus]  # of each worker, one per meeting
         self.observations: list[Observation] = []
         self.start_s = 0.0
@@ -138,6 +139,12 @@ class _Run:
             if place != together[0]:
                 raise disagreement(together[0], other, place)
 
+    def holds(self, model: Model) -> bool:
+        """Whether other workers see the model too, or what of it is not replicated."""
+        weights = model.cold if isinstance(model, SplitModel) else model
+        address = weights.untyped_storage().data_ptr()
+        return any(each.tensor.untyped_storage().data_ptr() == address for each in self.shared)
+
     def execution(self) -> Execution:
         """What came of it."""
         execution = Execution(observations=sorted(self.observations, key=lambda observation: observation.samples))
@@ -146,6 +153,8 @@ class _Run:
             return execution
         ledgers = [self._ledgers[rank] for rank in range(self.crew.num_workers)]
         execution.workers = break_down(ledgers, self.start_s, self.program.algorithm.synchronous).workers
+        if self.may_lose == {False}:
+            execution.metrics["async/lost_frac"] = 0.0
         if self.shared:
             execution.facts["placement"] = {
                 each.name: {**each.placed, "pages_by_node": prove(each.tensor)} for each in self.shared
@@ -234,6 +243,7 @@ class ThreadPlace(Place):
     ) -> None:
         """Run a native kernel."""
         self._leave_if_stopping()
+        self._run.may_lose.add(access.locking == "none" and self.num_workers > 1 and self._run.holds(model))
         begin_s = time.perf_counter()
         kernel(model, samples, learning_rate, access, salt)
         self.kernel_s += time.perf_counter() - begin_s

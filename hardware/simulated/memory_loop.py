@@ -1,9 +1,15 @@
 """The inner loop of shared memory, compiled: updates of all workers in (time, rank) order.
 
-An update is two events: at its *read* the slope is computed from the weights as they are then, and the lines it lacks
-are fetched; its *write* lands once reading and computing are paid, on the weights as they are by then. Both are the
-functions that real kernels are made of (`harness.kernels.base`), so that one worker alone gets its weights bit for bit.
-Under locks there are two more: the update *begins* when its lock is had, and *ends* when it lets go.
+An update is three events. At its *read* the slope is computed from the weights as they are then, and the lines it
+lacks are fetched. Once reading and computing are paid it begins to *write*: it loads what it will add to, and asks for
+the lines that others hold. When those have come it *stores*: its additions land on what it has loaded. Reading and
+writing are the functions that real kernels are made of (`harness.kernels.base`), so that one worker alone gets its
+weights bit for bit. Under locks there is one more: the update *begins* when its lock is had, and lets go when stored.
+
+What others have stored in a coordinate between load and store is *lost*: overwritten by an addition that does not know
+of it. The gap is the stall of the write, nothing else; it closes where no line travels. An `atomic` addition loads at
+its store, so none is lost; under locks nobody else stores meanwhile. All stores of an update land together, when its
+last line has come: x86's store buffer empties in order, and all lines are asked for at once.
 
     spin lock     whoever waits looks again when the line of the lock has come to it; whoever comes first has it
     mutex         letting go wakes who has waited longest (`wake_s`), who looks again after `sleep_s`
@@ -19,14 +25,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from harness.kernels.access import ATOMIC, GLOBAL_MUTEX, GLOBAL_SPIN, PER_COORDINATE, ROUND_ROBIN
-from harness.kernels.base import read, write
+from harness.kernels.base import prefetch_sample, read, write
 from harness.kernels.native import INLINE
 from harness.kernels.numbers import Hot, Step
 
 NOBODY = -1
 STALENESS_BINS = 4096  # the last one holds all beyond
 
-_BEGIN, _READ, _WRITE, _END = range(4)  # a worker's next event
+BEGIN, READ, WRITE, STORE = range(4)  # a worker's next event
 
 WORKER = np.dtype(
     [
@@ -38,6 +44,7 @@ WORKER = np.dtype(
         ("slope", np.float64),  # between read and write
         ("salt", np.uint64),  # of the random numbers of its chunk
         ("seen", np.int64),  # updates of its model when it read
+        ("loaded", np.int64),  # updates of its model when it began to write
         ("ticket", np.int64),  # of its update, round robin
         ("weights", np.int64),  # address of its model
         ("num_weights", np.int64),
@@ -53,7 +60,8 @@ WORKER = np.dtype(
     align=True,
 )
 LINE = np.dtype([("sharers", np.uint64), ("owner", np.uint64)])  # bits of ranks; column of `fetch_s`
-TALLY = np.dtype([("updates", np.int64), ("conflicts", np.int64), ("staleness", np.int64), ("stalest", np.int64)])
+COORDINATE = np.dtype([("version", np.int64), ("additions", np.int64)])  # update that wrote it last; what is in it
+TALLY = np.dtype([(name, np.int64) for name in ("updates", "conflicts", "staleness", "stalest", "additions", "lost")])
 LOCK = np.dtype([("held", np.int64), ("last", np.int64), ("tickets", np.int64), ("serving", np.int64)])
 
 
@@ -79,7 +87,7 @@ class Locks(NamedTuple):
 
     Args:
         state: one LOCK record, shape (1,).
-        free_s: until when each coordinate's lock is held, shape (coordinates,).
+        free_s: until when each coordinate's lock is held, shape (coordinates,); inf by one that died with it.
         first_line: of the locks of coordinates, in `lines`.
     """
 
@@ -89,11 +97,25 @@ class Locks(NamedTuple):
     first_line: np.uint64
 
 
+class Loaded(NamedTuple):
+    """What each worker has loaded and not stored yet, in the order of its sample's coordinates.
+
+    Args:
+        values: of the models' type, shape (ranks, parameters of the longest sample).
+        additions: in each coordinate, shape (ranks, coordinates of the longest sample).
+        touched: coordinates, shape (ranks, coordinates of the longest sample + 1).
+    """
+
+    values: np.ndarray
+    additions: np.ndarray
+    touched: np.ndarray
+
+
 class Ledger(NamedTuple):
     """What is counted.
 
     Args:
-        written: the update that last wrote each coordinate of all models.
+        written: COORDINATE records of all models.
         versions: updates of each model.
         bins: histogram of staleness, shape (STALENESS_BINS,).
         tally: one TALLY record, shape (1,).
@@ -134,6 +156,28 @@ def _hot_weights(worker, like):
     return Hot(worker.weights, worker.hot, like.slots, like.number)
 
 
+def _contended(like: Any, row: Any, slots: Any, kept: Any) -> Any:
+    """The coordinates of a row that lie in the shared model: all, but for the hot ones of a Hot; put into `kept`."""
+    raise NotImplementedError
+
+
+@overload(_contended, jit_options=INLINE)
+def _compile_contended(like, row, slots, kept):
+    return _cold if isinstance(like, types.NamedTuple) else _all
+
+
+def _all(like, row, slots, kept):
+    return row
+
+
+def _cold(like, row, slots, kept):
+    count = 0
+    for j in row:
+        kept[count] = j
+        count += slots[np.uint32(j)] < 0
+    return kept[:count]
+
+
 @njit(nogil=True)
 def _earliest(workers):
     first = 0
@@ -144,13 +188,11 @@ def _earliest(workers):
 
 
 @njit(nogil=True)
-def _fetch_s(lines, base, rank, touched, slots, costs):
+def _fetch_s(lines, base, rank, touched, costs):
     """Make `rank` a sharer of every line it reads; returns the stall in seconds."""
     me = np.uint64(1) << np.uint64(rank)
     total = dearest = 0.0
     for j in touched:  # no branches: hits and misses alternate unpredictably
-        if len(slots) and slots[j] >= 0:
-            continue
         first = np.uint64(np.uint32(j)) * costs.block
         for line in range(
             base + (first >> costs.line_shift), base + ((first + costs.block - np.uint64(1)) >> costs.line_shift) + 1
@@ -164,7 +206,7 @@ def _fetch_s(lines, base, rank, touched, slots, costs):
 
 
 @njit(nogil=True)
-def _own_s(lines, base, rank, remote, touched, slots, block, costs):
+def _own_s(lines, base, rank, remote, touched, block, costs):
     """Make `rank` the only holder of every line it writes.
 
     Args:
@@ -176,8 +218,6 @@ def _own_s(lines, base, rank, remote, touched, slots, block, costs):
     me = np.uint64(1) << np.uint64(rank)
     total = dearest = 0.0
     for j in touched:
-        if len(slots) and slots[j] >= 0:
-            continue
         first = np.uint64(np.uint32(j)) * block
         for line in range(
             base + (first >> costs.line_shift), base + ((first + block - np.uint64(1)) >> costs.line_shift) + 1
@@ -193,14 +233,54 @@ def _own_s(lines, base, rank, remote, touched, slots, block, costs):
 
 
 @njit(nogil=True)
-def _mark(written, base, version, seen, touched):
-    """Note that update `version` writes these coordinates; returns whether one was written since `seen`."""
+def _load(values, additions, weights, written, base, touched, block):
+    """Keep what lies in the coordinates now."""
+    for position in range(np.uint64(len(touched))):
+        additions[position] = written[base + np.uint64(np.uint32(touched[position]))].additions
+    if block == 1:  # a loop of its own: the one below takes three times as long
+        for position in range(np.uint64(len(touched))):
+            values[position] = weights[np.uint32(touched[position])]
+        return
+    for position in range(np.uint64(len(touched))):
+        for part in range(block):
+            values[position * block + part] = weights[np.uint64(np.uint32(touched[position])) * block + part]
+
+
+@njit(nogil=True)
+def _put_back(values, additions, weights, written, base, touched, block, loaded):
+    """Let coordinates that were written after update `loaded` be what they were when they were loaded.
+
+    Returns:
+        by how many additions the model is poorer for it.
+    """
+    lost = np.int64(0)
+    for position in range(np.uint64(len(touched))):  # no branches, as in `_fetch_s`
+        j = np.uint64(np.uint32(touched[position]))
+        late, now, then = written[base + j].version > loaded, written[base + j].additions, additions[position]
+        lost += now - then if late else 0
+        written[base + j].additions = then if late else now
+        if block == 1:
+            value, kept = weights[j], values[position]
+            weights[j] = kept if late else value
+    if block > 1:
+        for position in range(np.uint64(len(touched))):
+            j = np.uint64(np.uint32(touched[position]))
+            if written[base + j].version > loaded:
+                for part in range(block):
+                    weights[j * block + part] = values[position * block + part]
+    return lost
+
+
+@njit(nogil=True)
+def _mark(written, base, version, touched):
+    """Note that update `version` adds to these coordinates; returns the latest update that did before."""
     latest = np.int64(0)
     for j in touched:
         coordinate = base + np.uint64(np.uint32(j))
-        latest = max(latest, written[coordinate])
-        written[coordinate] = version
-    return latest > seen
+        latest = max(latest, written[coordinate].version)
+        written[coordinate].version = version
+        written[coordinate].additions += 1
+    return latest
 
 
 @njit(nogil=True)
@@ -230,7 +310,7 @@ def _has_begun(workers, rank, locks, costs):
 
 
 @njit(nogil=True)
-def _may_write(worker, lines, rank, touched, slots, locks, costs):
+def _may_write(worker, lines, rank, touched, locks, costs):
     """Take the locks of coordinates, or see that it is this worker's turn; else it waits. Returns seconds or -1."""
     if locks.locking == ROUND_ROBIN and locks.state[0].serving != worker.ticket:
         worker.since_s, worker.next_s = worker.next_s, np.inf
@@ -244,7 +324,7 @@ def _may_write(worker, lines, rank, touched, slots, locks, costs):
         worker.next_s = free_s
         return -1.0
     one = np.uint64(1)
-    _, stall_s = _own_s(lines, locks.first_line, rank, worker.remote, touched, slots[:0], one, costs)
+    _, stall_s = _own_s(lines, locks.first_line, rank, worker.remote, touched, one, costs)
     return stall_s + 2 * costs.atomic_s * len(touched)  # to take them and to let go
 
 
@@ -252,45 +332,77 @@ def _may_write(worker, lines, rank, touched, slots, locks, costs):
 def _let_go(workers, rank, locks, costs):
     """Give up the lock or the turn, and tell who waits for it."""
     worker, lock = workers[rank], locks.state[0]
-    now_s, next_rank = worker.next_s, NOBODY
     if locks.locking == ROUND_ROBIN:
         lock.serving += 1
-        for other in range(len(workers)):
-            if workers[other].since_s < np.inf and workers[other].ticket == lock.serving:
-                next_rank = other
     else:
         lock.held = 0
-        for other in range(len(workers)):
-            waits = workers[other].since_s < np.inf and workers[other].next_s == np.inf
-            if waits and (next_rank == NOBODY or workers[other].since_s < workers[next_rank].since_s):
+    if _tell(workers, rank, worker.next_s, locks, costs) and locks.locking == GLOBAL_MUTEX:
+        worker.next_s += worker.pace * costs.wake_s
+
+
+@njit(nogil=True)
+def _tell(workers, rank, now_s, locks, costs):
+    """Let whose turn it is, or who has waited longest, know that `rank` has let go; returns whether anybody waits."""
+    next_rank = NOBODY
+    for other in range(len(workers)):
+        waits = workers[other].since_s < np.inf and workers[other].next_s == np.inf
+        if not waits:
+            continue
+        if locks.locking == ROUND_ROBIN:
+            if workers[other].ticket == locks.state[0].serving:
                 next_rank = other
+        elif next_rank == NOBODY or workers[other].since_s < workers[next_rank].since_s:
+            next_rank = other
     if next_rank == NOBODY:
-        return
+        return False
     if locks.locking == ROUND_ROBIN:
         workers[next_rank].since_s = np.inf
     hears_s = _transfer_s(workers, next_rank, rank, costs)
     if locks.locking == GLOBAL_MUTEX:
-        worker.next_s += worker.pace * costs.wake_s
         hears_s += costs.sleep_s
     workers[next_rank].next_s = now_s + workers[next_rank].pace * hears_s
+    return True
+
+
+@njit(nogil=True, cache=True)
+def bury(now_s, rank, workers, row, locks, costs):
+    """Let a worker that has died do no more. What it holds stays held; if it was about to take a lock, the next may.
+
+    Args:
+        row: the coordinates of its sample.
+
+    Returns:
+        whether it holds a lock, or a turn.
+    """
+    worker = workers[rank]
+    told = worker.event == BEGIN and worker.since_s < np.inf and worker.next_s < np.inf
+    worker.next_s = worker.since_s = np.inf
+    if told:
+        _tell(workers, rank, now_s, locks, costs)
+    if locks.locking == PER_COORDINATE and worker.event == STORE:
+        for j in row:
+            locks.free_s[np.uint32(j)] = np.inf
+        return True
+    return locks.locking > ATOMIC and locks.locking != PER_COORDINATE and worker.event > BEGIN
 
 
 @njit(nogil=True)
 def _count(ledger, worker, touched):
-    """Count an update that has just been written: its staleness, and whether others wrote what it touches."""
+    """Count an update that has just been stored: its staleness, and whether others wrote what it touches."""
     versions, tally = ledger.versions, ledger.tally
     staleness = versions[worker.model] - worker.seen
     versions[worker.model] += 1
     ledger.bins[min(staleness, STALENESS_BINS - 1)] += 1
     tally[0].updates += 1
+    tally[0].additions += len(touched)
     tally[0].staleness += staleness
     tally[0].stalest = max(tally[0].stalest, staleness)
-    if _mark(ledger.written, worker.first_coordinate, versions[worker.model], worker.seen, touched):
+    if _mark(ledger.written, worker.first_coordinate, versions[worker.model], touched) > worker.seen:
         tally[0].conflicts += 1
 
 
 @njit(nogil=True, cache=True)
-def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantum, locks, ledger, costs):
+def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantum, loaded, locks, ledger, costs):
     """Process the workers' events at `now_s` and before `until_s`, until the first chunk ends.
 
     Args:
@@ -311,47 +423,54 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         worker = workers[rank]
         if worker.next_s == np.inf or (worker.next_s > now_s and worker.next_s >= until_s):
             return NOBODY
-        if worker.event == _BEGIN:
+        if worker.event == BEGIN:
             if locked and locks.locking != PER_COORDINATE:
                 if _has_begun(workers, rank, locks, costs):
-                    worker.event = _READ
+                    worker.event = READ
                 continue
-            worker.event = _READ
+            worker.event = READ
         sample = samples[rank, worker.position]
-        touched = kernel.indices[kernel.indptr[sample] : kernel.indptr[sample + 1]]
-        if worker.event == _READ:
-            weights = _weights_of(worker, like)
-            step = Step(worker.learning_rate, False, quantum)
-            stall_s = _fetch_s(lines, worker.first_line, rank, touched, slots, costs)
-            worker.slope = read(kernel, weights, sample, step)
+        row = kernel.indices[kernel.indptr[sample] : kernel.indptr[sample + 1]]
+        touched = _contended(like, row, slots, loaded.touched[rank])
+        first_line, step = worker.first_line, Step(worker.learning_rate, False, quantum)
+        if worker.event == READ:
+            stall_s = _fetch_s(lines, first_line, rank, touched, costs)
+            shared = _weights_of(worker, like)
+            worker.slope = read(kernel, shared, sample, step)
             worker.seen = ledger.versions[worker.model]
-            worker.event = _WRITE
-            work_s = stall_s + costs.sample_s + costs.nonzero_s * len(touched) + costs.delay_s
+            worker.event = WRITE
+            prefetch_sample(kernel, shared, samples[rank, min(worker.position + 1, worker.count - 1)])
+            work_s = stall_s + costs.sample_s + costs.nonzero_s * len(row) + costs.delay_s
             worker.next_s += worker.pace * work_s
             continue
-        if worker.event == _WRITE:
-            locks_s = _may_write(worker, lines, rank, touched, slots, locks, costs)
+        values, additions = loaded.values[rank], loaded.additions[rank]
+        weights = carray(_pointer(worker.weights), (worker.num_weights,), loaded.values.dtype)
+        if worker.event == WRITE:
+            locks_s = _may_write(worker, lines, rank, row, locks, costs)
             if locks_s < 0.0:
                 continue
-            weights = _weights_of(worker, like)
-            step = Step(worker.learning_rate, False, quantum)
-            write(kernel, weights, sample, worker.slope, step, worker.salt + np.uint64(worker.position))
-            _count(ledger, worker, touched)
-            own_s, own_one_by_one_s = _own_s(
-                lines, worker.first_line, rank, worker.remote, touched, slots, costs.block, costs
-            )
+            own_s, own_one_by_one_s = _own_s(lines, first_line, rank, worker.remote, touched, costs.block, costs)
             if atomic:
                 own_s = own_one_by_one_s + costs.atomic_s * len(touched)
+            begin_s = worker.next_s
             worker.next_s += worker.pace * (locks_s + own_s)
+            worker.event, worker.loaded = STORE, ledger.versions[worker.model]
             if locks.locking == PER_COORDINATE:
-                for j in touched:
-                    locks.free_s[np.uint32(j)] = worker.next_s
-            worker.event = _END
-            if locked and locks.locking != PER_COORDINATE:
+                for j in row:
+                    locks.free_s[np.uint32(j)] = np.nextafter(worker.next_s, np.inf)  # after the store
+            if worker.next_s > begin_s:
+                if not atomic:
+                    _load(values, additions, weights, ledger.written, worker.first_coordinate, touched, costs.block)
                 continue
+        if worker.loaded < ledger.versions[worker.model] and not atomic:
+            ledger.tally[0].lost += _put_back(
+                values, additions, weights, ledger.written, worker.first_coordinate, touched, costs.block, worker.loaded
+            )
+        write(kernel, _weights_of(worker, like), sample, worker.slope, step, worker.salt + np.uint64(worker.position))
+        _count(ledger, worker, touched)
         if locked and locks.locking != PER_COORDINATE:
             _let_go(workers, rank, locks, costs)
-        worker.event = _BEGIN
+        worker.event = BEGIN
         worker.position += 1
         if worker.position == worker.count:
             worker.finish_s, worker.next_s = worker.next_s, np.inf

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from hardware.simulated import memory_loop
-from hardware.simulated.activity import Signal
+from hardware.simulated.activity import Died, Signal
 from hardware.simulated.compute import KernelCost
 from hardware.simulated.engine import Engine
 from hardware.simulated.memory import SharedMemory
-from hardware.simulated.memory_loop import Costs, Ledger, Locks
+from hardware.simulated.memory_loop import Costs, Ledger, Loaded, Locks
 from hardware.simulated.pace import Pace
 from harness.errors import UserError
 from harness.kernels.access import Access
@@ -68,7 +68,7 @@ class SharedModels:
         self._samples = np.zeros((num_ranks, 0), np.int32)
         self._lines = np.zeros(0, memory_loop.LINE)
         self._ledger = Ledger(
-            np.zeros(0, np.int64),
+            np.zeros(0, memory_loop.COORDINATE),
             np.zeros(0, np.int64),
             np.zeros(memory_loop.STALENESS_BINS, np.int64),
             np.zeros(1, memory_loop.TALLY),
@@ -76,6 +76,7 @@ class SharedModels:
         self._models: dict[int, _Model] = {}
         self._programme: _Programme | None = None
         self._ends = [Signal() for _ in range(num_ranks)]
+        self._died_with_lock: list[int] = []
         self._alarm = 0
 
     def add(self, tensor: torch.Tensor, home: int) -> None:
@@ -89,7 +90,7 @@ class SharedModels:
         fresh["owner"] = len(self._workers) + home
         self._lines = np.concatenate([self._lines, fresh])
         self._ledger = ledger._replace(
-            written=np.concatenate([ledger.written, np.zeros(tensor.numel(), np.int64)]),
+            written=np.concatenate([ledger.written, np.zeros(tensor.numel(), memory_loop.COORDINATE)]),
             versions=np.concatenate([ledger.versions, np.zeros(1, np.int64)]),
         )
 
@@ -142,10 +143,14 @@ class SharedModels:
         self._enter(rank, model, samples, learning_rate, salt)
         self._ends[rank] = Signal()
         self._schedule()
-        engine.wait(self._ends[rank], "the end of its chunk of samples")
+        try:
+            engine.wait(self._ends[rank], self._waits_for)
+        except Died:
+            self._bury(rank)
+            raise
 
     def metrics(self) -> dict[str, object]:
-        """Staleness and conflicts of all updates by kernels; empty if there were none."""
+        """Staleness, conflicts and losses of all updates by kernels; empty if there were none."""
         tally = self._ledger.tally[0]
         updates = int(tally["updates"])
         if updates == 0:
@@ -157,6 +162,7 @@ class SharedModels:
             "async/staleness_max": int(tally["stalest"]),
             "async/staleness_hist": counts.tolist(),
             "async/conflict_frac": int(tally["conflicts"]) / updates,
+            "async/lost_frac": int(tally["lost"]) / max(1, int(tally["additions"])),
         }
 
     def _lines_under(self, tensor: torch.Tensor) -> np.ndarray:
@@ -209,7 +215,13 @@ class SharedModels:
             line_shift=np.uint64((memory.line_bytes // number.itemsize).bit_length() - 1),
             block=np.uint64(kernel.block),
         )
-        return kernel.native(), like, slots, float(access.quantum), self._locks(access), costs
+        longest, num_ranks = int(kernel.indptr.diff().max()), len(self._workers)
+        loaded = Loaded(
+            np.zeros((num_ranks, longest * kernel.block), number[:0].numpy().dtype),
+            np.zeros((num_ranks, longest), np.int64),
+            np.zeros((num_ranks, longest + 1), np.int32),
+        )
+        return kernel.native(), like, slots, float(access.quantum), loaded, self._locks(access), costs
 
     def _locks(self, access: Access) -> Locks:
         words, first_line = access.words, 0
@@ -236,6 +248,20 @@ class SharedModels:
         worker["first_line"], worker["first_coordinate"] = place.first_line, place.first_coordinate
         worker["position"], worker["count"], worker["event"], worker["salt"] = 0, len(samples), 0, salt
         worker["since_s"] = np.inf
+
+    def _waits_for(self) -> str:
+        locking, died = self._programme.access.locking if self._programme else "", self._died_with_lock
+        return f"{locking}, which rank {died[0]} held when it died" if died else "the end of its chunk of samples"
+
+    def _bury(self, rank: int) -> None:
+        """Let the rank, which has died in mid-chunk, do no more."""
+        assert self._programme is not None
+        kernel, (*_, locks, costs) = self._programme.kernel, self._programme.native
+        sample = self._samples[rank, self._workers[rank]["position"]]
+        row = kernel.indices[kernel.indptr[sample] : kernel.indptr[sample + 1]].numpy()
+        if memory_loop.bury(self._engine.env.now, rank, self._workers, row, locks, costs):
+            self._died_with_lock.append(rank)
+        self._schedule()
 
     def _schedule(self) -> None:
         """Wake at the earliest event of any worker; an alarm set before for a later one is void."""
