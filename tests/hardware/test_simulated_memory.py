@@ -14,8 +14,8 @@ from tests.hardware.toys import ToyKernel
 
 NONZERO_S = 1e-9
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, NONZERO_S)  # operators are free
-FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10, 0.0, 0.0, 0.0, "spread")
-NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0, "spread")
+FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10, 0.0, 0.0, 0.0, "spread", "first_touch", 1e10, 1e10)
+NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0, "spread", "first_touch", 1e10, 1e10)
 FEATURES = 64
 
 
