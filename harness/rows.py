@@ -30,10 +30,32 @@ class Rows:
         return torch.from_numpy(rows.numpy() + np.int32(self.first)) if self.first else rows
 
 
-class Buffers:
+class StoredRows:
+    """Rows that are visited where they are.
+
+    Args:
+        sequence: the row at every position of a share's order.
+        epoch_rows: rows of an epoch.
+    """
+
+    def __init__(self, rows: Rows, sequence: torch.Tensor, epoch_rows: int) -> None:
+        self.kernel = rows.kernel
+        self._sequence, self._epoch_rows = rows.numbered(sequence), epoch_rows
+
+    def turn(self, epoch: int) -> bool:
+        """Make ready for an epoch: nothing to do."""
+        return False
+
+    def samples(self, epoch: int, start: int, stop: int) -> torch.Tensor:
+        """Positions start .. stop - 1 of an epoch in the kernel's numbers, int32."""
+        before = epoch * self._epoch_rows
+        return self._sequence[before + start : before + stop]
+
+
+class PermutedRows:
     """Two copies of a share's rows that take turns: one is visited, the other gets the order of the next epoch.
 
-    Whoever turns to the next epoch has done with the one before last, as have all others that he has met since.
+    Whoever turns to the next epoch has done with the one before last, as have all others: they have met since.
 
     Args:
         shares: the rows in each node's memory; see `Place.rows`.
@@ -50,24 +72,34 @@ class Buffers:
         sequence: torch.Tensor,
     ) -> None:
         names = "permuted rows of even epochs", "permuted rows of odd epochs"
-        self._source = place.rows("rows", kernel, shares, share, fresh=False)
-        self._targets = [place.rows(name, kernel, shares, share, fresh=True) for name in names]
+        self._source = place.rows("rows", kernel, shares, share)
+        self._targets = [place.rows(name, kernel, shares, share, fresh=True, sequential=True) for name in names]
         self._sequence = self._source.numbered(sequence).split(share.rows)
-        self._place, self.epoch = place, -1
+        self._place, self._epoch = place, -1
         self._begin, self._end = _own_part(share.rows, place.nodes, share.node, place.rank)
-        self.samples = self._targets[0].numbered(torch.from_numpy(np.arange(share.rows, dtype=np.int32)))
+        self._numbers = self._targets[0].numbered(torch.from_numpy(np.arange(share.rows, dtype=np.int32)))
         place.gather(self._source, self._targets[0], self._sequence[0], 0, 0)  # compiles it, off the clock
 
     @property
     def kernel(self) -> Kernel:
         """Over the rows in the order of this epoch."""
-        return self._targets[self.epoch % 2].kernel
+        return self._targets[self._epoch % 2].kernel
 
-    def turn(self) -> None:
-        """Copy this worker's part of the rows of the next epoch; then all must meet."""
-        self.epoch += 1
-        rows, target = self._sequence[self.epoch], self._targets[self.epoch % 2]
-        self._place.gather(self._source, target, rows, self._begin, self._end)
+    def turn(self, epoch: int) -> bool:
+        """Make ready for an epoch, this one or the next: copy this worker's part of its rows.
+
+        Returns:
+            whether all must meet before anybody visits them.
+        """
+        if epoch == self._epoch:
+            return False
+        self._epoch = epoch
+        self._place.gather(self._source, self._targets[epoch % 2], self._sequence[epoch], self._begin, self._end)
+        return True
+
+    def samples(self, epoch: int, start: int, stop: int) -> torch.Tensor:
+        """Positions start .. stop - 1 of an epoch in the kernel's numbers, int32."""
+        return self._numbers[start:stop]
 
 
 def within_epochs(positions: Iterator[tuple[int, int]], rows: int, epochs: int) -> Iterator[tuple[int, int, int]]:

@@ -25,7 +25,7 @@ from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.problems.base import Problem
 from harness.program import Program
-from harness.rows import Buffers, Rows, within_epochs
+from harness.rows import PermutedRows, Rows, StoredRows, within_epochs
 
 COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
 MAX_CHUNK = 1024  # samples; beyond, the cost of asking for them no longer shows
@@ -103,7 +103,15 @@ class Place(ABC):
             UserError: where workers share no memory.
         """
 
-    def rows(self, name: str, kernel: Kernel, shares: Mapping[int | None, Share], share: Share, fresh: bool) -> Rows:
+    def rows(
+        self,
+        name: str,
+        kernel: Kernel,
+        shares: Mapping[int | None, Share],
+        share: Share,
+        fresh: bool = False,
+        sequential: bool = False,
+    ) -> Rows:
         """A kernel over rows that lie where they shall: copies of its own rows. All workers call it alike.
 
         Args:
@@ -112,6 +120,7 @@ class Place(ABC):
             shares: the rows that lie in each node's memory, or wherever the hardware's settings say (None).
             share: of these, the worker's.
             fresh: whether there must be a copy even where nothing would lie elsewhere.
+            sequential: whether they will be visited as they are stored; only virtual time depends on it.
         """
         data = kernel.row_data
         if data is None or (not fresh and self.num_memories == 1 and None in shares):
@@ -223,20 +232,21 @@ class Worker:
     def visits(self, kernel: Kernel, batch_size: int) -> Iterator[tuple[Kernel, torch.Tensor]]:
         """As `batches`, for a native kernel: rows lie where the data policy says, and are permuted if it says so.
 
+        A batch that an epoch's end goes through comes in two parts.
+
         Yields:
             the kernel to run, and int32 indices of its samples, shape (<= batch_size,).
         """
         num_samples = len(kernel.indptr) - 1
-        share = self._share(num_samples)
-        positions = self._positions(num_samples, share, batch_size)
-        if self._data.order == "permuted":
-            yield from self._permuted_visits(kernel, share, positions)
-            return
+        share, shares = self._share(num_samples), self._shares(num_samples)
+        epochs = max(-(-each.budget // each.rows) for each in shares.values())
         with self.clock.paused():
-            placed = self._place.rows("rows", kernel, self._shares(num_samples), share, fresh=False)
-            rows = placed.numbered(self._sequence(share))
-        for position, size in positions:
-            yield placed.kernel, rows[position : position + size]
+            rows = self._visited_rows(kernel, shares, share, epochs)
+        for epoch, start, stop in within_epochs(self._positions(num_samples, share, batch_size), share.rows, epochs):
+            if rows.turn(epoch):
+                self.meet()
+            if start < stop:
+                yield rows.kernel, rows.samples(epoch, start, stop)
 
     @property
     def chunk_size(self) -> int:
@@ -334,20 +344,14 @@ class Worker:
         if bisect_right(self._milestones, before) < bisect_right(self._milestones, before + samples):
             self._report(model, before + samples, updates_before + updates)
 
-    def _permuted_visits(
-        self, kernel: Kernel, share: Share, positions: Iterator[tuple[int, int]]
-    ) -> Iterator[tuple[Kernel, torch.Tensor]]:
-        shares = self._shares(len(kernel.indptr) - 1)
-        epochs = max(-(-each.budget // each.rows) for each in shares.values())
-        with self.clock.paused():
+    def _visited_rows(
+        self, kernel: Kernel, shares: dict[int | None, Share], share: Share, epochs: int
+    ) -> StoredRows | PermutedRows:
+        if self._data.order == "permuted":
             sequence = self._data.sequence(share, epochs * share.rows, self.seed)
-            buffers = Buffers(self._place, kernel, shares, share, sequence)
-        for epoch, start, stop in within_epochs(positions, share.rows, epochs):
-            if epoch > buffers.epoch:
-                buffers.turn()
-                self.meet()
-            if start < stop:
-                yield buffers.kernel, buffers.samples[start:stop]
+            return PermutedRows(self._place, kernel, shares, share, sequence)
+        placed = self._place.rows("rows", kernel, shares, share, sequential=self._data.order == "storage")
+        return StoredRows(placed, self._sequence(share), share.rows)
 
     def _share(self, num_samples: int) -> Share:
         return self._data.share(num_samples, self._budget, self.rank, self._place.nodes)

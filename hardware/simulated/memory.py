@@ -10,7 +10,8 @@ Misses of one sample, or of one torch operator, overlap: n of them take max(dear
 are taken to be large enough for the model, and neither the interconnect nor a line's home is ever congested.
 
 Rows of native kernels are streamed from memory. Those on the core's own socket are part of what a kernel costs
-(hardware.compute); of those on another socket every byte takes 1 / remote - 1 / local bandwidth longer.
+(hardware.compute); of those on another socket every byte takes 1 / remote - 1 / local bandwidth longer. Rows visited as
+they are stored come sooner than others: `sequential_rows` is the factor of what a nonzero costs then.
 
 What names no node lies where `memory_policy` says: page by page on all sockets (interleave), on one (bind:<socket>), or
 on that of rank 0, which touches it first.
@@ -49,6 +50,7 @@ class SharedMemory:
         memory_policy: where lies what names no node: first_touch, interleave or bind:<socket>.
         local_bytes_per_s: one core's bandwidth from the memory of its own socket, > 0.
         remote_bytes_per_s: from the memory of another socket, > 0, at most `local_bytes_per_s`.
+        sequential_rows: cost of a nonzero whose row is stored behind the last one visited / of another, in (0, 1].
     """
 
     sockets: int
@@ -66,6 +68,7 @@ class SharedMemory:
     memory_policy: str
     local_bytes_per_s: float
     remote_bytes_per_s: float
+    sequential_rows: float
 
     def __post_init__(self) -> None:
         for name in ("sockets", "cores_per_socket", "outstanding_misses"):
@@ -81,6 +84,8 @@ class SharedMemory:
         require(local > 0, "hardware.memory.local_bytes_per_s", "must be > 0", local)
         rule = f"must be > 0 and <= hardware.memory.local_bytes_per_s={local:g}"
         require(0 < remote <= local, "hardware.memory.remote_bytes_per_s", rule, remote)
+        factor = self.sequential_rows
+        require(0 < factor <= 1, "hardware.memory.sequential_rows", "must be in (0, 1]", factor)
 
     @property
     def cores(self) -> int:

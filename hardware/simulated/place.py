@@ -166,7 +166,15 @@ class SimulatedPlace(Place):
         machine.engine.wait(shared.ready, f"rank 0 to share {name!r}")
         return shared.tensor
 
-    def rows(self, name: str, kernel: Kernel, shares: Mapping[int | None, Share], share: Share, fresh: bool) -> Rows:
+    def rows(
+        self,
+        name: str,
+        kernel: Kernel,
+        shares: Mapping[int | None, Share],
+        share: Share,
+        fresh: bool = False,
+        sequential: bool = False,
+    ) -> Rows:
         """The kernel itself, or one copy of all its rows for all nodes: where rows lie is but a cost.
 
         What names no node lies where hardware.memory.memory_policy says.
@@ -174,7 +182,7 @@ class SimulatedPlace(Place):
         machine, data = self._machine, kernel.row_data
         if data is None or machine.models is None:
             return Rows(kernel, share.first)
-        machine.models.lay_rows(self.rank, share.node)
+        machine.models.lay_rows(self.rank, share.node, sequential)
         for node in shares:
             title = name if node is None else f"{name} of node {node}"
             machine.placement[title] = machine.placed(node)
@@ -191,7 +199,7 @@ class SimulatedPlace(Place):
         with machine.engine.uncharged():
             super().gather(source, target, rows, begin, end)
             nonzeros = source.kernel.nonzeros(rows[begin:end])
-        extra_s, nonzero_extra_s = machine.models.row_s(self.rank, source.kernel)
+        extra_s, nonzero_extra_s = machine.models.remote_row_s(self.rank, source.kernel)
         local_s = 1 / machine.memory.local_bytes_per_s
         row_s, nonzero_s = extra_s + data.sample_bytes * local_s, nonzero_extra_s + data.nonzero_bytes * local_s
         self.timelines.charge(0.0, 2 * ((end - begin) * row_s + nonzeros * nonzero_s))

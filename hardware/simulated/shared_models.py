@@ -66,6 +66,7 @@ class SharedModels:
             ]
         )  # by reader and owner, or the home of a line that nobody owns: shape (ranks, ranks + sockets)
         self._remote_s_per_byte = [memory.remote_s_per_byte(rank, None) for rank in ranks]  # of the rows of each
+        self._sequential = [False] * num_ranks  # whether each visits rows as they are stored
         self._samples = np.zeros((num_ranks, 0), np.int32)
         self._lines = np.zeros(0, memory_loop.LINE)
         self._ledger = Ledger(
@@ -149,16 +150,24 @@ class SharedModels:
         self._schedule()
         engine.wait(self._ends[rank], "the end of its chunk of samples")
 
-    def lay_rows(self, rank: int, node: int | None) -> None:
-        """Note in whose memory lie the rows that kernels of `rank` visit."""
+    def lay_rows(self, rank: int, node: int | None, sequential: bool) -> None:
+        """Note in whose memory lie the rows that kernels of `rank` visit, and whether in the order of visits."""
         self._remote_s_per_byte[rank] = self._memory.remote_s_per_byte(rank, node)
+        self._sequential[rank] = sequential
 
-    def row_s(self, rank: int, kernel: Kernel) -> tuple[float, float]:
-        """By how much longer a sample and each of its nonzeros take because of where their row lies."""
+    def remote_row_s(self, rank: int, kernel: Kernel) -> tuple[float, float]:
+        """By how much longer a row and each of its nonzeros take to come because of where they lie."""
         per_byte_s, data = self._remote_s_per_byte[rank], kernel.row_data
         if data is None:  # of its rows no more is known than which coordinates they touch
             return per_byte_s * kernel.indptr.itemsize, per_byte_s * kernel.indices.itemsize
         return per_byte_s * data.sample_bytes, per_byte_s * data.nonzero_bytes
+
+    def row_s(self, rank: int, kernel: Kernel) -> tuple[float, float]:
+        """By how much longer a kernel takes for a sample and each of its nonzeros than for random rows at hand."""
+        assert self._kernel_cost is not None  # checked by who calls
+        row_s, nonzero_s = self.remote_row_s(rank, kernel)
+        factor = self._memory.sequential_rows if self._sequential[rank] else 1.0
+        return row_s, nonzero_s + (factor - 1.0) * self._kernel_cost.nonzero_s * kernel.block
 
     def metrics(self) -> dict[str, object]:
         """Staleness and conflicts of all updates by kernels; empty if there were none."""
