@@ -71,6 +71,11 @@ class DataPolicy(ABC):
     def __post_init__(self) -> None:
         require(self.order in ORDERS, "data.order", f"must be one of {', '.join(ORDERS)}", self.order)
 
+    @property
+    def moves_rows(self) -> bool:
+        """Whether rows are not visited where and as they are stored."""
+        return self.per_node or self.order == "permuted"
+
     @abstractmethod
     def share(self, num_samples: int, budget: int, rank: int, nodes: Sequence[int]) -> Share:
         """What a worker is dealt.

@@ -185,7 +185,7 @@ def _check_kernel(setup: Setup) -> None:
 
 def _check_rows(setup: Setup) -> None:
     data, policy = setup.data, setup.choices["data"]
-    if not data.per_node and data.order != "permuted":
+    if not data.moves_rows:
         return
     algorithm, kernel = setup.choices["algorithm"], setup.problem.kernel
     asked = f"data={policy}" if data.per_node else "data.order=permuted"

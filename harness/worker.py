@@ -208,8 +208,8 @@ class Worker:
         self.epoch = 0
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
-        self._dealt_rows: dict[int, torch.Tensor] = {}
-        self._rows_dealt(program.problem.num_samples)  # now, so that no clock sees it
+        self._sequences: dict[int, torch.Tensor] = {}
+        self._sequence(program.problem.num_samples)  # now, so that no clock sees it
 
     @property
     def clock(self) -> Clock:
@@ -224,8 +224,16 @@ class Worker:
 
         Yields:
             int32 sample indices, shape (batch_size,).
+
+        Raises:
+            UserError: where the data policy moves rows, which needs `visits`.
         """
-        share, rows = self._share(problem.num_samples), self._rows_dealt(problem.num_samples)
+        if self._data.moves_rows:
+            raise UserError(
+                f"data={self._data} moves rows, and this algorithm asks only for their numbers (worker.batches), not "
+                "for the rows (worker.visits): use data=partitioned and data.order=index"
+            )
+        share, rows = self._share(problem.num_samples), self._sequence(problem.num_samples)
         for position, size in self._positions(problem.num_samples, share, batch_size):
             yield rows[position : position + size]
 
@@ -351,7 +359,7 @@ class Worker:
             sequence = self._data.sequence(share, epochs * share.rows, self.seed)
             return PermutedRows(self._place, kernel, shares, share, sequence)
         placed = self._place.rows("rows", kernel, shares, share, sequential=self._data.order == "storage")
-        return StoredRows(placed, self._sequence(share), share.rows)
+        return StoredRows(placed, self._sequence(len(kernel.indptr) - 1), share.rows)
 
     def _share(self, num_samples: int) -> Share:
         return self._data.share(num_samples, self._budget, self.rank, self._place.nodes)
@@ -362,19 +370,13 @@ class Worker:
         shares = [self._data.share(num_samples, self._budget, rank, self._place.nodes) for rank in ranks]
         return {share.node: share for share in shares}
 
-    def _sequence(self, share: Share) -> torch.Tensor:
-        length = share.budget + self.num_workers  # a budget that workers cannot share evenly is rounded up
-        return self._data.sequence(share, length, self.seed)
-
-    def _rows_dealt(self, num_samples: int) -> torch.Tensor:
-        """The row at every position of this worker's order."""
-        if num_samples not in self._dealt_rows:
+    def _sequence(self, num_samples: int) -> torch.Tensor:
+        """The row at every position of this worker's order, counted from the first one of its share."""
+        if num_samples not in self._sequences:
             share = self._share(num_samples)
-            rows = self._sequence(share)
-            if share.first:
-                rows = torch.from_numpy(rows.numpy() + np.int32(share.first))
-            self._dealt_rows[num_samples] = rows
-        return self._dealt_rows[num_samples]
+            length = share.budget + self.num_workers  # a budget that workers cannot share evenly is rounded up
+            self._sequences[num_samples] = self._data.sequence(share, length, self.seed)
+        return self._sequences[num_samples]
 
     def _positions(self, num_samples: int, share: Share, batch_size: int) -> Iterator[tuple[int, int]]:
         """Where in the share's order each batch of this worker starts, and its size."""

@@ -8,6 +8,7 @@ from harness.errors import UserError
 from harness.program import Program
 from harness.rows import within_epochs
 from harness.worker import Place, Worker
+from tests.hardware.toys import ToyKernel
 
 SAMPLES = 12
 POLICIES = [Partitioned, Replicated, ShardedPerNode, ReplicatedPerNode]
@@ -66,11 +67,17 @@ def deal(data, num_workers, batch_size, budget=2 * SAMPLES, algorithm=SGD, seed=
     program = Program(sequential, Sizes(), data, seed, budget, [budget])
     counters = {}
     workers = [Worker(Counting(rank, nodes or (0,) * num_workers, counters), program) for rank in range(num_workers)]
-    dealers = [worker.batches(Sizes(), batch_size) for worker in workers]
+    dealers = [dealer(worker, data, batch_size) for worker in workers]
     batches = []
     while rounds := [batch for dealer in dealers if (batch := next(dealer, None)) is not None]:
         batches += rounds
     return batches
+
+
+def dealer(worker, data, batch_size):
+    if data.moves_rows:
+        return (samples for _, samples in worker.visits(ToyKernel(torch.zeros(SAMPLES)), batch_size))
+    return worker.batches(Sizes(), batch_size)
 
 
 def epochs(batches):
@@ -193,3 +200,11 @@ def test_batches_are_cut_where_epochs_end(starts):
     assert visited == [position for start, size in starts for position in range(start, start + size)]
     assert sorted({epoch for epoch, _, _ in cut}) == [0, 1, 2, 3]
     assert [epoch for epoch, _, _ in cut] == sorted(epoch for epoch, _, _ in cut)
+
+
+@pytest.mark.parametrize("data", [Partitioned("permuted"), ShardedPerNode("index"), ReplicatedPerNode("storage")])
+def test_numbers_of_rows_that_are_moved_are_refused(data):
+    program = Program(SGD(1.0, 1, 1.0), Sizes(), data, 0, SAMPLES, [SAMPLES])
+    worker = Worker(Counting(0, (0, 1), {}), program)
+    with pytest.raises(UserError, match=r"moves rows, and this algorithm asks only for their numbers"):
+        next(worker.batches(Sizes(), 1))
