@@ -31,6 +31,11 @@ SHARING = ("shared", "replica_per_worker", "replica_per_node", "hot_replica")
 MERGES = ("delta_sum", "average", "ring")
 
 
+def as_it_is(model: torch.Tensor) -> torch.Tensor:
+    """The model itself: how one is seen that lies in the problem's order."""
+    return model
+
+
 class Replica(ABC):
     """The model that a worker works on.
 
@@ -78,30 +83,42 @@ class Shared(Replica):
     """One model for all workers.
 
     Args:
-        weights: initial, shape (parameters,).
+        weights: initial, as they lie in memory, shape (parameters,).
         precision: the numbers it is stored as, one of `PRECISIONS`.
+        restore: gives the weights in the problem's order.
     """
 
-    def __init__(self, worker: Worker, weights: torch.Tensor, access: Access, precision: str) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        weights: torch.Tensor,
+        access: Access,
+        precision: str,
+        restore: Callable[[torch.Tensor], torch.Tensor] = as_it_is,
+    ) -> None:
         self.model: torch.Tensor = worker.shared("model", encode(weights, precision, access.quantum))
         self.access = access
-        self._worker, self._precision = worker, precision
+        self._worker, self._precision, self._restore = worker, precision, restore
 
     def processed(self, samples: int, updates: int = 1) -> None:
         """Observe the model."""
-        self._worker.observe(lambda: decode(self.model, self._precision, self.access.quantum), samples, updates)
+        self._worker.observe(self._seen, samples, updates)
+
+    def _seen(self) -> torch.Tensor:
+        return self._restore(decode(self.model, self._precision, self.access.quantum))
 
 
 class Merged(Replica):
     """A replica that is merged into a common model.
 
     Args:
-        weights: initial, shape (parameters,).
+        weights: initial, as they lie in memory, shape (parameters,).
         member: the replica's number, 0 .. members - 1; the worker's own, or its node's.
         rule: of merging, one of `MERGES`.
         every: samples of this worker between two merges.
         part: name of the part of the model that this is.
         whole: the whole model, of which this is a part; None where it is the whole.
+        restore: gives the whole model in the problem's order.
     """
 
     def __init__(
@@ -115,6 +132,7 @@ class Merged(Replica):
         every: int,
         part: str = "model",
         whole: Callable[[], torch.Tensor] | None = None,
+        restore: Callable[[torch.Tensor], torch.Tensor] = as_it_is,
     ) -> None:
         self.common = worker.shared(part, weights)
         self.model: torch.Tensor = _of_member(worker, f"{part} of replica", weights, member, members)
@@ -126,7 +144,7 @@ class Merged(Replica):
         with worker.lock("merge"):
             self._workers[member] += 1
         worker.meet()
-        self._whole = whole or (lambda: self.common)
+        self._whole, self._restore = whole or (lambda: self.common), restore
         self._samples = self._updates = 0
 
     def processed(self, samples: int, updates: int = 1) -> None:
@@ -164,23 +182,32 @@ class Merged(Replica):
     def _tell(self) -> None:
         samples, updates, self._samples, self._updates = self._samples, self._updates, 0, 0
         if samples:
-            self._worker.observe(self._whole, samples, updates)
+            self._worker.observe(lambda: self._restore(self._whole()), samples, updates)
 
 
 class HotReplica(Replica):
     """One model for all workers but for its hottest coordinates, of which each has a replica.
 
     Args:
-        weights: initial, shape (parameters,).
-        hot: the coordinates to replicate, int64, shape (K,).
+        weights: initial, as they lie in memory, shape (parameters,).
+        hot: the coordinates to replicate, as they lie, int64, shape (K,).
+        restore: gives the weights in the problem's order.
     """
 
     def __init__(
-        self, worker: Worker, weights: torch.Tensor, access: Access, hot: torch.Tensor, rule: str, every: int
+        self,
+        worker: Worker,
+        weights: torch.Tensor,
+        access: Access,
+        hot: torch.Tensor,
+        rule: str,
+        every: int,
+        restore: Callable[[torch.Tensor], torch.Tensor] = as_it_is,
     ) -> None:
         self._cold = worker.shared("model", weights)
         own = (worker, weights[hot], access, worker.rank, worker.num_workers, rule, every)
-        self._hot, self._places, self.max_chunk = Merged(*own, "hot coordinates", self._whole), hot, every
+        self._hot, self._places = Merged(*own, "hot coordinates", self._whole, restore), hot
+        self.max_chunk = every
         slots = torch.full((len(weights),), -1, dtype=torch.int32)
         slots[hot] = torch.arange(len(hot), dtype=torch.int32)
         self.model: SplitModel = SplitModel(self._cold, self._hot.model, slots)

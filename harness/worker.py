@@ -8,9 +8,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,14 +19,21 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from harness.clock import Clock
+from harness.data import Share
 from harness.errors import Diverged, UserError, require
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.problems.base import Problem
 from harness.program import Program
+from harness.rows import PermutedRows, Rows, StoredRows, within_epochs
 
 COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
 MAX_CHUNK = 1024  # samples; beyond, the cost of asking for them no longer shows
+
+
+def dealt_by(pool: int) -> str:
+    """The counter of the samples that a pool of workers has been handed out; the only one's is one of `COUNTERS`."""
+    return f"dealt by {pool}" if pool else "dealt"
 
 
 @dataclass(frozen=True)
@@ -53,18 +61,29 @@ class Place(ABC):
     Attributes:
         node: of the socket it sits on, among those that hold workers of this run; 0 where workers share no memory.
         num_nodes: how many sockets hold workers; 1 where workers share no memory.
+        num_memories: NUMA nodes in use, on which what is shared may lie.
     """
 
     rank: int
     num_workers: int
     node: int = 0
     num_nodes: int = 1
+    num_memories: int = 1
     device: torch.device
     clock: Clock
 
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The node of every rank."""
+        return (0,) * self.num_workers
+
     @abstractmethod
     def add(self, counter: str, amount: int) -> int:
-        """Atomically add to a counter of the run (one of `COUNTERS`); returns its value before."""
+        """Atomically add to a counter of the run; returns its value before.
+
+        Args:
+            counter: one of `COUNTERS`, or where threads or simulated ranks share memory `dealt_by` any pool.
+        """
 
     @abstractmethod
     def count(self, samples: int, updates: int) -> tuple[int, int]:
@@ -83,6 +102,48 @@ class Place(ABC):
         Raises:
             UserError: where workers share no memory.
         """
+
+    def rows(
+        self,
+        name: str,
+        kernel: Kernel,
+        shares: Mapping[int | None, Share],
+        share: Share,
+        fresh: bool = False,
+        sequential: bool = False,
+    ) -> Rows:
+        """A kernel over rows that lie where they shall: copies of its own rows. All workers call it alike.
+
+        Args:
+            name: of the rows.
+            kernel: one whose rows can be moved, or nothing is done.
+            shares: the rows that lie in each node's memory, or wherever the hardware's settings say (None).
+            share: of these, the worker's.
+            fresh: whether there must be a copy even where nothing would lie elsewhere.
+            sequential: whether they will be visited as they are stored; only virtual time depends on it.
+        """
+        data = kernel.row_data
+        if data is None or (not fresh and self.num_memories == 1 and None in shares):
+            return Rows(kernel, share.first)
+        kernels = {}
+        for node, part in shares.items():
+            title = name if node is None else f"{name} of node {node}"
+            own = data.part(part.first, part.stop)
+            kernels[node] = kernel.over(own.apply(partial(self._share_rows, title, node)))
+        return Rows(kernels[share.node], 0)
+
+    def _share_rows(self, title: str, node: int | None, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        return self.shared(f"{title}: {name}", tensor, node)
+
+    def gather(self, source: Rows, target: Rows, rows: torch.Tensor, begin: int, end: int) -> None:
+        """Copy rows[begin] .. rows[end - 1] of `source` to where they are begin .. end - 1 of `target`.
+
+        Args:
+            rows: int32, in the numbers of `source.kernel`.
+        """
+        data, into = source.kernel.row_data, target.kernel.row_data
+        assert data is not None and into is not None
+        data.gather_into(into, rows, begin, end, source.first)
 
     @abstractmethod
     def run(
@@ -147,8 +208,8 @@ class Worker:
         self.epoch = 0
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
-        self._orders: dict[int, torch.Tensor] = {}
-        self._order(program.problem.num_samples)  # now, so that no clock sees it
+        self._sequences: dict[int, torch.Tensor] = {}
+        self._sequence(program.problem.num_samples)  # now, so that no clock sees it
 
     @property
     def clock(self) -> Clock:
@@ -163,16 +224,37 @@ class Worker:
 
         Yields:
             int32 sample indices, shape (batch_size,).
+
+        Raises:
+            UserError: where the data policy moves rows, which needs `visits`.
         """
-        dealt = self._rounds(batch_size) if self._synchronous else self._claims(batch_size)
-        order = self._order(problem.num_samples)
-        own_position = 0
-        for global_position, size in dealt:
-            position = self._data.position(global_position, own_position)
-            self.epoch = global_position // problem.num_samples
-            self._place.dealt(size)
-            yield order[position : position + size]
-            own_position += size
+        if self._data.moves_rows:
+            raise UserError(
+                f"data={self._data} moves rows, and this algorithm asks only for their numbers (worker.batches), not "
+                "for the rows (worker.visits): use data=partitioned and data.order=index"
+            )
+        share, rows = self._share(problem.num_samples), self._sequence(problem.num_samples)
+        for position, size in self._positions(problem.num_samples, share, batch_size):
+            yield rows[position : position + size]
+
+    def visits(self, kernel: Kernel, batch_size: int) -> Iterator[tuple[Kernel, torch.Tensor]]:
+        """As `batches`, for a native kernel: rows lie where the data policy says, and are permuted if it says so.
+
+        A batch that an epoch's end goes through comes in two parts.
+
+        Yields:
+            the kernel to run, and int32 indices of its samples, shape (<= batch_size,).
+        """
+        num_samples = len(kernel.indptr) - 1
+        share, shares = self._share(num_samples), self._shares(num_samples)
+        epochs = max(-(-each.budget // each.rows) for each in shares.values())
+        with self.clock.paused():
+            rows = self._visited_rows(kernel, shares, share, epochs)
+        for epoch, start, stop in within_epochs(self._positions(num_samples, share, batch_size), share.rows, epochs):
+            if rows.turn(epoch):
+                self.meet()
+            if start < stop:
+                yield rows.kernel, rows.samples(epoch, start, stop)
 
     @property
     def chunk_size(self) -> int:
@@ -270,21 +352,53 @@ class Worker:
         if bisect_right(self._milestones, before) < bisect_right(self._milestones, before + samples):
             self._report(model, before + samples, updates_before + updates)
 
-    def _order(self, num_samples: int) -> torch.Tensor:
-        if num_samples not in self._orders:
-            length = self._budget + self.num_workers  # a budget that workers cannot share evenly is rounded up
-            self._orders[num_samples] = self._data.order(num_samples, length, self.seed, self.rank)
-        return self._orders[num_samples]
+    def _visited_rows(
+        self, kernel: Kernel, shares: dict[int | None, Share], share: Share, epochs: int
+    ) -> StoredRows | PermutedRows:
+        if self._data.order == "permuted":
+            sequence = self._data.sequence(share, epochs * share.rows, self.seed)
+            return PermutedRows(self._place, kernel, shares, share, sequence)
+        placed = self._place.rows("rows", kernel, shares, share, sequential=self._data.order == "storage")
+        return StoredRows(placed, self._sequence(len(kernel.indptr) - 1), share.rows)
 
-    def _rounds(self, batch_size: int) -> Iterator[tuple[int, int]]:
-        global_batch = batch_size * self.num_workers
-        for start in range(0, self._budget, global_batch):
+    def _share(self, num_samples: int) -> Share:
+        return self._data.share(num_samples, self._budget, self.rank, self._place.nodes)
+
+    def _shares(self, num_samples: int) -> dict[int | None, Share]:
+        """By the node in whose memory their rows lie."""
+        ranks = range(self.num_workers)
+        shares = [self._data.share(num_samples, self._budget, rank, self._place.nodes) for rank in ranks]
+        return {share.node: share for share in shares}
+
+    def _sequence(self, num_samples: int) -> torch.Tensor:
+        """The row at every position of this worker's order, counted from the first one of its share."""
+        if num_samples not in self._sequences:
+            share = self._share(num_samples)
+            length = share.budget + self.num_workers  # a budget that workers cannot share evenly is rounded up
+            self._sequences[num_samples] = self._data.sequence(share, length, self.seed)
+        return self._sequences[num_samples]
+
+    def _positions(self, num_samples: int, share: Share, batch_size: int) -> Iterator[tuple[int, int]]:
+        """Where in the share's order each batch of this worker starts, and its size."""
+        synchronous = self._synchronous
+        dealt = self._rounds(share, batch_size) if synchronous else self._claims(share, batch_size)
+        for global_position, position, size in dealt:
+            self.epoch = global_position // (num_samples if synchronous else share.rows)
+            self._place.dealt(size)
+            yield position, size
+
+    def _rounds(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
+        for start in range(0, self._budget, batch_size * self.num_workers):
             size = min(batch_size, -(-(self._budget - start) // self.num_workers))
-            yield start + self.rank * size, size
+            position = start // self.num_workers * share.workers + share.index * size
+            yield start + self.rank * size, position, size
 
-    def _claims(self, batch_size: int) -> Iterator[tuple[int, int]]:
-        while (start := self._place.add("dealt", batch_size)) < self._budget:
-            yield start, min(batch_size, self._budget - start)
+    def _claims(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
+        counter, own = dealt_by(share.pool), 0
+        while (start := self._place.add(counter, batch_size)) < share.budget:
+            size = min(batch_size, share.budget - start)
+            yield start, own if share.workers == 1 else start, size
+            own += size
 
     def _report(self, model: nn.Module | torch.Tensor | Callable[[], torch.Tensor], samples: int, updates: int) -> None:
         self._place.settle()

@@ -36,7 +36,7 @@ class Ranks(Algorithm):
 
 def program(body, budget=1, milestones=(1,), seed=0):
     """A program whose every worker runs `body(worker)`."""
-    return Program(Ranks(0.1, 1, body), ONE_SAMPLE, Partitioned(shuffle=False), seed, budget, milestones)
+    return Program(Ranks(0.1, 1, body), ONE_SAMPLE, Partitioned("storage"), seed, budget, milestones)
 
 
 def machine(num_workers, compute=SECOND, network=SWITCH, protocol=GLOO, memory=None, **mess):

@@ -56,7 +56,7 @@ MISTAKES = {
     "Hogwild without shared memory": (
         ["algorithm=hogwild", "hardware=sim_ethernet"],
         r"algorithm=hogwild needs memory that all workers share, which hardware=sim_ethernet does not have: "
-        r"use hardware=cpu\|numa2\|sim_cpu\|sim_numa2 or algorithm=all_reduce\|sgd",
+        r"use hardware=cpu\|numa2\|sim_cpu\|sim_numa2\|sim_numa4 or algorithm=all_reduce\|sgd",
     ),
     "unknown pinning": (
         [*REAL, "hardware.pin_policy=scatter"],

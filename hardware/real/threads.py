@@ -205,12 +205,18 @@ class ThreadPlace(Place):
     def __init__(self, rank: int, run: _Run) -> None:
         self.rank, self.num_workers = rank, run.crew.num_workers
         self.node, self.num_nodes = run.crew.nodes[rank], run.crew.num_nodes
+        self.num_memories = len(run.crew.numa_nodes)
         self.device = torch.device("cpu")
         self.kernel_s = 0.0
         self.waits = Waits()
         self._run = run
         self._num_shared = 0
         self._background = Background(run.crew.timeout_s, self._tell)
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The node of every rank."""
+        return tuple(self._run.crew.nodes)
 
     def add(self, counter: str, amount: int) -> int:
         """Atomically add to a counter; returns its value before."""

@@ -55,6 +55,8 @@ WORKER = np.dtype(
         ("position", np.int64),  # in its chunk
         ("count", np.int64),  # samples of its chunk
         ("remote", np.uint64),  # bits of the ranks on other sockets
+        ("row_s", np.float64),  # by which a sample takes longer because of where its row lies
+        ("row_nonzero_s", np.float64),  # the same, each of its nonzeros
         ("event", np.int64),  # what its next event is
     ],
     align=True,
@@ -438,9 +440,9 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             shared = _weights_of(worker, like)
             worker.slope = read(kernel, shared, sample, step)
             worker.seen = ledger.versions[worker.model]
-            worker.event = WRITE
             prefetch_sample(kernel, shared, samples[rank, min(worker.position + 1, worker.count - 1)])
-            work_s = stall_s + costs.sample_s + costs.nonzero_s * len(row) + costs.delay_s
+            row_s = worker.row_s + (costs.nonzero_s + worker.row_nonzero_s) * nonzeros
+            work_s = stall_s + costs.sample_s + row_s + costs.delay_s
             worker.next_s += worker.pace * work_s
             continue
         values, additions = loaded.values[rank], loaded.additions[rank]

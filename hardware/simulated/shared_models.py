@@ -65,6 +65,8 @@ class SharedModels:
                 for rank in ranks
             ]
         )  # by reader and owner, or the home of a line that nobody owns: shape (ranks, ranks + sockets)
+        self._remote_s_per_byte = [memory.remote_s_per_byte(rank, None) for rank in ranks]  # of the rows of each
+        self._sequential = [False] * num_ranks  # whether each visits rows as they are stored
         self._samples = np.zeros((num_ranks, 0), np.int32)
         self._lines = np.zeros(0, memory_loop.LINE)
         self._ledger = Ledger(
@@ -79,15 +81,19 @@ class SharedModels:
         self._died_with_lock: list[int] = []
         self._alarm = 0
 
-    def add(self, tensor: torch.Tensor, home: int) -> None:
-        """Make a tensor, whose memory is on socket `home`, known as shared; the caller keeps it alive."""
+    def add(self, tensor: torch.Tensor, node: int | None) -> None:
+        """Make a tensor known as shared; the caller keeps it alive.
+
+        Args:
+            node: in whose memory it lies; None leaves that to the memory's policy.
+        """
         lines_needed = -(-tensor.nbytes // self._memory.line_bytes)
         ledger = self._ledger
         self._models[tensor.data_ptr()] = _Model(
             len(ledger.versions), len(self._lines), len(ledger.written), tensor.numel()
         )
         fresh = np.zeros(lines_needed, memory_loop.LINE)
-        fresh["owner"] = len(self._workers) + home
+        fresh["owner"] = len(self._workers) + self._memory.homes(lines_needed, node)
         self._lines = np.concatenate([self._lines, fresh])
         self._ledger = ledger._replace(
             written=np.concatenate([ledger.written, np.zeros(tensor.numel(), memory_loop.COORDINATE)]),
@@ -148,6 +154,25 @@ class SharedModels:
         except Died:
             self._bury(rank)
             raise
+
+    def lay_rows(self, rank: int, node: int | None, sequential: bool) -> None:
+        """Note in whose memory lie the rows that kernels of `rank` visit, and whether in the order of visits."""
+        self._remote_s_per_byte[rank] = self._memory.remote_s_per_byte(rank, node)
+        self._sequential[rank] = sequential
+
+    def remote_row_s(self, rank: int, kernel: Kernel) -> tuple[float, float]:
+        """By how much longer a row and each of its nonzeros take to come because of where they lie."""
+        per_byte_s, data = self._remote_s_per_byte[rank], kernel.row_data
+        if data is None:  # of its rows no more is known than which coordinates they touch
+            return per_byte_s * kernel.indptr.itemsize, per_byte_s * kernel.indices.itemsize
+        return per_byte_s * data.sample_bytes, per_byte_s * data.nonzero_bytes
+
+    def row_s(self, rank: int, kernel: Kernel) -> tuple[float, float]:
+        """By how much longer a kernel takes for a sample and each of its nonzeros than for random rows at hand."""
+        assert self._kernel_cost is not None  # checked by who calls
+        row_s, nonzero_s = self.remote_row_s(rank, kernel)
+        factor = self._memory.sequential_rows if self._sequential[rank] else 1.0
+        return row_s, nonzero_s + (factor - 1.0) * self._kernel_cost.nonzero_s * kernel.block
 
     def metrics(self) -> dict[str, object]:
         """Staleness, conflicts and losses of all updates by kernels; empty if there were none."""
@@ -248,6 +273,8 @@ class SharedModels:
         worker["first_line"], worker["first_coordinate"] = place.first_line, place.first_coordinate
         worker["position"], worker["count"], worker["event"], worker["salt"] = 0, len(samples), 0, salt
         worker["since_s"] = np.inf
+        assert self._programme is not None
+        worker["row_s"], worker["row_nonzero_s"] = self.row_s(rank, self._programme.kernel)
 
     def _waits_for(self) -> str:
         locking, died = self._programme.access.locking if self._programme else "", self._died_with_lock

@@ -18,6 +18,7 @@ import torch
 
 from harness.kernels.access import Access
 from harness.kernels.numbers import Hot, Step
+from harness.kernels.row_data import RowData
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,27 @@ class Kernel(ABC):
 
         Made anew for every call: sharing a tensor with another process moves its storage.
         """
+
+    @property
+    def row_data(self) -> RowData | None:
+        """The rows it reads; None where they cannot be moved. Where they can, `over` and `renumbered` work."""
+        return None
+
+    def over(self, data: RowData) -> "Kernel":
+        """The same updates over other rows of the same coordinates.
+
+        Args:
+            data: with the names of `row_data`.
+        """
+        raise NotImplementedError
+
+    def renumbered(self, places: torch.Tensor, num_coordinates: int) -> "Kernel":
+        """The same updates on a model whose coordinate j is at places[j].
+
+        Args:
+            places: int64, shape (coordinates,), different numbers below `num_coordinates`.
+        """
+        raise NotImplementedError
 
     def __call__(
         self,

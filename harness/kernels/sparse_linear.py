@@ -7,6 +7,7 @@ the losses logistic, hinge and squares: r_j = samples / samples that have featur
 mean though an update touches nothing but the nonzeros of its sample.
 """
 
+import copy
 import math
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,6 +19,7 @@ from numba.extending import overload
 from harness.kernels.base import Kernel, prefetch_sample, read, write
 from harness.kernels.native import INLINE, LINE_BYTES, prefetch
 from harness.kernels.numbers import add, load
+from harness.kernels.row_data import RowData
 from harness.kernels.sparse_rows import SparseRows, dot
 
 LOGISTIC, HINGE, SQUARES = 0, 1, 2  # loss codes
@@ -53,6 +55,28 @@ class SparseLinearKernel(Kernel):
     def num_coordinates(self) -> int:
         """Features."""
         return self.rows.num_features
+
+    @property
+    def row_data(self) -> RowData:
+        """Features and values, and labels."""
+        rows = self.rows
+        return RowData(rows.indptr, {"indices": rows.indices, "values": rows.values}, {"labels": self.labels})
+
+    def over(self, data: RowData) -> "SparseLinearKernel":
+        """With the rarities of its own rows."""
+        other, values = copy.copy(self), data.by_nonzero
+        other.rows = SparseRows(data.indptr, values["indices"], values["values"], self.rows.num_features)
+        other.labels = data.by_sample["labels"]
+        return other
+
+    def renumbered(self, places: torch.Tensor, num_coordinates: int) -> "SparseLinearKernel":
+        """Rows are sorted anew where the places do not ascend, and then sum in another order."""
+        other = copy.copy(self)
+        other.rows = self.rows.renumbered(places, num_coordinates)
+        if self.l2:
+            other.rarity = self.rarity.new_zeros(num_coordinates)
+            other.rarity[places] = self.rarity
+        return other
 
     def native(self) -> "_Linear":
         """Views of the rows."""

@@ -54,6 +54,18 @@ class SparseRows:
         nonzeros = slice(int(indptr[0]), int(indptr[-1]))
         return SparseRows(indptr - indptr[0], self.indices[nonzeros], self.values[nonzeros], self.num_features)
 
+    def renumbered(self, places: torch.Tensor, num_features: int) -> "SparseRows":
+        """The same rows with feature j as places[j], ascending within each row.
+
+        Args:
+            places: int64, shape (features,), different numbers below `num_features`.
+        """
+        indices, values = places.to(torch.int32)[self.indices], self.values
+        if not bool((places.diff() > 0).all()):
+            values = values.clone()
+            _sort_rows(self.indptr.numpy(), indices.numpy(), values.numpy())
+        return SparseRows(self.indptr, indices, values, num_features)
+
     def normalized(self) -> "SparseRows":
         """Each row divided by its Euclidean norm; empty rows stay."""
         lengths = self.indptr.diff()
@@ -100,3 +112,13 @@ def _margins(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, weight
     for row in range(len(out)):
         start, stop = np.uint64(indptr[row]), np.uint64(indptr[row + 1])
         out[row] = dot(indices, values, weights, start, stop, _NUMBERS)
+
+
+@njit(nogil=True, cache=True)
+def _sort_rows(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray) -> None:
+    """Sort each row by its indices, in place."""
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        order = np.argsort(indices[start:stop])
+        indices[start:stop] = indices[start:stop][order]
+        values[start:stop] = values[start:stop][order]

@@ -9,7 +9,7 @@ ROWS = ["problem=logistic_regression", "problem.synthetic_samples=2000", "proble
 ONCE = [
     "budget.epochs=1",
     "budget.observations=1",
-    "data.shuffle=false",
+    "data.order=storage",
     "tracking=none",
     "algorithm.learning_rate=0.5",
 ]

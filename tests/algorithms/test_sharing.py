@@ -18,7 +18,9 @@ from tests.counting import CountKernel
 UPDATES = 50_000
 LOSSLESS = [locking for locking in LOCKING if locking != "none"]
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)
-NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 7e-9, 1e-6, 5e-6, "spread")
+NUMA = SharedMemory(
+    2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 7e-9, 1e-6, 5e-6, "spread", "first_touch", 1e10, 1e10, 1.0
+)
 ROWS = ["problem=logistic_regression", "problem.synthetic_samples=2000", "problem.synthetic_features=500"]
 ONCE = ["budget.epochs=2", "budget.observations=2", "tracking=none", "problem.dtype=float64"]
 

@@ -14,8 +14,8 @@ from tests.hardware.toys import ToyKernel
 
 NONZERO_S = 1e-9
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, NONZERO_S)  # operators are free
-FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10, 0.0, 0.0, 0.0, "spread")
-NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0, "spread")
+FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10, 0.0, 0.0, 0.0, "spread", "first_touch", 1e10, 1e10, 1.0)
+NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0, "spread", "first_touch", 1e10, 1e10, 1.0)
 FEATURES = 64
 
 
@@ -494,6 +494,13 @@ def test_more_workers_than_cores_are_refused(memory, workers, words):
         {"same_socket_s": -1.0},
         {"outstanding_misses": 0},
         {"pin_policy": "scatter"},
+        {"memory_policy": "anywhere"},
+        {"memory_policy": "bind:2"},
+        {"local_bytes_per_s": 0.0},
+        {"remote_bytes_per_s": 2e10},  # more than from the own socket
+        {"remote_bytes_per_s": 0.0},
+        {"sequential_rows": 1.5},
+        {"sequential_rows": 0.0},
     ],
 )
 def test_impossible_machines_are_refused(change):

@@ -27,7 +27,7 @@ from tests.hardware.toys import (
 
 REAL = ["threads", "processes"]
 EVERYWHERE = [*REAL, "simulated"]
-NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0, "spread")
+NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0, "spread", "first_touch", 1e10, 1e10, 1.0)
 
 
 def run(kind, algorithm, num_workers=2, timeout_s=20.0, **options):

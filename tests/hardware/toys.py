@@ -579,7 +579,7 @@ def program(algorithm=Averaging, learning_rate=0.1, batch_size=4, budget=256, mi
     )
     trained = algorithm(learning_rate=learning_rate, batch_size=batch_size, **options)
     quarters = milestones or [budget // 4, budget // 2, 3 * budget // 4, budget]
-    return Program(trained, minimised, Partitioned(shuffle=True), 0, budget, quarters)
+    return Program(trained, minimised, Partitioned("index"), 0, budget, quarters)
 
 
 def machine(num_workers=2, **settings):

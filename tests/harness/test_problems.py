@@ -43,7 +43,8 @@ def somewhere(name, **settings):
 
 
 def order(p, epochs):
-    return Partitioned(shuffle=True).order(p.num_samples, epochs * p.num_samples, seed=0, rank=0)
+    data, budget = Partitioned("index"), epochs * p.num_samples
+    return data.sequence(data.share(p.num_samples, budget, 0, (0,)), budget, seed=0)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
