@@ -2,6 +2,7 @@
 
     as_given   in the problem's order
     scattered  in a random order, so that the hottest coordinates are no neighbours
+    by_heat    the hottest first: they share the fewest cache lines, for which all workers contend
     padded     each on a cache line of its own: no line is contended but for its coordinate, and the model grows
 
 Kernels run on the model as it lies, by renumbered rows; whoever looks at the model sees it in the problem's order.
@@ -20,7 +21,7 @@ from harness.errors import require
 from harness.kernels.base import Kernel
 from harness.kernels.native import LINE_BYTES
 
-LAYOUTS = ("as_given", "scattered", "padded")
+LAYOUTS = ("as_given", "scattered", "by_heat", "padded")
 _building = Lock()
 
 
@@ -70,6 +71,13 @@ def laid_out(kernel: Kernel, layout: str, number_bytes: int, seed: int) -> Layou
         return Layout(kernel) if layout == "as_given" else _built(kernel, layout, number_bytes, seed)
 
 
+def hottest(kernel: Kernel | None, count: int) -> torch.Tensor:
+    """The coordinates that most samples touch, int64, shape (min(count, coordinates),)."""
+    assert kernel is not None
+    counts = torch.bincount(kernel.indices, minlength=kernel.num_coordinates)
+    return counts.argsort(descending=True, stable=True)[:count]
+
+
 @lru_cache(maxsize=1)
 def _built(kernel: Kernel, layout: str, number_bytes: int, seed: int) -> Layout:
     coordinates, block = kernel.num_coordinates, kernel.block
@@ -78,6 +86,8 @@ def _built(kernel: Kernel, layout: str, number_bytes: int, seed: int) -> Layout:
         places, size = np.arange(coordinates) * stride, coordinates * stride
         rule = "must not be padded where that takes 2^31 coordinates or more"
         require(size < 2**31, "algorithm.layout", rule, layout)
+    elif layout == "by_heat":
+        places, size = hottest(kernel, coordinates).argsort().numpy(), coordinates
     else:
         places, size = np.random.default_rng(seed).permutation(coordinates), coordinates
     parameters = (places[:, None] * block + np.arange(block)).reshape(-1)  # (coordinates * block,)

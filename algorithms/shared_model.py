@@ -10,12 +10,12 @@ import torch
 
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters
-from algorithms.layout import Layout, check_layout, laid_out
+from algorithms.layout import Layout, check_layout, hottest, laid_out
 from algorithms.precision import check_precision, encode
 from algorithms.replicas import MERGES, SHARING, HotReplica, Merged, Replica, Shared, as_it_is
 from harness.errors import require
 from harness.kernels.access import Access, check_locking, lock_words, open_mutex
-from harness.kernels.base import Kernel, Model, SplitModel
+from harness.kernels.base import Model, SplitModel
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -31,7 +31,7 @@ class SharedModelAlgorithm(Algorithm):
         merge_every: samples of a worker between two merges, >= 1.
         hot_coordinates: how many hot_replica replicates, >= 1.
         locking: none, atomic, global_spin, global_mutex, per_coordinate or round_robin (harness/kernels/access.py).
-        layout: of the model in memory: as_given, scattered or padded (algorithms/layout.py).
+        layout: of the model in memory: as_given, scattered, by_heat or padded (algorithms/layout.py).
         precision: of a model that is shared: full, bfloat16 or int8, the latter two with stochastic rounding.
         quantum: what one step of an int8 model is worth, > 0.
         gradient_delay_s: by which every gradient of a kernel artificially takes longer, >= 0 s.
@@ -153,10 +153,3 @@ class SharedModelAlgorithm(Algorithm):
                 open_mutex(words)
             worker.meet()
         return Access(self.locking, words, self.quantum, self.gradient_delay_s)
-
-
-def hottest(kernel: Kernel | None, count: int) -> torch.Tensor:
-    """The coordinates that most samples touch, int64, shape (min(count, coordinates),)."""
-    assert kernel is not None
-    counts = torch.bincount(kernel.indices, minlength=kernel.num_coordinates)
-    return counts.argsort(descending=True, stable=True)[:count]

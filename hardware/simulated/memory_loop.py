@@ -11,8 +11,8 @@ of it. The gap is the stall of the write, nothing else; it closes where no line 
 its store, so none is lost; under locks nobody else stores meanwhile. All stores of an update land together, when its
 last line has come: x86's store buffer empties in order, and all lines are asked for at once.
 
-    spin lock     whoever waits looks again when the line of the lock has come to it; whoever comes first has it
-    mutex         letting go wakes who has waited longest (`wake_s`), who looks again after `sleep_s`
+    spin lock     who lets go, and all who wait, are equally likely to have it next: a race of nanoseconds for its line
+    mutex         letting go wakes who has waited longest (`wake_s`), who looks again `sleep_s` later
     per coord.    the locks of all coordinates at once, as soon as none of them is held; an atomic operation each
     round robin   writes in the order of tickets; the next one hears of it when the line has come
 """
@@ -24,10 +24,11 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from hardware.simulated.cache_lines import read_line, write_line
 from harness.kernels.access import ATOMIC, GLOBAL_MUTEX, GLOBAL_SPIN, PER_COORDINATE, ROUND_ROBIN
 from harness.kernels.base import prefetch_sample, read, write
 from harness.kernels.native import INLINE
-from harness.kernels.numbers import Hot, Step
+from harness.kernels.numbers import Hot, Step, hashed
 
 NOBODY = -1
 STALENESS_BINS = 4096  # the last one holds all beyond
@@ -54,14 +55,12 @@ WORKER = np.dtype(
         ("first_coordinate", np.uint64),  # of its model, in `written`
         ("position", np.int64),  # in its chunk
         ("count", np.int64),  # samples of its chunk
-        ("remote", np.uint64),  # bits of the ranks on other sockets
         ("row_s", np.float64),  # by which a sample takes longer because of where its row lies
         ("row_nonzero_s", np.float64),  # the same, each of its nonzeros
         ("event", np.int64),  # what its next event is
     ],
     align=True,
 )
-LINE = np.dtype([("sharers", np.uint64), ("owner", np.uint64)])  # bits of ranks; column of `fetch_s`
 COORDINATE = np.dtype([("version", np.int64), ("additions", np.int64)])  # update that wrote it last; what is in it
 TALLY = np.dtype([(name, np.int64) for name in ("updates", "conflicts", "staleness", "stalest", "additions", "lost")])
 LOCK = np.dtype([("held", np.int64), ("last", np.int64), ("tickets", np.int64), ("serving", np.int64)])
@@ -76,10 +75,7 @@ class Costs(NamedTuple):
     atomic_s: float
     wake_s: float
     sleep_s: float
-    fetch_s: np.ndarray  # by reader and owner, the last columns from memory: shape (ranks, ranks + sockets)
-    same_socket_s: float
-    cross_socket_s: float
-    outstanding_misses: float
+    lock_s: float
     line_shift: np.uint64  # log2 of the parameters in a line
     block: np.uint64  # parameters in a coordinate
 
@@ -190,48 +186,37 @@ def _earliest(workers):
 
 
 @njit(nogil=True)
-def _fetch_s(lines, base, rank, touched, costs):
-    """Make `rank` a sharer of every line it reads; returns the stall in seconds."""
-    me = np.uint64(1) << np.uint64(rank)
-    total = dearest = 0.0
-    for j in touched:  # no branches: hits and misses alternate unpredictably
-        first = np.uint64(np.uint32(j)) * costs.block
-        for line in range(
-            base + (first >> costs.line_shift), base + ((first + costs.block - np.uint64(1)) >> costs.line_shift) + 1
-        ):
-            price = costs.fetch_s[rank, lines[line].owner]
-            cost = 0.0 if lines[line].sharers & me else price
-            lines[line].sharers |= me
-            total += cost
-            dearest = cost if cost > dearest else dearest
-    return max(dearest, total / costs.outstanding_misses)
+def _lines_of(base, j, block, costs):
+    """First and last line of a coordinate of `block` parameters, of a model whose first line is `base`."""
+    first = np.uint64(np.uint32(j)) * block
+    return base + (first >> costs.line_shift), base + ((first + block - np.uint64(1)) >> costs.line_shift)
 
 
 @njit(nogil=True)
-def _own_s(lines, base, rank, remote, touched, block, costs):
-    """Make `rank` the only holder of every line it writes.
-
-    Args:
-        remote: bits of the ranks on other sockets.
-
-    Returns:
-        the stall in seconds, if misses overlap and if they do not.
-    """
-    me = np.uint64(1) << np.uint64(rank)
+def _read_s(lines, base, rank, touched, costs):
+    """Let `rank` hold every line it reads; returns the stall in seconds."""
     total = dearest = 0.0
     for j in touched:
-        first = np.uint64(np.uint32(j)) * block
-        for line in range(
-            base + (first >> costs.line_shift), base + ((first + block - np.uint64(1)) >> costs.line_shift) + 1
-        ):
-            others = lines[line].sharers & ~me
-            price = costs.cross_socket_s if others & remote else costs.same_socket_s
-            cost = price if others else 0.0
-            lines[line].sharers = me
-            lines[line].owner = rank
+        first, last = _lines_of(base, j, costs.block, costs)
+        for line in range(first, last + np.uint64(1)):
+            cost = read_line(lines, rank, line)
             total += cost
-            dearest = cost if cost > dearest else dearest
-    return max(dearest, total / costs.outstanding_misses), total
+            dearest = max(dearest, cost)
+    return max(dearest, total / lines.outstanding_misses)
+
+
+@njit(nogil=True)
+def _write_s(lines, base, rank, touched, block, costs):
+    """Let `rank` alone hold every line it writes; returns the stall in seconds."""
+    missed = clashed = dearest = 0.0
+    for j in touched:
+        first, last = _lines_of(base, j, block, costs)
+        for line in range(first, last + np.uint64(1)):
+            cost, clash = write_line(lines, rank, line)
+            missed += 0.0 if clash else cost
+            clashed += cost if clash else 0.0
+            dearest = max(dearest, cost)
+    return max(dearest, missed / lines.outstanding_misses + clashed / lines.outstanding_clashes)
 
 
 @njit(nogil=True)
@@ -286,15 +271,13 @@ def _mark(written, base, version, touched):
 
 
 @njit(nogil=True)
-def _transfer_s(workers, rank, last, costs):
+def _transfer_s(lines, rank, last):
     """For the line of a lock that `last` wrote."""
-    if last in (rank, NOBODY):
-        return 0.0
-    return costs.cross_socket_s if (workers[rank].remote >> np.uint64(last)) & np.uint64(1) else costs.same_socket_s
+    return 0.0 if last in (rank, NOBODY) else lines.fetch_s[rank, last]
 
 
 @njit(nogil=True)
-def _has_begun(workers, rank, locks, costs):
+def _has_begun(workers, rank, lines, locks, costs):
     """Take the lock or a ticket and pay for it, or begin to wait; returns whether the update has begun."""
     worker, lock = workers[rank], locks.state[0]
     if locks.locking in (GLOBAL_SPIN, GLOBAL_MUTEX):
@@ -306,7 +289,7 @@ def _has_begun(workers, rank, locks, costs):
     elif locks.locking == ROUND_ROBIN:
         worker.ticket = lock.tickets
         lock.tickets += 1
-    worker.next_s += worker.pace * (costs.atomic_s + _transfer_s(workers, rank, lock.last, costs))
+    worker.next_s += worker.pace * (costs.lock_s + _transfer_s(lines, rank, lock.last))
     lock.last = rank
     return True
 
@@ -325,30 +308,71 @@ def _may_write(worker, lines, rank, touched, locks, costs):
     if free_s > worker.next_s:
         worker.next_s = free_s
         return -1.0
-    one = np.uint64(1)
-    _, stall_s = _own_s(lines, locks.first_line, rank, worker.remote, touched, one, costs)
+    stall_s = _write_s(lines, locks.first_line, rank, touched, np.uint64(1), costs)
     return stall_s + 2 * costs.atomic_s * len(touched)  # to take them and to let go
 
 
 @njit(nogil=True)
-def _let_go(workers, rank, locks, costs):
-    """Give up the lock or the turn, and tell who waits for it."""
+def _let_go(workers, rank, lines, locks, costs, update):
+    """Give up the lock or the turn, and tell who waits for it.
+
+    Args:
+        update: its number, of which the next holder of a spin lock is drawn.
+    """
     worker, lock = workers[rank], locks.state[0]
+    if locks.locking == GLOBAL_SPIN:
+        lock.held = 0
+        _race(workers, rank, lines, locks, costs, update)
+        return
     if locks.locking == ROUND_ROBIN:
         lock.serving += 1
-    else:
-        lock.held = 0
-    if _tell(workers, rank, worker.next_s, locks, costs) and locks.locking == GLOBAL_MUTEX:
+        _tell(workers, rank, worker.next_s, lines, locks, 0.0)
+        return
+    lock.held = 0
+    if _tell(workers, rank, worker.next_s, lines, locks, costs.wake_s + costs.sleep_s):
         worker.next_s += worker.pace * costs.wake_s
 
 
 @njit(nogil=True)
-def _tell(workers, rank, now_s, locks, costs):
-    """Let whose turn it is, or who has waited longest, know that `rank` has let go; returns whether anybody waits."""
+def _waits(worker):
+    """For a lock of which it has heard nothing yet."""
+    return worker.since_s < np.inf and worker.next_s == np.inf
+
+
+@njit(nogil=True)
+def _race(workers, rank, lines, locks, costs, update):
+    """Give a spin lock to one of those who want it: all who wait, and `rank` itself if it has more to do."""
+    worker, lock = workers[rank], locks.state[0]
+    waiting = 0
+    for other in range(len(workers)):
+        waiting += _waits(workers[other])
+    runners = waiting + (worker.position + 1 < worker.count)
+    if waiting == 0 or runners == 0:
+        return
+    drawn = np.int64(hashed(update, rank) % np.uint64(runners))
+    if drawn == waiting:  # the line comes back from those who look at it
+        worker.next_s += worker.pace * lines.claim_s[0]
+        return
+    for other in range(len(workers)):
+        if _waits(workers[other]):
+            if drawn == 0:
+                winner = workers[other]
+                winner.next_s = worker.next_s + winner.pace * (_transfer_s(lines, other, rank) + costs.lock_s)
+                winner.event, winner.since_s, lock.held, lock.last = READ, np.inf, 1, other
+                return
+            drawn -= 1
+
+
+@njit(nogil=True)
+def _tell(workers, rank, now_s, lines, locks, later_s):
+    """Let whose turn it is, or who has waited longest, know that `rank` has let go; returns whether anybody waits.
+
+    Args:
+        later_s: than the line of the lock, the news comes.
+    """
     next_rank = NOBODY
     for other in range(len(workers)):
-        waits = workers[other].since_s < np.inf and workers[other].next_s == np.inf
-        if not waits:
+        if not _waits(workers[other]):
             continue
         if locks.locking == ROUND_ROBIN:
             if workers[other].ticket == locks.state[0].serving:
@@ -359,15 +383,12 @@ def _tell(workers, rank, now_s, locks, costs):
         return False
     if locks.locking == ROUND_ROBIN:
         workers[next_rank].since_s = np.inf
-    hears_s = _transfer_s(workers, next_rank, rank, costs)
-    if locks.locking == GLOBAL_MUTEX:
-        hears_s += costs.sleep_s
-    workers[next_rank].next_s = now_s + workers[next_rank].pace * hears_s
+    workers[next_rank].next_s = now_s + workers[next_rank].pace * (_transfer_s(lines, next_rank, rank) + later_s)
     return True
 
 
 @njit(nogil=True, cache=True)
-def bury(now_s, rank, workers, row, locks, costs):
+def bury(now_s, rank, workers, row, lines, locks, costs):
     """Let a worker that has died do no more. What it holds stays held; if it was about to take a lock, the next may.
 
     Args:
@@ -380,7 +401,7 @@ def bury(now_s, rank, workers, row, locks, costs):
     told = worker.event == BEGIN and worker.since_s < np.inf and worker.next_s < np.inf
     worker.next_s = worker.since_s = np.inf
     if told:
-        _tell(workers, rank, now_s, locks, costs)
+        _tell(workers, rank, now_s, lines, locks, costs.sleep_s if locks.locking == GLOBAL_MUTEX else 0.0)
     if locks.locking == PER_COORDINATE and worker.event == STORE:
         for j in row:
             locks.free_s[np.uint32(j)] = np.inf
@@ -410,7 +431,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
     Args:
         workers: WORKER records, shape (ranks,).
         samples: the chunk of each, shape (ranks, capacity).
-        lines: LINE records of all models.
+        lines: Lines, of all models.
         kernel: what `Kernel.native` returns.
         like: an array or a Hot, of the type of the models.
         slots: of a Hot: coordinates with a slot >= 0 are on no shared line; empty without.
@@ -427,7 +448,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             return NOBODY
         if worker.event == BEGIN:
             if locked and locks.locking != PER_COORDINATE:
-                if _has_begun(workers, rank, locks, costs):
+                if _has_begun(workers, rank, lines, locks, costs):
                     worker.event = READ
                 continue
             worker.event = READ
@@ -436,12 +457,13 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         touched = _contended(like, row, slots, loaded.touched[rank])
         first_line, step = worker.first_line, Step(worker.learning_rate, False, quantum)
         if worker.event == READ:
-            stall_s = _fetch_s(lines, first_line, rank, touched, costs)
+            stall_s = _read_s(lines, first_line, rank, touched, costs)
             shared = _weights_of(worker, like)
             worker.slope = read(kernel, shared, sample, step)
             worker.seen = ledger.versions[worker.model]
+            worker.event = WRITE
             prefetch_sample(kernel, shared, samples[rank, min(worker.position + 1, worker.count - 1)])
-            row_s = worker.row_s + (costs.nonzero_s + worker.row_nonzero_s) * nonzeros
+            row_s = worker.row_s + (costs.nonzero_s + worker.row_nonzero_s) * len(row)
             work_s = stall_s + costs.sample_s + row_s + costs.delay_s
             worker.next_s += worker.pace * work_s
             continue
@@ -451,9 +473,9 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             locks_s = _may_write(worker, lines, rank, row, locks, costs)
             if locks_s < 0.0:
                 continue
-            own_s, own_one_by_one_s = _own_s(lines, first_line, rank, worker.remote, touched, costs.block, costs)
+            own_s = _write_s(lines, first_line, rank, touched, costs.block, costs)
             if atomic:
-                own_s = own_one_by_one_s + costs.atomic_s * len(touched)
+                own_s += costs.atomic_s * len(touched)
             begin_s = worker.next_s
             worker.next_s += worker.pace * (locks_s + own_s)
             worker.event, worker.loaded = STORE, ledger.versions[worker.model]
@@ -471,7 +493,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         write(kernel, _weights_of(worker, like), sample, worker.slope, step, worker.salt + np.uint64(worker.position))
         _count(ledger, worker, touched)
         if locked and locks.locking != PER_COORDINATE:
-            _let_go(workers, rank, locks, costs)
+            _let_go(workers, rank, lines, locks, costs, ledger.tally[0].updates)
         worker.event = BEGIN
         worker.position += 1
         if worker.position == worker.count:

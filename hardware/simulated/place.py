@@ -239,9 +239,12 @@ class SimulatedPlace(Place):
         kernel(model, samples, learning_rate, replace(access, delay_s=0.0), salt)
         with machine.engine.uncharged():
             nonzeros = kernel.nonzeros(samples)
-        row_s, row_nonzero_s = (0.0, 0.0) if machine.models is None else machine.models.row_s(self.rank, kernel)
+        row_s = row_nonzero_s = stall_s = 0.0
+        if machine.models is not None:
+            row_s, row_nonzero_s = machine.models.row_s(self.rank, kernel)
+            stall_s = machine.models.forgotten_s(self.rank, kernel, whole, samples)
         each_s, nonzero_s = cost.sample_s + access.delay_s + row_s, kernel.block * cost.nonzero_s + row_nonzero_s
-        self.timelines.charge(0.0, len(samples) * each_s + nonzeros * nonzero_s)
+        self.timelines.charge(0.0, len(samples) * each_s + nonzeros * nonzero_s + stall_s)
 
     def background(self, activity: Callable[[], None]) -> None:
         """Start another activity of this rank, at this rank's virtual time."""

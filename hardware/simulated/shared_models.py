@@ -13,6 +13,7 @@ import torch
 
 from hardware.simulated import memory_loop
 from hardware.simulated.activity import Died, Signal
+from hardware.simulated.cache_lines import CacheLines
 from hardware.simulated.compute import KernelCost
 from hardware.simulated.engine import Engine
 from hardware.simulated.memory import SharedMemory
@@ -57,18 +58,10 @@ class SharedModels:
         num_ranks = len(paces)
         self._workers = np.zeros(num_ranks, memory_loop.WORKER)
         self._workers["next_s"] = np.inf
-        self._workers["remote"] = [memory.remote_ranks(rank, num_ranks) for rank in range(num_ranks)]
-        ranks, sockets = range(num_ranks), range(memory.sockets)
-        self._fetch_s = np.array(
-            [
-                [*(memory.fetch_s(rank, owner) for owner in ranks), *(memory.load_s(rank, home) for home in sockets)]
-                for rank in ranks
-            ]
-        )  # by reader and owner, or the home of a line that nobody owns: shape (ranks, ranks + sockets)
-        self._remote_s_per_byte = [memory.remote_s_per_byte(rank, None) for rank in ranks]  # of the rows of each
+        self._lines = CacheLines(memory, num_ranks)
+        self._remote_s_per_byte = [memory.remote_s_per_byte(rank, None) for rank in range(num_ranks)]  # of rows
         self._sequential = [False] * num_ranks  # whether each visits rows as they are stored
         self._samples = np.zeros((num_ranks, 0), np.int32)
-        self._lines = np.zeros(0, memory_loop.LINE)
         self._ledger = Ledger(
             np.zeros(0, memory_loop.COORDINATE),
             np.zeros(0, np.int64),
@@ -87,14 +80,8 @@ class SharedModels:
         Args:
             node: in whose memory it lies; None leaves that to the memory's policy.
         """
-        lines_needed = -(-tensor.nbytes // self._memory.line_bytes)
-        ledger = self._ledger
-        self._models[tensor.data_ptr()] = _Model(
-            len(ledger.versions), len(self._lines), len(ledger.written), tensor.numel()
-        )
-        fresh = np.zeros(lines_needed, memory_loop.LINE)
-        fresh["owner"] = len(self._workers) + self._memory.homes(lines_needed, node)
-        self._lines = np.concatenate([self._lines, fresh])
+        ledger, first_line = self._ledger, self._lines.add(tensor.nbytes, node)
+        self._models[tensor.data_ptr()] = _Model(len(ledger.versions), first_line, len(ledger.written), tensor.numel())
         self._ledger = ledger._replace(
             written=np.concatenate([ledger.written, np.zeros(tensor.numel(), memory_loop.COORDINATE)]),
             versions=np.concatenate([ledger.versions, np.zeros(1, np.int64)]),
@@ -109,26 +96,18 @@ class SharedModels:
         """Whether `tensor` is one of these models or a view into one."""
         return tensor.untyped_storage().data_ptr() in self._models
 
-    def fetch_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
-        """Make `rank` a sharer of every line under `tensors`, views of these models; returns the stall in seconds."""
-        me, prices = np.uint64(1 << rank), []
-        for tensor in tensors:
-            lines = self._lines_under(tensor)
-            lacks = (lines["sharers"] & me) == 0
-            prices.append(self._fetch_s[rank, lines["owner"].astype(np.intp)] * lacks)
-            lines["sharers"] |= me
-        return self._stall_s(prices)
+    def read_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
+        """Let `rank` hold every line under `tensors`, views of these models; returns the stall in seconds."""
+        return self._lines.read_s(rank, [self._lines_under(tensor) for tensor in tensors])
 
-    def own_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
-        """Make `rank` the only holder of every line under `tensors`; returns the stall in seconds."""
-        me, remote, memory, prices = np.uint64(1 << rank), self._workers["remote"][rank], self._memory, []
-        for tensor in tensors:
-            lines = self._lines_under(tensor)
-            others = lines["sharers"] & ~me
-            price = np.where(others & remote, memory.cross_socket_s, memory.same_socket_s)
-            prices.append(price * (others != 0))
-            lines["sharers"], lines["owner"] = me, rank
-        return self._stall_s(prices)
+    def write_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
+        """Let `rank` alone hold every line under `tensors`; returns the stall in seconds."""
+        return self._lines.write_s(rank, [self._lines_under(tensor) for tensor in tensors])
+
+    def forgotten_s(self, rank: int, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor) -> float:
+        """Seconds by which a kernel takes longer on a model of the rank's own that its cache cannot hold."""
+        rows = (kernel.indptr.numpy(), kernel.indices.numpy(), samples.numpy())
+        return self._lines.forgotten_s(rank, model.data_ptr(), model.nbytes, model.itemsize, kernel.block, rows)
 
     def run(
         self,
@@ -190,21 +169,16 @@ class SharedModels:
             "async/lost_frac": int(tally["lost"]) / max(1, int(tally["additions"])),
         }
 
-    def _lines_under(self, tensor: torch.Tensor) -> np.ndarray:
+    def _lines_under(self, tensor: torch.Tensor) -> tuple[int, int]:
         """The lines a view covers, from its first element to its last: more than it touches if it has gaps."""
         base = self._models[tensor.untyped_storage().data_ptr()].first_line
         if tensor.numel() == 0:
-            return self._lines[:0]
+            return base, base
         reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         first_byte = tensor.storage_offset() * tensor.itemsize
         last_byte = first_byte + (reach + 1) * tensor.itemsize - 1
         line_bytes = self._memory.line_bytes
-        return self._lines[base + first_byte // line_bytes : base + last_byte // line_bytes + 1]
-
-    def _stall_s(self, prices: Sequence[np.ndarray]) -> float:
-        """Misses of one operator overlap, like those of one sample."""
-        dearest = max(float(price.max(initial=0.0)) for price in prices)
-        return max(dearest, sum(float(price.sum()) for price in prices) / self._memory.outstanding_misses)
+        return base + first_byte // line_bytes, base + last_byte // line_bytes + 1
 
     def _adopt(self, kernel: Kernel, model: Model, access: Access) -> None:
         """Make ready for a kernel; all that run at a time must run the same."""
@@ -233,10 +207,7 @@ class SharedModels:
             atomic_s=float(memory.atomic_s),
             wake_s=float(memory.wake_s),
             sleep_s=float(memory.sleep_s),
-            fetch_s=self._fetch_s,
-            same_socket_s=float(memory.same_socket_s),
-            cross_socket_s=float(memory.cross_socket_s),
-            outstanding_misses=float(memory.outstanding_misses),
+            lock_s=float(memory.lock_s),
             line_shift=np.uint64((memory.line_bytes // number.itemsize).bit_length() - 1),
             block=np.uint64(kernel.block),
         )
@@ -286,7 +257,7 @@ class SharedModels:
         kernel, (*_, locks, costs) = self._programme.kernel, self._programme.native
         sample = self._samples[rank, self._workers[rank]["position"]]
         row = kernel.indices[kernel.indptr[sample] : kernel.indptr[sample + 1]].numpy()
-        if memory_loop.bury(self._engine.env.now, rank, self._workers, row, locks, costs):
+        if memory_loop.bury(self._engine.env.now, rank, self._workers, row, self._lines.native, locks, costs):
             self._died_with_lock.append(rank)
         self._schedule()
 
@@ -312,7 +283,7 @@ class SharedModels:
             self._engine.next_s(),
             self._workers,
             self._samples,
-            self._lines,
+            self._lines.native,
             *native,
             self._ledger,
             costs,

@@ -15,7 +15,7 @@ from harness.errors import UserError, require
 from harness.kernels.sparse_linear import SparseLinearKernel
 from harness.kernels.sparse_rows import SparseRows
 from harness.problems.base import Problem
-from harness.problems.synthetic import sparse_rows
+from harness.problems.synthetic import POPULARITIES, sparse_rows
 
 
 class LinearModel(nn.Module):
@@ -44,6 +44,7 @@ class SparseLinear(Problem):
         synthetic_samples: rows generated where there is no `path`, held-out ones included, >= 2.
         synthetic_features: length of the model then, >= 2.
         synthetic_nonzeros_per_sample: mean over rows then, in [1, synthetic_features / 2].
+        synthetic_popularity: of features then, zipf (as in text) or uniform.
         synthetic_label_noise: probability that a label is flipped then, in [0, 0.5].
         seed: of the synthetic rows, >= 0.
     """
@@ -59,6 +60,7 @@ class SparseLinear(Problem):
     synthetic_samples: int
     synthetic_features: int
     synthetic_nonzeros_per_sample: float
+    synthetic_popularity: str
     synthetic_label_noise: float
     seed: int
 
@@ -75,6 +77,9 @@ class SparseLinear(Problem):
         require(features >= 2, synthetic + "features", "must be >= 2", features)
         rule = f"must be in [1, synthetic_features / 2 = {features / 2:g}]"
         require(1 <= nonzeros <= features / 2, synthetic + "nonzeros_per_sample", rule, nonzeros)
+        rule = f"must be one of {', '.join(POPULARITIES)}"
+        known = self.synthetic_popularity
+        require(known in POPULARITIES, synthetic + "popularity", rule, known)
         require(0 <= noise <= 0.5, synthetic + "label_noise", "must be in [0, 0.5]", noise)
         require(self.seed >= 0, "problem.seed", "must be >= 0", self.seed)
 
@@ -163,6 +168,7 @@ class SparseLinear(Problem):
             self.synthetic_nonzeros_per_sample,
             self.synthetic_label_noise,
             self.seed,
+            self.synthetic_popularity,
         )
 
     def _split(self, rows: SparseRows, labels: torch.Tensor) -> list[tuple[SparseRows, torch.Tensor]]:

@@ -144,13 +144,12 @@ def contended_s(layout, *overrides):
 
 def test_neighbours_that_are_padded_are_not_contended():
     """Two workers, each on a coordinate of its own: as given in one line, padded in two."""
-    from simulated_ranks import results
+    from simulated_ranks import results, shared_memory
 
     from hardware.simulated.compute import Roofline
-    from hardware.simulated.memory import SharedMemory
 
     compute = Roofline("none", False, {"float32": 1e30}, 1e30, 0.0, 1e-9)
-    memory = SharedMemory(2, 2, 64, 5e-8, 1e-7, 0.0, 0.0, 4, 0.0, 0.0, 0.0, "spread", "first_touch", 1e10, 1e10, 1.0)
+    memory = shared_memory(cores_per_socket=2, same_socket_s=5e-8, cross_socket_s=1e-7, outstanding_misses=4)
 
     def run_s(how):
         layout = laid_out(neighbours(), how, 4, seed=0)

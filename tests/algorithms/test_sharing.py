@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 from composed import setup
-from simulated_ranks import results
+from simulated_ranks import results, shared_memory
 
 from algorithms.precision import PRECISIONS, decode, encode
 from algorithms.replicas import MERGES, SHARING, Merged
 from hardware.simulated.compute import Roofline
-from hardware.simulated.memory import SharedMemory
 from harness.kernels.access import LOCKING, Access, lock_words
 from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
 from harness.problems.synthetic import sparse_rows
@@ -18,8 +17,16 @@ from tests.counting import CountKernel
 UPDATES = 50_000
 LOSSLESS = [locking for locking in LOCKING if locking != "none"]
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)
-NUMA = SharedMemory(
-    2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 7e-9, 1e-6, 5e-6, "spread", "first_touch", 1e10, 1e10, 1.0
+NUMA = shared_memory(
+    cores_per_socket=8,
+    same_socket_s=50e-9,
+    cross_socket_s=120e-9,
+    local_memory_s=80e-9,
+    remote_memory_s=140e-9,
+    outstanding_misses=4,
+    atomic_s=7e-9,
+    wake_s=1e-6,
+    sleep_s=5e-6,
 )
 ROWS = ["problem=logistic_regression", "problem.synthetic_samples=2000", "problem.synthetic_features=500"]
 ONCE = ["budget.epochs=2", "budget.observations=2", "tracking=none", "problem.dtype=float64"]

@@ -6,15 +6,24 @@ import numpy as np
 import pytest
 import torch
 from composed import setup
-from simulated_ranks import execute, results
+from simulated_ranks import execute, results, shared_memory
 
 from hardware.simulated.compute import Roofline
-from hardware.simulated.memory import SharedMemory
 from harness.kernels.access import LOCKING, Access, lock_words
 from tests.counting import CountKernel
 
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)
-NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 7e-9, 1e-6, 5e-6, "spread")
+NUMA = shared_memory(
+    cores_per_socket=8,
+    same_socket_s=50e-9,
+    cross_socket_s=120e-9,
+    local_memory_s=80e-9,
+    remote_memory_s=140e-9,
+    outstanding_misses=4,
+    atomic_s=7e-9,
+    wake_s=1e-6,
+    sleep_s=5e-6,
+)
 FREE = replace(NUMA, **{f"{name}_s": 0.0 for name in ("same_socket", "cross_socket", "local_memory", "remote_memory")})
 ROWS = [[0, 1, 2], [0, 30], [1, 2, 3, 31], [40]]  # of 64 coordinates, some of them on one line
 

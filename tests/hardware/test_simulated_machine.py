@@ -12,10 +12,9 @@ import torch
 import torch.distributed as dist
 from composed import setup
 from omegaconf import OmegaConf
-from simulated_ranks import compute_for, execute, program
+from simulated_ranks import compute_for, execute, program, shared_memory
 from simulated_ranks import machine as simulated
 
-from hardware.simulated.memory import SharedMemory
 from hardware.simulated.network.topologies import Switch
 from harness.build import build
 from harness.errors import Diverged, UserError
@@ -273,17 +272,17 @@ def test_budget_is_dealt_once_in_order_of_virtual_time():
 
 
 def test_ranks_are_spread_over_sockets():
-    memory = SharedMemory(2, 2, 64, 0.0, 0.0, 0.0, 0.0, 1, 0.0, 0.0, 0.0, "spread", "first_touch", 1e10, 1e10, 1.0)
+    memory = shared_memory(cores_per_socket=2)
     assert execute(lambda worker: None, 3, memory=memory).facts == {"sockets": [0, 1, 0]}
 
 
 def test_ranks_fill_a_socket_before_the_next():
-    memory = SharedMemory(2, 2, 64, 0.0, 0.0, 0.0, 0.0, 1, 0.0, 0.0, 0.0, "fill", "first_touch", 1e10, 1e10, 1.0)
+    memory = shared_memory(cores_per_socket=2, pin_policy="fill")
     assert execute(lambda worker: None, 3, memory=memory).facts == {"sockets": [0, 0, 1]}
 
 
 def test_no_number_of_workers_means_every_core():
-    memory = SharedMemory(2, 3, 64, 0.0, 0.0, 0.0, 0.0, 1, 0.0, 0.0, 0.0, "spread", "first_touch", 1e10, 1e10, 1.0)
+    memory = shared_memory(cores_per_socket=3)
     assert simulated(None, memory=memory).workers_offered == 6
     with pytest.raises(UserError, match=r"hardware\.num_workers must be a number where hardware\.memory is null"):
         simulated(None)

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 from composed import execution
-from simulated_ranks import Ranks, machine
+from simulated_ranks import Ranks, machine, shared_memory
 
 from hardware.simulated.compute import Fixed, Roofline
-from hardware.simulated.memory import SharedMemory
 from harness.data import Partitioned, Replicated, ReplicatedPerNode, ShardedPerNode
 from harness.kernels.sparse_linear import SQUARES, SparseLinearKernel
 from harness.kernels.sparse_rows import SparseRows
@@ -22,7 +21,9 @@ SAMPLE_BYTES, NONZERO_BYTES = 8 + 4, 4 + 4  # where it begins and its label; ind
 ROW_BYTES = SAMPLE_BYTES + NONZEROS * NONZERO_BYTES
 COMPUTE = Roofline("none", False, {"float32": 1e30}, 1e30, 0.0, NONZERO_S)
 LOCAL, REMOTE, SLOWER = 1e10, 4e9, 1 / 4e9 - 1 / 1e10
-NUMA = SharedMemory(2, 8, 64, 0.0, 0.0, 0.0, 0.0, 4, 0.0, 0.0, 0.0, "spread", "first_touch", LOCAL, REMOTE, 0.5)
+NUMA = shared_memory(
+    cores_per_socket=8, outstanding_misses=4, local_bytes_per_s=LOCAL, remote_bytes_per_s=REMOTE, sequential_rows=0.5
+)
 INDICES = torch.arange(NONZEROS, dtype=torch.int32).repeat(ROWS)
 KERNEL = SparseLinearKernel(
     SparseRows(torch.arange(ROWS + 1) * NONZEROS, INDICES, torch.ones(len(INDICES)), NONZEROS),

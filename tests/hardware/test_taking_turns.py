@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from simulated_ranks import compute_for, execute, results
+from simulated_ranks import compute_for, execute, results, shared_memory
 from simulated_ranks import machine as simulated
 
-from hardware.simulated.memory import SharedMemory
 from harness.errors import UserError, WorkerFailed
 from tests.hardware.toys import (
     Counted,
@@ -27,7 +26,14 @@ from tests.hardware.toys import (
 
 REAL = ["threads", "processes"]
 EVERYWHERE = [*REAL, "simulated"]
-NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0, "spread", "first_touch", 1e10, 1e10, 1.0)
+NUMA = shared_memory(
+    cores_per_socket=8,
+    same_socket_s=50e-9,
+    cross_socket_s=120e-9,
+    local_memory_s=80e-9,
+    remote_memory_s=140e-9,
+    outstanding_misses=4,
+)
 
 
 def run(kind, algorithm, num_workers=2, timeout_s=20.0, **options):
