@@ -8,7 +8,7 @@ Prints one JSON line for each part, all of them by default; whatever is compared
                the target, final loss
     locks      two workers, lock-free and with every lock, on sparse rows with many features and on hot ones with few
     crossover  the same as gradients take longer: round robin against lock-free
-    model      throughput speedup of two workers, predicted on a machine calibrated within this run, against the real one
+    model      throughput speedup of two workers, predicted by a calibration within this run, against the real one
     sockets    simulated machines of two and four sockets, 1 to 64 workers: speedup by sharing; simulated updates/s
 """
 
@@ -61,7 +61,7 @@ class Case:
     settings: tuple[str, ...]
     hardware: Hardware
     problem: Problem
-    epochs: float = 1.0
+    epochs: float = 5.0
     observations: int = 1
 
     def run(self) -> Execution:
@@ -74,7 +74,9 @@ class Case:
         node = composed([*overrides, f"algorithm.learning_rate={self.problem.learning_rate}"])
         budget = round(self.epochs * self.problem.num_samples)
         milestones = [budget * (turn + 1) // self.observations for turn in range(self.observations)]
-        program = Program(build(node.algorithm, "algorithm"), self.problem, build(node.data, "data"), 0, budget, milestones)
+        program = Program(
+            build(node.algorithm, "algorithm"), self.problem, build(node.data, "data"), 0, budget, milestones
+        )
         execution = self.hardware.execute(program, lambda samples: None)
         if execution.failure is not None:
             raise execution.failure
@@ -108,10 +110,9 @@ def in_turn(cases: dict[str, Case], trials: int = TRIALS) -> dict[str, float]:
 def whole_run() -> Figures:
     """Ten epochs; seconds to the target are those of the first snapshot that reaches it."""
     problem = problem_of()
-    every = {"epochs": 10.0, "observations": 100}
     cases = {
-        "sequential": Case("sgd", (), hardware_of("cpu", 1), problem, **every),
-        "replicas": Case("hogwild", REPLICAS, hardware_of("cpu", 2), problem, **every),
+        "sequential": Case("sgd", (), hardware_of("cpu", 1), problem, epochs=10.0, observations=100),
+        "replicas": Case("hogwild", REPLICAS, hardware_of("cpu", 2), problem, epochs=10.0, observations=100),
     }
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in cases}
     for _ in range(TRIALS + 1):
@@ -125,13 +126,17 @@ def whole_run() -> Figures:
         for alone, both in list(zip(found["sequential"], found["replicas"], strict=True))[1:]
     ]
     names = ("throughput_speedup", "time_to_target_speedup", "final_loss_ratio")
-    return {name: round(statistics.median(ratio), 3) for name, ratio in zip(names, zip(*ratios, strict=True), strict=True)}
+    return {
+        name: round(statistics.median(ratio), 3) for name, ratio in zip(names, zip(*ratios, strict=True), strict=True)
+    }
 
 
 def locks() -> Figures:
     """Throughput speedup over the best sequential kernel."""
     return {
-        name: speedups(problem_of(*settings, "synthetic_samples=40000"), {lock: (f"locking={lock}",) for lock in LOCKINGS})
+        name: speedups(
+            problem_of(*settings, "synthetic_samples=40000"), {lock: (f"locking={lock}",) for lock in LOCKINGS}
+        )
         for name, settings in (("sparse", SPARSE), ("hot", HOT))
     }
 
@@ -142,7 +147,7 @@ def crossover() -> Figures:
     for delay_s, samples in ((0.0, 20_000), (1e-6, 20_000), (1e-5, 10_000), (1e-4, 2_000), (1e-3, 400)):
         problem = problem_of(f"synthetic_samples={samples}")
         ways = {lock: (f"locking={lock}", f"gradient_delay_s={delay_s}") for lock in ("none", "round_robin")}
-        cases = {name: Case("hogwild", settings, hardware_of("cpu", 2), problem) for name, settings in ways.items()}
+        cases = {name: Case("hogwild", how, hardware_of("cpu", 2), problem, epochs=1.0) for name, how in ways.items()}
         speed = in_turn(cases, trials=5)
         ratios[f"{delay_s:g}"] = round(speed["round_robin"] / speed["none"], 3)
     return {"round_robin_over_lock_free": ratios}
@@ -200,7 +205,9 @@ def rate(nonzeros: int) -> float:
     return round(max(rates[1:]))
 
 
-PARTS: dict[str, Callable[[], Figures]] = {part.__name__: part for part in (whole_run, locks, crossover, model, sockets)}
+PARTS: dict[str, Callable[[], Figures]] = {
+    part.__name__: part for part in (whole_run, locks, crossover, model, sockets)
+}
 
 
 def main(names: list[str]) -> None:
