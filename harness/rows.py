@@ -1,6 +1,6 @@
 """Rows that native kernels visit: where they lie, and copies of them in the order of their visits."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,30 @@ class Rows:
     def numbered(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of the share in the kernel's numbers, int32; computed by numpy, which no meter sees."""
         return torch.from_numpy(rows.numpy() + np.int32(self.first)) if self.first else rows
+
+
+def copied(
+    name: str,
+    kernel: Kernel,
+    shares: Mapping[int | None, Share],
+    share: Share,
+    shared: Callable[[str, torch.Tensor, int | None], torch.Tensor],
+) -> Rows:
+    """A kernel over copies of its rows, in the memory of the nodes that `shares` says; see `Place.rows`.
+
+    Args:
+        shared: makes a tensor that all workers see, from its name, content and node.
+    """
+    data, kernels = kernel.row_data, {}
+    assert data is not None
+    for node, part in shares.items():
+        title = name if node is None else f"{name} of node {node}"
+
+        def common(array: str, tensor: torch.Tensor, title: str = title, node: int | None = node) -> torch.Tensor:
+            return shared(f"{title}: {array}", tensor, node)
+
+        kernels[node] = kernel.over(data.part(part.first, part.stop).apply(common))
+    return Rows(kernels[share.node], 0)
 
 
 class StoredRows:
@@ -78,7 +102,7 @@ class PermutedRows:
         self._place, self._epoch = place, -1
         self._begin, self._end = _own_part(share.rows, place.nodes, share.node, place.rank)
         self._numbers = self._targets[0].numbered(torch.from_numpy(np.arange(share.rows, dtype=np.int32)))
-        place.gather(self._source, self._targets[0], self._sequence[0], 0, 0)  # compiles it, off the clock
+        self._compile()
 
     @property
     def kernel(self) -> Kernel:
@@ -100,6 +124,12 @@ class PermutedRows:
     def samples(self, epoch: int, start: int, stop: int) -> torch.Tensor:
         """Positions start .. stop - 1 of an epoch in the kernel's numbers, int32."""
         return self._numbers[start:stop]
+
+    def _compile(self) -> None:
+        """Copy no rows, so that no clock sees the compiler."""
+        data, target = self._source.kernel.row_data, self._targets[0].kernel.row_data
+        assert data is not None and target is not None
+        data.gather_into(target, self._sequence[0], 0, 0, self._source.first)
 
 
 def within_epochs(positions: Iterator[tuple[int, int]], rows: int, epochs: int) -> Iterator[tuple[int, int, int]]:

@@ -11,7 +11,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -20,20 +19,16 @@ from torch.nn.utils import parameters_to_vector
 
 from harness.clock import Clock
 from harness.data import Share
+from harness.dealing import Dealer
 from harness.errors import Diverged, UserError, require
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.problems.base import Problem
 from harness.program import Program
-from harness.rows import PermutedRows, Rows, StoredRows, within_epochs
+from harness.rows import Rows, copied
 
 COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
 MAX_CHUNK = 1024  # samples; beyond, the cost of asking for them no longer shows
-
-
-def dealt_by(pool: int) -> str:
-    """The counter of the samples that a pool of workers has been handed out; the only one's is one of `COUNTERS`."""
-    return f"dealt by {pool}" if pool else "dealt"
 
 
 @dataclass(frozen=True)
@@ -82,7 +77,7 @@ class Place(ABC):
         """Atomically add to a counter of the run; returns its value before.
 
         Args:
-            counter: one of `COUNTERS`, or where threads or simulated ranks share memory `dealt_by` any pool.
+            counter: one of `COUNTERS`, or where threads or simulated ranks share memory `dealing.counter` of any pool.
         """
 
     @abstractmethod
@@ -122,18 +117,9 @@ class Place(ABC):
             fresh: whether there must be a copy even where nothing would lie elsewhere.
             sequential: whether they will be visited as they are stored; only virtual time depends on it.
         """
-        data = kernel.row_data
-        if data is None or (not fresh and self.num_memories == 1 and None in shares):
+        if kernel.row_data is None or (not fresh and self.num_memories == 1 and None in shares):
             return Rows(kernel, share.first)
-        kernels = {}
-        for node, part in shares.items():
-            title = name if node is None else f"{name} of node {node}"
-            own = data.part(part.first, part.stop)
-            kernels[node] = kernel.over(own.apply(partial(self._share_rows, title, node)))
-        return Rows(kernels[share.node], 0)
-
-    def _share_rows(self, title: str, node: int | None, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        return self.shared(f"{title}: {name}", tensor, node)
+        return copied(name, kernel, shares, share, self.shared)
 
     def gather(self, source: Rows, target: Rows, rows: torch.Tensor, begin: int, end: int) -> None:
         """Copy rows[begin] .. rows[end - 1] of `source` to where they are begin .. end - 1 of `target`.
@@ -202,14 +188,13 @@ class Worker:
         self._synchronous = program.algorithm.synchronous
         self._budget = program.budget_samples
         self._milestones = program.milestones
-        self._data = program.data
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
         self.epoch = 0
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
-        self._sequences: dict[int, torch.Tensor] = {}
-        self._sequence(program.problem.num_samples)  # now, so that no clock sees it
+        self._dealer = Dealer(place, program)
+        self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
 
     @property
     def clock(self) -> Clock:
@@ -228,13 +213,9 @@ class Worker:
         Raises:
             UserError: where the data policy moves rows, which needs `visits`.
         """
-        if self._data.moves_rows:
-            raise UserError(
-                f"data={self._data} moves rows, and this algorithm asks only for their numbers (worker.batches), not "
-                "for the rows (worker.visits): use data=partitioned and data.order=index"
-            )
-        share, rows = self._share(problem.num_samples), self._sequence(problem.num_samples)
-        for position, size in self._positions(problem.num_samples, share, batch_size):
+        self._dealer.check_unmoved()
+        rows = self._dealer.sequence(problem.num_samples)
+        for position, size in self._dealt(problem.num_samples, batch_size):
             yield rows[position : position + size]
 
     def visits(self, kernel: Kernel, batch_size: int) -> Iterator[tuple[Kernel, torch.Tensor]]:
@@ -245,12 +226,10 @@ class Worker:
         Yields:
             the kernel to run, and int32 indices of its samples, shape (<= batch_size,).
         """
-        num_samples = len(kernel.indptr) - 1
-        share, shares = self._share(num_samples), self._shares(num_samples)
-        epochs = max(-(-each.budget // each.rows) for each in shares.values())
+        num_samples, dealer = len(kernel.indptr) - 1, self._dealer
         with self.clock.paused():
-            rows = self._visited_rows(kernel, shares, share, epochs)
-        for epoch, start, stop in within_epochs(self._positions(num_samples, share, batch_size), share.rows, epochs):
+            rows = dealer.rows(kernel, num_samples)
+        for epoch, start, stop in dealer.within_epochs(self._dealt(num_samples, batch_size), num_samples):
             if rows.turn(epoch):
                 self.meet()
             if start < stop:
@@ -352,53 +331,11 @@ class Worker:
         if bisect_right(self._milestones, before) < bisect_right(self._milestones, before + samples):
             self._report(model, before + samples, updates_before + updates)
 
-    def _visited_rows(
-        self, kernel: Kernel, shares: dict[int | None, Share], share: Share, epochs: int
-    ) -> StoredRows | PermutedRows:
-        if self._data.order == "permuted":
-            sequence = self._data.sequence(share, epochs * share.rows, self.seed)
-            return PermutedRows(self._place, kernel, shares, share, sequence)
-        placed = self._place.rows("rows", kernel, shares, share, sequential=self._data.order == "storage")
-        return StoredRows(placed, self._sequence(len(kernel.indptr) - 1), share.rows)
-
-    def _share(self, num_samples: int) -> Share:
-        return self._data.share(num_samples, self._budget, self.rank, self._place.nodes)
-
-    def _shares(self, num_samples: int) -> dict[int | None, Share]:
-        """By the node in whose memory their rows lie."""
-        ranks = range(self.num_workers)
-        shares = [self._data.share(num_samples, self._budget, rank, self._place.nodes) for rank in ranks]
-        return {share.node: share for share in shares}
-
-    def _sequence(self, num_samples: int) -> torch.Tensor:
-        """The row at every position of this worker's order, counted from the first one of its share."""
-        if num_samples not in self._sequences:
-            share = self._share(num_samples)
-            length = share.budget + self.num_workers  # a budget that workers cannot share evenly is rounded up
-            self._sequences[num_samples] = self._data.sequence(share, length, self.seed)
-        return self._sequences[num_samples]
-
-    def _positions(self, num_samples: int, share: Share, batch_size: int) -> Iterator[tuple[int, int]]:
-        """Where in the share's order each batch of this worker starts, and its size."""
-        synchronous = self._synchronous
-        dealt = self._rounds(share, batch_size) if synchronous else self._claims(share, batch_size)
-        for global_position, position, size in dealt:
-            self.epoch = global_position // (num_samples if synchronous else share.rows)
+    def _dealt(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int]]:
+        for epoch, position, size in self._dealer.positions(num_samples, batch_size):
+            self.epoch = epoch
             self._place.dealt(size)
             yield position, size
-
-    def _rounds(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
-        for start in range(0, self._budget, batch_size * self.num_workers):
-            size = min(batch_size, -(-(self._budget - start) // self.num_workers))
-            position = start // self.num_workers * share.workers + share.index * size
-            yield start + self.rank * size, position, size
-
-    def _claims(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
-        counter, own = dealt_by(share.pool), 0
-        while (start := self._place.add(counter, batch_size)) < share.budget:
-            size = min(batch_size, share.budget - start)
-            yield start, own if share.workers == 1 else start, size
-            own += size
 
     def _report(self, model: nn.Module | torch.Tensor | Callable[[], torch.Tensor], samples: int, updates: int) -> None:
         self._place.settle()

@@ -25,8 +25,8 @@ class RealMachine(Hardware):
         strict: refuse virtual sockets and more workers than cores, instead of giving notice.
         pinning: whether each worker is bound to its own hardware threads.
         pin_policy: spread (workers round robin over the sockets) or fill (all cores of one socket before the next's).
-        memory_policy: where shared tensors lie if the algorithm names no node: first_touch, interleave or bind:<NUMA
-            node>.
+        memory_policy: where shared tensors, and rows of native kernels, lie that name no node: first_touch, interleave
+            or bind:<NUMA node>.
         intra_op_threads: torch's threads, and cores, per worker, >= 1.
         timeout_s: after which a collective has failed, > 0.
     """
