@@ -56,7 +56,7 @@ class SharedModels:
         self._engine, self._memory, self._kernel_cost, self._paces = engine, memory, kernel_cost, paces
         num_ranks = len(paces)
         self._workers = np.zeros(num_ranks, memory_loop.WORKER)
-        self._workers["next_s"] = np.inf
+        self._workers["next_s"] = self._workers["since_s"] = np.inf
         self._workers["remote"] = [memory.remote_ranks(rank, num_ranks) for rank in range(num_ranks)]
         ranks, sockets = range(num_ranks), range(memory.sockets)
         self._fetch_s = np.array(
