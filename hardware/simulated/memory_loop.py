@@ -8,8 +8,8 @@ weights bit for bit. Under locks there is one more: the update *begins* when its
 
 What others have stored in a coordinate between load and store is *lost*: overwritten by an addition that does not know
 of it. The gap is the stall of the write, nothing else; it closes where no line travels. An `atomic` addition loads at
-its store, so none is lost; under locks nobody else stores meanwhile. All stores of an update land together, when its
-last line has come: x86's store buffer empties in order, and all lines are asked for at once.
+its store, so none is lost; under locks nobody else stores meanwhile. All loads of an update are at the beginning and
+all stores at the end of its stall, though a core stores what has come first earlier: what is lost is an upper bound.
 
     spin lock     whoever waits looks again when the line of the lock has come to it; whoever comes first has it
     mutex         letting go wakes who has waited longest (`wake_s`), who looks again after `sleep_s`

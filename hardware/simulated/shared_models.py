@@ -257,7 +257,7 @@ class SharedModels:
         """Let the rank, which has died in mid-chunk, do no more."""
         assert self._programme is not None
         kernel, (*_, locks, costs) = self._programme.kernel, self._programme.native
-        sample = self._samples[rank, self._workers[rank]["position"]]
+        sample = self._samples[rank, min(self._workers[rank]["position"], self._workers[rank]["count"] - 1)]
         row = kernel.indices[kernel.indptr[sample] : kernel.indptr[sample + 1]].numpy()
         if memory_loop.bury(self._engine.env.now, rank, self._workers, row, locks, costs):
             self._died_with_lock.append(rank)

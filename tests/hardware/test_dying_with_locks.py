@@ -90,6 +90,14 @@ def test_who_dies_before_it_takes_a_lock_lets_the_next_one_have_it():
     assert counts[2] == [2.0, 0.0, 0.0] and done.run_s == 3.5
 
 
+def test_who_dies_after_it_let_go_keeps_nobody():
+    """Rank 1 lets the mutex go at 1 s, wakes rank 0 until 2 s, and dies at 1.5 s."""
+    counts = {}
+    body, memory = updates("global_mutex", [0.25, 0.0], counts), replace(FREE, wake_s=1.0)
+    done = execute(body, 2, memory=memory, compute=SECOND, deaths={1: 1.5})
+    assert done.failure is None and counts == {0: [2.0, 0.0, 0.0]}
+
+
 @pytest.mark.parametrize("locking", ["global_spin", "global_mutex"])
 def test_the_dead_do_not_get_a_lock_they_waited_for(locking):
     counts = {}

@@ -11,6 +11,8 @@ from simulated_ranks import execute, results
 from hardware.simulated.compute import Roofline
 from hardware.simulated.memory import SharedMemory
 from harness.kernels.access import LOCKING, Access, lock_words
+from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
+from harness.problems.synthetic import sparse_rows
 from tests.counting import CountKernel
 
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)
@@ -44,6 +46,26 @@ def test_what_is_lost_is_what_counters_lack(locking, workers):
     made, found, metrics = counted(workers, locking)
     assert metrics["async/lost_frac"] == (made - found) / made
     assert (found < made) == (locking == "none" and workers > 1)
+
+
+@pytest.mark.parametrize("memory", [FREE, NUMA])
+@pytest.mark.parametrize("locking", LOCKING)
+def test_one_worker_is_sequential_bit_for_bit(locking, memory):
+    rows, labels = sparse_rows(500, 300, 10, 0.1, 0)
+    kernel, words = SparseLinearKernel(rows, labels, LOGISTIC), lock_words(locking, 300)
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(0)).int()
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(300, dtype=rows.values.dtype))
+        access = Access(locking, worker.shared("locks", words) if len(words) else words)
+        for part in order.split(70):
+            worker.run(kernel, model, part, 0.5, access)
+        return model.clone()
+
+    native = torch.zeros(300, dtype=rows.values.dtype)
+    kernel(native, order, 0.5)
+    (model,) = results(body, 1, memory=memory, compute=COMPUTE)
+    assert torch.equal(model, native) and native.abs().max() > 0.5
 
 
 @pytest.mark.parametrize("block", [3, 16])
