@@ -89,12 +89,14 @@ class Locks(NamedTuple):
         state: one LOCK record, shape (1,).
         free_s: until when each coordinate's lock is held, shape (coordinates,); inf by one that died with it.
         first_line: of the locks of coordinates, in `lines`.
+        line_shift: log2 of the locks in a line.
     """
 
     locking: int
     state: np.ndarray
     free_s: np.ndarray
     first_line: np.uint64
+    line_shift: np.uint64
 
 
 class Loaded(NamedTuple):
@@ -206,11 +208,12 @@ def _fetch_s(lines, base, rank, touched, costs):
 
 
 @njit(nogil=True)
-def _own_s(lines, base, rank, remote, touched, block, costs):
+def _own_s(lines, base, rank, remote, touched, block, shift, costs):
     """Make `rank` the only holder of every line it writes.
 
     Args:
         remote: bits of the ranks on other sockets.
+        shift: log2 of what lies in a line, of which `block` are in a coordinate.
 
     Returns:
         the stall in seconds, if misses overlap and if they do not.
@@ -219,9 +222,7 @@ def _own_s(lines, base, rank, remote, touched, block, costs):
     total = dearest = 0.0
     for j in touched:
         first = np.uint64(np.uint32(j)) * block
-        for line in range(
-            base + (first >> costs.line_shift), base + ((first + block - np.uint64(1)) >> costs.line_shift) + 1
-        ):
+        for line in range(base + (first >> shift), base + ((first + block - np.uint64(1)) >> shift) + 1):
             others = lines[line].sharers & ~me
             price = costs.cross_socket_s if others & remote else costs.same_socket_s
             cost = price if others else 0.0
@@ -324,7 +325,7 @@ def _may_write(worker, lines, rank, touched, locks, costs):
         worker.next_s = free_s
         return -1.0
     one = np.uint64(1)
-    _, stall_s = _own_s(lines, locks.first_line, rank, worker.remote, touched, one, costs)
+    _, stall_s = _own_s(lines, locks.first_line, rank, worker.remote, touched, one, locks.line_shift, costs)
     return stall_s + 2 * costs.atomic_s * len(touched)  # to take them and to let go
 
 
@@ -449,7 +450,9 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             locks_s = _may_write(worker, lines, rank, row, locks, costs)
             if locks_s < 0.0:
                 continue
-            own_s, own_one_by_one_s = _own_s(lines, first_line, rank, worker.remote, touched, costs.block, costs)
+            own_s, own_one_by_one_s = _own_s(
+                lines, first_line, rank, worker.remote, touched, costs.block, costs.line_shift, costs
+            )
             if atomic:
                 own_s = own_one_by_one_s + costs.atomic_s * len(touched)
             begin_s = worker.next_s

@@ -112,6 +112,24 @@ def test_the_later_store_overwrites_the_earlier_one():
     assert execute(body, 2, memory=NUMA, compute=COMPUTE).metrics["async/lost_frac"] == 0.5
 
 
+@pytest.mark.parametrize(("dtype", "in_line"), [(torch.float32, 16), (torch.float64, 8)])
+def test_sixteen_locks_of_coordinates_share_a_line_whatever_the_model_is(dtype, in_line):
+    """Two workers on coordinates of their own, on lines of their own but for the locks of those less than 16 apart."""
+
+    def run_s(apart):
+        kernel, words = CountKernel([[0], [apart]], 128), lock_words("per_coordinate", 128)
+
+        def body(worker):
+            model = worker.shared("model", torch.zeros(128, dtype=dtype))
+            access = Access("per_coordinate", worker.shared("locks", words))
+            worker.run(kernel, model, torch.full((100,), worker.rank, dtype=torch.int32), 1.0, access)
+
+        return execute(body, 2, memory=NUMA, compute=COMPUTE).run_s
+
+    assert run_s(16) == run_s(64) < run_s(15) / 3
+    assert in_line == 16 or run_s(8) / 3 > run_s(16)
+
+
 def test_hot_coordinates_of_replicas_meet_nobody():
     hot = ["algorithm=hogwild", "algorithm.sharing=hot_replica", "hardware=sim_numa2", "problem.synthetic_samples=1000"]
     few = ["problem.synthetic_features=100", "problem.synthetic_nonzeros_per_sample=10", "tracking=none"]
