@@ -8,8 +8,8 @@ weights bit for bit. Under locks there is one more: the update *begins* when its
 
 What others have stored in a coordinate between load and store is *lost*: overwritten by an addition that does not know
 of it. The gap is the stall of the write, nothing else; it closes where no line travels. An `atomic` addition loads at
-its store, so none is lost; under locks nobody else stores meanwhile. All stores of an update land together, when its
-last line has come: x86's store buffer empties in order, and all lines are asked for at once.
+its store, so none is lost; under locks nobody else stores meanwhile. All loads of an update are at the beginning and
+all stores at the end of its stall, though a core stores what has come first earlier: what is lost is an upper bound.
 
     spin lock     who lets go, and all who wait, are equally likely to have it next: a race of nanoseconds for its line
     mutex         letting go wakes who has waited longest (`wake_s`), who looks again `sleep_s` later
@@ -87,12 +87,14 @@ class Locks(NamedTuple):
         state: one LOCK record, shape (1,).
         free_s: until when each coordinate's lock is held, shape (coordinates,); inf by one that died with it.
         first_line: of the locks of coordinates, in `lines`.
+        line_shift: log2 of the locks in a line.
     """
 
     locking: int
     state: np.ndarray
     free_s: np.ndarray
     first_line: np.uint64
+    line_shift: np.uint64
 
 
 class Loaded(NamedTuple):
@@ -186,10 +188,10 @@ def _earliest(workers):
 
 
 @njit(nogil=True)
-def _lines_of(base, j, block, costs):
-    """First and last line of a coordinate of `block` parameters, of a model whose first line is `base`."""
+def _lines_of(base, j, block, shift):
+    """First and last line of a coordinate of `block` parameters, of which 2^shift are in a line; the first is `base`."""
     first = np.uint64(np.uint32(j)) * block
-    return base + (first >> costs.line_shift), base + ((first + block - np.uint64(1)) >> costs.line_shift)
+    return base + (first >> shift), base + ((first + block - np.uint64(1)) >> shift)
 
 
 @njit(nogil=True)
@@ -197,7 +199,7 @@ def _read_s(lines, base, rank, touched, costs):
     """Let `rank` hold every line it reads; returns the stall in seconds."""
     total = dearest = 0.0
     for j in touched:
-        first, last = _lines_of(base, j, costs.block, costs)
+        first, last = _lines_of(base, j, costs.block, costs.line_shift)
         for line in range(first, last + np.uint64(1)):
             cost = read_line(lines, rank, line)
             total += cost
@@ -206,17 +208,17 @@ def _read_s(lines, base, rank, touched, costs):
 
 
 @njit(nogil=True)
-def _write_s(lines, base, rank, touched, block, costs):
+def _write_s(lines, base, rank, touched, block, shift, outstanding_clashes):
     """Let `rank` alone hold every line it writes; returns the stall in seconds."""
     missed = clashed = dearest = 0.0
     for j in touched:
-        first, last = _lines_of(base, j, block, costs)
+        first, last = _lines_of(base, j, block, shift)
         for line in range(first, last + np.uint64(1)):
             cost, clash = write_line(lines, rank, line)
             missed += 0.0 if clash else cost
             clashed += cost if clash else 0.0
             dearest = max(dearest, cost)
-    return max(dearest, missed / lines.outstanding_misses + clashed / lines.outstanding_clashes)
+    return max(dearest, missed / lines.outstanding_misses + clashed / outstanding_clashes)
 
 
 @njit(nogil=True)
@@ -308,7 +310,8 @@ def _may_write(worker, lines, rank, touched, locks, costs):
     if free_s > worker.next_s:
         worker.next_s = free_s
         return -1.0
-    stall_s = _write_s(lines, locks.first_line, rank, touched, np.uint64(1), costs)
+    overlapping = lines.outstanding_misses  # what follows waits for none of them
+    stall_s = _write_s(lines, locks.first_line, rank, touched, np.uint64(1), locks.line_shift, overlapping)
     return stall_s + 2 * costs.atomic_s * len(touched)  # to take them and to let go
 
 
@@ -473,7 +476,8 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             locks_s = _may_write(worker, lines, rank, row, locks, costs)
             if locks_s < 0.0:
                 continue
-            own_s = _write_s(lines, first_line, rank, touched, costs.block, costs)
+            clashes = lines.outstanding_clashes
+            own_s = _write_s(lines, first_line, rank, touched, costs.block, costs.line_shift, clashes)
             if atomic:
                 own_s += costs.atomic_s * len(touched)
             begin_s = worker.next_s

@@ -20,7 +20,7 @@ from hardware.simulated.memory import SharedMemory
 from hardware.simulated.memory_loop import Costs, Ledger, Loaded, Locks
 from hardware.simulated.pace import Pace
 from harness.errors import UserError
-from harness.kernels.access import Access
+from harness.kernels.access import COORDINATES, Access
 from harness.kernels.base import Kernel, Model, SplitModel, native_model
 
 
@@ -57,7 +57,7 @@ class SharedModels:
         self._engine, self._memory, self._kernel_cost, self._paces = engine, memory, kernel_cost, paces
         num_ranks = len(paces)
         self._workers = np.zeros(num_ranks, memory_loop.WORKER)
-        self._workers["next_s"] = np.inf
+        self._workers["next_s"] = self._workers["since_s"] = np.inf
         self._lines = CacheLines(memory, num_ranks)
         self._remote_s_per_byte = [memory.remote_s_per_byte(rank, None) for rank in range(num_ranks)]  # of rows
         self._sequential = [False] * num_ranks  # whether each visits rows as they are stored
@@ -220,12 +220,13 @@ class SharedModels:
         return kernel.native(), like, slots, float(access.quantum), loaded, self._locks(access), costs
 
     def _locks(self, access: Access) -> Locks:
-        words, first_line = access.words, 0
+        words, first_line, in_line = access.words, 0, self._memory.line_bytes // access.words.itemsize
         if words.numel():
-            first_line = self._models[words.data_ptr()].first_line
+            first_line = self._models[words.data_ptr()].first_line + COORDINATES // in_line
         state = np.zeros(1, memory_loop.LOCK)
         state["last"] = memory_loop.NOBODY
-        return Locks(access.code, state, np.zeros(len(words)), np.uint64(first_line))
+        shift = in_line.bit_length() - 1
+        return Locks(access.code, state, np.zeros(len(words)), np.uint64(first_line), np.uint64(shift))
 
     def _enter(self, rank: int, model: Model, samples: torch.Tensor, learning_rate: float, salt: int) -> None:
         if len(samples) > self._samples.shape[1]:
@@ -255,7 +256,7 @@ class SharedModels:
         """Let the rank, which has died in mid-chunk, do no more."""
         assert self._programme is not None
         kernel, (*_, locks, costs) = self._programme.kernel, self._programme.native
-        sample = self._samples[rank, self._workers[rank]["position"]]
+        sample = self._samples[rank, min(self._workers[rank]["position"], self._workers[rank]["count"] - 1)]
         row = kernel.indices[kernel.indptr[sample] : kernel.indptr[sample + 1]].numpy()
         if memory_loop.bury(self._engine.env.now, rank, self._workers, row, self._lines.native, locks, costs):
             self._died_with_lock.append(rank)

@@ -10,6 +10,8 @@ from simulated_ranks import execute, results, shared_memory
 
 from hardware.simulated.compute import Roofline
 from harness.kernels.access import LOCKING, Access, lock_words
+from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
+from harness.problems.synthetic import sparse_rows
 from tests.counting import CountKernel
 
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)
@@ -55,6 +57,26 @@ def test_what_is_lost_is_what_counters_lack(locking, workers):
     assert (found < made) == (locking == "none" and workers > 1)
 
 
+@pytest.mark.parametrize("memory", [FREE, NUMA])
+@pytest.mark.parametrize("locking", LOCKING)
+def test_one_worker_is_sequential_bit_for_bit(locking, memory):
+    rows, labels = sparse_rows(500, 300, 10, 0.1, 0)
+    kernel, words = SparseLinearKernel(rows, labels, LOGISTIC), lock_words(locking, 300)
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(0)).int()
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(300, dtype=rows.values.dtype))
+        access = Access(locking, worker.shared("locks", words) if len(words) else words)
+        for part in order.split(70):
+            worker.run(kernel, model, part, 0.5, access)
+        return model.clone()
+
+    native = torch.zeros(300, dtype=rows.values.dtype)
+    kernel(native, order, 0.5)
+    (model,) = results(body, 1, memory=memory, compute=COMPUTE)
+    assert torch.equal(model, native) and native.abs().max() > 0.5
+
+
 @pytest.mark.parametrize("block", [3, 16])
 def test_blocks_are_lost_whole(block):
     made, found, metrics = counted(4, block=block)
@@ -97,6 +119,24 @@ def test_the_later_store_overwrites_the_earlier_one():
     (first_s, count), (second_s, same) = results(body, 2, memory=NUMA, compute=COMPUTE)
     assert (first_s, second_s) == pytest.approx((201e-9, 261e-9), rel=1e-9) and count == same == 1.0
     assert execute(body, 2, memory=NUMA, compute=COMPUTE).metrics["async/lost_frac"] == 0.5
+
+
+@pytest.mark.parametrize(("dtype", "in_line"), [(torch.float32, 16), (torch.float64, 8)])
+def test_sixteen_locks_of_coordinates_share_a_line_whatever_the_model_is(dtype, in_line):
+    """Two workers on coordinates of their own, on lines of their own but for the locks of those less than 16 apart."""
+
+    def run_s(apart):
+        kernel, words = CountKernel([[0], [apart]], 128), lock_words("per_coordinate", 128)
+
+        def body(worker):
+            model = worker.shared("model", torch.zeros(128, dtype=dtype))
+            access = Access("per_coordinate", worker.shared("locks", words))
+            worker.run(kernel, model, torch.full((100,), worker.rank, dtype=torch.int32), 1.0, access)
+
+        return execute(body, 2, memory=NUMA, compute=COMPUTE).run_s
+
+    assert run_s(16) == run_s(64) < run_s(15) / 3
+    assert in_line == 16 or run_s(8) / 3 > run_s(16)
 
 
 def test_hot_coordinates_of_replicas_meet_nobody():

@@ -247,6 +247,37 @@ def test_the_dead_are_not_given_a_lock():
     assert had == {0: (0.0, 5.0), 2: (5.0, 10.0)}
 
 
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_a_loop_that_takes_free_locks_gets_on_in_virtual_time(num_workers):
+    """All but rank 1, each by a lock of its own that costs nothing, wait for what rank 1 does at 1 ms."""
+
+    def body(worker):
+        flag, takes = worker.shared("flag", torch.zeros(1)), 0
+        if worker.rank == 1:
+            compute_for(worker, 1e-3)
+            flag.fill_(1.0)
+        while not flag:
+            with worker.lock(f"of {worker.rank}"):
+                takes += 1
+        return takes, worker.clock.now()
+
+    free = replace(NUMA, **{f"{name}_s": 0.0 for name in ("same_socket", "cross_socket")})
+    for takes, time_s in results(body, num_workers, memory=free):
+        assert takes < 1200 and 1e-3 <= time_s <= 1e-3 + 3e-6  # a microsecond each, after the first hundred
+
+
+def test_a_hundred_locks_at_one_instant_cost_nothing():
+    def body(worker):
+        for _ in range(10):
+            for _ in range(100):
+                with worker.lock("it"):
+                    pass
+            compute_for(worker, 1.0)
+        return worker.clock.now()
+
+    assert results(body, 1, memory=NUMA) == [10.0]
+
+
 def test_locks_are_taken_in_the_same_order_every_time():
     def body(worker):
         order = worker.shared("order", torch.full((40,), -1.0))
