@@ -172,7 +172,7 @@ class HotReplica(Replica):
 
     Args:
         weights: initial, shape (parameters,).
-        hot: the coordinates to replicate, int64, shape (K,).
+        hot: the parameters to replicate, int64, shape (K,).
     """
 
     def __init__(

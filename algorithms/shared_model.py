@@ -94,6 +94,7 @@ class SharedModelAlgorithm(Algorithm):
         if self.sharing == "shared":
             return Shared(worker, weights, access, self.precision)
         if self.sharing == "hot_replica":
+            assert problem.kernel is not None
             hot = hottest(problem.kernel, self.hot_coordinates)
             return HotReplica(worker, weights, access, hot, self.merge, self.merge_every)
         per_worker = self.sharing == "replica_per_worker"
@@ -125,8 +126,8 @@ class SharedModelAlgorithm(Algorithm):
         return Access(self.locking, words, self.quantum, self.gradient_delay_s)
 
 
-def hottest(kernel: Kernel | None, count: int) -> torch.Tensor:
-    """The coordinates that most samples touch, int64, shape (min(count, coordinates),)."""
-    assert kernel is not None
+def hottest(kernel: Kernel, count: int) -> torch.Tensor:
+    """The parameters of the coordinates that most samples touch, int64, shape (min(count, coordinates) * block,)."""
     counts = torch.bincount(kernel.indices, minlength=kernel.num_coordinates)
-    return counts.argsort(descending=True, stable=True)[:count]
+    hot = counts.argsort(descending=True, stable=True)[:count]
+    return (hot.unsqueeze(1) * kernel.block + torch.arange(kernel.block)).view(-1)

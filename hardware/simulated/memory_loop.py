@@ -61,7 +61,7 @@ class Costs(NamedTuple):
     """Seconds, and what decides them."""
 
     sample_s: float
-    nonzero_s: float
+    nonzero_s: float  # of a coordinate
     delay_s: float
     atomic_s: float
     wake_s: float
@@ -149,9 +149,9 @@ def _fetch_s(lines, base, rank, touched, slots, costs):
     me = np.uint64(1) << np.uint64(rank)
     total = dearest = 0.0
     for j in touched:  # no branches: hits and misses alternate unpredictably
-        if len(slots) and slots[j] >= 0:
-            continue
         first = np.uint64(np.uint32(j)) * costs.block
+        if len(slots) and slots[first] >= 0:
+            continue
         for line in range(
             base + (first >> costs.line_shift), base + ((first + costs.block - np.uint64(1)) >> costs.line_shift) + 1
         ):
@@ -176,9 +176,9 @@ def _own_s(lines, base, rank, remote, touched, slots, block, costs):
     me = np.uint64(1) << np.uint64(rank)
     total = dearest = 0.0
     for j in touched:
-        if len(slots) and slots[j] >= 0:
-            continue
         first = np.uint64(np.uint32(j)) * block
+        if len(slots) and slots[first] >= 0:
+            continue
         for line in range(
             base + (first >> costs.line_shift), base + ((first + block - np.uint64(1)) >> costs.line_shift) + 1
         ):
@@ -299,7 +299,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         lines: LINE records of all models.
         kernel: what `Kernel.native` returns.
         like: an array or a Hot, of the type of the models.
-        slots: of a Hot: coordinates with a slot >= 0 are on no shared line; empty without.
+        slots: of a Hot: coordinates whose parameters have a slot >= 0 are on no shared line; empty without.
         quantum: of an int8 model.
 
     Returns:
@@ -341,7 +341,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
                 lines, worker.first_line, rank, worker.remote, touched, slots, costs.block, costs
             )
             if atomic:
-                own_s = own_one_by_one_s + costs.atomic_s * len(touched)
+                own_s = own_one_by_one_s + costs.atomic_s * len(touched) * costs.block
             worker.next_s += worker.pace * (locks_s + own_s)
             if locks.locking == PER_COORDINATE:
                 for j in touched:

@@ -185,7 +185,7 @@ class SimulatedPlace(Place):
         with machine.engine.uncharged():
             nonzeros = kernel.nonzeros(samples)
         each_s = cost.sample_s + access.delay_s
-        self.timelines.charge(0.0, len(samples) * each_s + nonzeros * kernel.block * cost.nonzero_s)
+        self.timelines.charge(0.0, len(samples) * each_s + nonzeros * kernel.coordinate_cost * cost.nonzero_s)
 
     def background(self, activity: Callable[[], None]) -> None:
         """Start another activity of this rank, at this rank's virtual time."""
