@@ -64,6 +64,17 @@ def test_one_simulated_worker_is_the_native_kernel_bit_for_bit(width, dtype):
     assert time_s == pytest.approx(2 * SAMPLES * kernel.coordinate_cost * NONZERO_S, rel=1e-12)
 
 
+def test_a_private_model_costs_the_same():
+    kernel = factorization()
+
+    def body(worker):
+        worker.run(kernel, start(kernel), every(kernel), 0.1)
+        return worker.clock.now()
+
+    expected_s = 2 * SAMPLES * kernel.coordinate_cost * NONZERO_S
+    assert results(body, 1, memory=FREE, compute=COMPUTE)[0] == pytest.approx(expected_s, rel=1e-12)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "int8"])
 def test_rounded_rows_are_the_native_kernel_s_bit_for_bit(precision):
     kernel, access = factorization(dtype=torch.float32), Access(quantum=1 / 64)
