@@ -118,7 +118,7 @@ class Roofline(Compute):
         memory_bytes_per_s: memory bandwidth of one worker.
         operator_overhead_s: dispatch of one operator, >= 0.
         nonzero_s: one nonzero of the native sparse kernel, read and written, the model in the core's own caches; other
-            kernels cost a multiple of it (`Kernel.coordinate_cost`); None where native kernels cannot run.
+            kernels cost a multiple of it (`Kernel.relative_cost`); None where native kernels cannot run.
     """
 
     flops_per_s: dict[str, float]

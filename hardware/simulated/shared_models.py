@@ -197,7 +197,7 @@ class SharedModels:
         number = model.cold if isinstance(model, SplitModel) else model
         costs = Costs(
             sample_s=cost.sample_s,
-            nonzero_s=cost.nonzero_s * kernel.coordinate_cost,
+            nonzero_s=cost.nonzero_s * kernel.block * kernel.relative_cost,
             delay_s=float(access.delay_s),
             atomic_s=float(memory.atomic_s),
             wake_s=float(memory.wake_s),

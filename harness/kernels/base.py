@@ -47,16 +47,13 @@ class Kernel(ABC):
 
     Attributes:
         name: under which a device file may know its cost.
+        relative_cost: time of a parameter at hand, in nonzeros of `SparseLinearKernel`.
         block: parameters, contiguous, that a coordinate stands for.
     """
 
     name: ClassVar[str]
+    relative_cost: float = 1.0
     block: int = 1
-
-    @property
-    def coordinate_cost(self) -> float:
-        """What reading and writing a coordinate costs, its lines at hand, in nonzeros of the sparse linear kernel."""
-        return float(self.block)
 
     @property
     @abstractmethod

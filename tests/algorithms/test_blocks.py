@@ -43,6 +43,10 @@ def start(kernel):
     return 0.5 * torch.randn(ROWS * kernel.block, generator=random, dtype=torch.float64).to(kernel.values.dtype)
 
 
+def row_s(kernel):
+    return kernel.block * kernel.relative_cost * NONZERO_S
+
+
 def every(kernel):
     return torch.arange(len(kernel.values), dtype=torch.int32)
 
@@ -61,7 +65,7 @@ def test_one_simulated_worker_is_the_native_kernel_bit_for_bit(width, dtype):
 
     ((model, time_s),) = results(body, 1, memory=FREE, compute=COMPUTE)
     assert torch.equal(model, native) and not torch.equal(model, start(kernel))
-    assert time_s == pytest.approx(2 * SAMPLES * kernel.coordinate_cost * NONZERO_S, rel=1e-12)
+    assert time_s == pytest.approx(2 * SAMPLES * row_s(kernel), rel=1e-12)
 
 
 def test_a_private_model_costs_the_same():
@@ -71,7 +75,7 @@ def test_a_private_model_costs_the_same():
         worker.run(kernel, start(kernel), every(kernel), 0.1)
         return worker.clock.now()
 
-    expected_s = 2 * SAMPLES * kernel.coordinate_cost * NONZERO_S
+    expected_s = 2 * SAMPLES * row_s(kernel)
     assert results(body, 1, memory=FREE, compute=COMPUTE)[0] == pytest.approx(expected_s, rel=1e-12)
 
 
@@ -162,7 +166,7 @@ def test_rows_that_are_replicated_are_on_no_shared_line():
     alone = start(kernel)
     kernel(alone, torch.zeros(100, dtype=torch.int32), 0.01)
     for time_s, untouched, replica in results(body, 2, memory=SLOW, compute=COMPUTE):
-        assert time_s == pytest.approx(100 * 2 * kernel.coordinate_cost * NONZERO_S, rel=1e-12) and untouched
+        assert time_s == pytest.approx(100 * 2 * row_s(kernel), rel=1e-12) and untouched
         torch.testing.assert_close(replica, alone[hot], rtol=1e-12, atol=0)
 
 
