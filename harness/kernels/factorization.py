@@ -20,7 +20,7 @@ from harness.kernels.base import Kernel, prefetch_sample, read, write
 from harness.kernels.native import INLINE, LINE_BYTES, prefetch
 from harness.kernels.numbers import Step, add, load
 
-# In nonzeros of the sparse linear kernel on the same core, of an Intel Xeon with AVX-512: there a nonzero took 3.0 ns, a
+# In nonzeros of the sparse linear kernel on the same core, of an Intel Xeon with AVX-512: a nonzero took 3.0 ns, a
 # rating 11.1, 18.9, 13.8 and 20.2 ns at widths 16, 30, 32 and 64, float32 in the core's caches.
 _ROW_COST, _PARAMETER_COST = 1.5, 0.035
 _NUMBERS = Step(0.0, False, 0.0)  # how floats are read
