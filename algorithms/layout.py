@@ -71,9 +71,13 @@ def laid_out(kernel: Kernel, layout: str, number_bytes: int, seed: int) -> Layou
         return Layout(kernel) if layout == "as_given" else _built(kernel, layout, number_bytes, seed)
 
 
-def hottest(kernel: Kernel | None, count: int) -> torch.Tensor:
+def parameters_of(kernel: Kernel, coordinates: torch.Tensor) -> torch.Tensor:
+    """The parameters of coordinates, int64, shape (coordinates * block,)."""
+    return (coordinates.unsqueeze(1) * kernel.block + torch.arange(kernel.block)).view(-1)
+
+
+def hottest(kernel: Kernel, count: int) -> torch.Tensor:
     """The coordinates that most samples touch, int64, shape (min(count, coordinates),)."""
-    assert kernel is not None
     counts = torch.bincount(kernel.indices, minlength=kernel.num_coordinates)
     return counts.argsort(descending=True, stable=True)[:count]
 
@@ -90,5 +94,5 @@ def _built(kernel: Kernel, layout: str, number_bytes: int, seed: int) -> Layout:
         places, size = hottest(kernel, coordinates).argsort().numpy(), coordinates
     else:
         places, size = np.random.default_rng(seed).permutation(coordinates), coordinates
-    parameters = (places[:, None] * block + np.arange(block)).reshape(-1)  # (coordinates * block,)
-    return Layout(kernel.renumbered(torch.from_numpy(places), size), torch.from_numpy(parameters))
+    moved = torch.from_numpy(places)  # (coordinates,)
+    return Layout(kernel.renumbered(moved, size), parameters_of(kernel, moved))

@@ -190,7 +190,7 @@ class HotReplica(Replica):
 
     Args:
         weights: initial, as they lie in memory, shape (parameters,).
-        hot: the coordinates to replicate, as they lie, int64, shape (K,).
+        hot: the parameters to replicate, as they lie, int64, shape (K,).
         restore: gives the weights in the problem's order.
     """
 

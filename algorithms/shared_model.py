@@ -10,7 +10,7 @@ import torch
 
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters
-from algorithms.layout import Layout, check_layout, hottest, laid_out
+from algorithms.layout import Layout, check_layout, hottest, laid_out, parameters_of
 from algorithms.precision import check_precision, encode
 from algorithms.replicas import MERGES, SHARING, HotReplica, Merged, Replica, Shared, as_it_is
 from harness.errors import require
@@ -124,7 +124,8 @@ class SharedModelAlgorithm(Algorithm):
         if self.sharing == "shared":
             return Shared(worker, weights, access, self.precision, restore)
         if self.sharing == "hot_replica":
-            hot = hottest(problem.kernel, self.hot_coordinates)
+            assert problem.kernel is not None
+            hot = parameters_of(problem.kernel, hottest(problem.kernel, self.hot_coordinates))
             places = hot if layout is None or layout.places is None else layout.places[hot]
             return HotReplica(worker, weights, access, places, self.merge, self.merge_every, restore)
         per_worker = self.sharing == "replica_per_worker"

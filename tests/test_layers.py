@@ -11,7 +11,7 @@ VOCABULARY |= {"harness.program"}  # the words that algorithms and hardware shar
 ALLOWED = {  # package -> what of this project it may import
     "algorithms": VOCABULARY | {"algorithms", "harness.problems"},
     "hardware": VOCABULARY | {"hardware"},
-    "harness/problems": VOCABULARY | {"harness.problems", "harness.datasets"},
+    "harness/problems": VOCABULARY | {"harness.problems", "harness.datasets", "harness.ratings"},
     "run.py": {"harness.cli", "harness.run"},
     "hardware/simulated/launch/__main__.py": {"harness.cli", "harness.build", "harness.errors", "hardware"},
 }

@@ -70,7 +70,7 @@ class Costs(NamedTuple):
     """Seconds, and what decides them."""
 
     sample_s: float
-    nonzero_s: float
+    nonzero_s: float  # of a coordinate
     delay_s: float
     atomic_s: float
     wake_s: float
@@ -156,25 +156,25 @@ def _hot_weights(worker, like):
     return Hot(worker.weights, worker.hot, like.slots, like.number)
 
 
-def _contended(like: Any, row: Any, slots: Any, kept: Any) -> Any:
+def _contended(like: Any, row: Any, slots: Any, block: Any, kept: Any) -> Any:
     """The coordinates of a row that lie in the shared model: all, but for the hot ones of a Hot; put into `kept`."""
     raise NotImplementedError
 
 
 @overload(_contended, jit_options=INLINE)
-def _compile_contended(like, row, slots, kept):
+def _compile_contended(like, row, slots, block, kept):
     return _cold if isinstance(like, types.NamedTuple) else _all
 
 
-def _all(like, row, slots, kept):
+def _all(like, row, slots, block, kept):
     return row
 
 
-def _cold(like, row, slots, kept):
+def _cold(like, row, slots, block, kept):
     count = 0
     for j in row:
         kept[count] = j
-        count += slots[np.uint32(j)] < 0
+        count += slots[np.uint64(np.uint32(j)) * block] < 0  # blocks are hot as wholes
     return kept[:count]
 
 
@@ -189,7 +189,7 @@ def _earliest(workers):
 
 @njit(nogil=True)
 def _lines_of(base, j, block, shift):
-    """First and last line of a coordinate of `block` parameters, of which 2^shift are in a line; the first is `base`."""
+    """First and last line of a coordinate of `block` parameters, 2^shift to a line, of a model from `base`."""
     first = np.uint64(np.uint32(j)) * block
     return base + (first >> shift), base + ((first + block - np.uint64(1)) >> shift)
 
@@ -437,7 +437,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         lines: Lines, of all models.
         kernel: what `Kernel.native` returns.
         like: an array or a Hot, of the type of the models.
-        slots: of a Hot: coordinates with a slot >= 0 are on no shared line; empty without.
+        slots: of a Hot: coordinates whose parameters have a slot >= 0 are on no shared line; empty without.
         quantum: of an int8 model.
 
     Returns:
@@ -457,7 +457,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             worker.event = READ
         sample = samples[rank, worker.position]
         row = kernel.indices[kernel.indptr[sample] : kernel.indptr[sample + 1]]
-        touched = _contended(like, row, slots, loaded.touched[rank])
+        touched = _contended(like, row, slots, costs.block, loaded.touched[rank])
         first_line, step = worker.first_line, Step(worker.learning_rate, False, quantum)
         if worker.event == READ:
             stall_s = _read_s(lines, first_line, rank, touched, costs)
@@ -479,7 +479,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             clashes = lines.outstanding_clashes
             own_s = _write_s(lines, first_line, rank, touched, costs.block, costs.line_shift, clashes)
             if atomic:
-                own_s += costs.atomic_s * len(touched)
+                own_s += costs.atomic_s * len(touched) * costs.block
             begin_s = worker.next_s
             worker.next_s += worker.pace * (locks_s + own_s)
             worker.event, worker.loaded = STORE, ledger.versions[worker.model]

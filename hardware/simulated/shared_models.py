@@ -151,7 +151,8 @@ class SharedModels:
         assert self._kernel_cost is not None  # checked by who calls
         row_s, nonzero_s = self.remote_row_s(rank, kernel)
         factor = self._memory.sequential_rows if self._sequential[rank] else 1.0
-        return row_s, nonzero_s + (factor - 1.0) * self._kernel_cost.nonzero_s * kernel.block
+        own_s = self._kernel_cost.nonzero_s * kernel.block * kernel.relative_cost
+        return row_s, nonzero_s + (factor - 1.0) * own_s
 
     def metrics(self) -> dict[str, object]:
         """Staleness, conflicts and losses of all updates by kernels; empty if there were none."""
@@ -202,7 +203,7 @@ class SharedModels:
         number = model.cold if isinstance(model, SplitModel) else model
         costs = Costs(
             sample_s=cost.sample_s,
-            nonzero_s=cost.nonzero_s * kernel.block,
+            nonzero_s=cost.nonzero_s * kernel.block * kernel.relative_cost,
             delay_s=float(access.delay_s),
             atomic_s=float(memory.atomic_s),
             wake_s=float(memory.wake_s),

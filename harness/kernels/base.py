@@ -15,8 +15,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numba.extending import overload
 
 from harness.kernels.access import Access
+from harness.kernels.native import INLINE
 from harness.kernels.numbers import Hot, Step
 from harness.kernels.row_data import RowData
 
@@ -27,7 +29,7 @@ class SplitModel:
 
     Args:
         cold: shape (parameters,), shared; its hot coordinates are not used.
-        hot: shape (K,), the replica.
+        hot: shape (K,), the replica, block after block.
         slots: int32, shape (parameters,): where in `hot` a coordinate lies, or -1.
     """
 
@@ -46,10 +48,12 @@ class Kernel(ABC):
 
     Attributes:
         name: under which a device file may know its cost.
+        relative_cost: time of a parameter at hand, in nonzeros of `SparseLinearKernel`.
         block: parameters, contiguous, that a coordinate stands for.
     """
 
     name: ClassVar[str]
+    relative_cost: float = 1.0
     block: int = 1
 
     @property
@@ -170,3 +174,13 @@ def write(kernel: Any, weights: Any, sample: int, slope: float, step: Step, salt
 def prefetch_sample(kernel: Any, weights: Any, sample: int) -> None:
     """Ask for the cache lines of a sample's data, without waiting for them."""
     raise NotImplementedError
+
+
+def prefetch_data(kernel: Any, sample: int) -> None:
+    """Ask for what `prefetch_sample` will read, earlier: a method of this name of `Kernel.native()`, if any."""
+    raise NotImplementedError
+
+
+@overload(prefetch_data, jit_options=INLINE)
+def _prefetch_data(kernel, sample):
+    return getattr(kernel.instance_class, "prefetch_data", lambda kernel, sample: None)

@@ -1,16 +1,23 @@
-"""Sparse rows with the shape of RCV1 (Lewis, Yang, Rose, Li, JMLR 2004): text, as term weights.
+"""Synthetic data: sparse rows, and ratings.
+
+Sparse rows have the shape of RCV1 (Lewis, Yang, Rose, Li, JMLR 2004): text, as term weights.
 
 Feature popularity follows a log-uniform law, P(k) = log(1 + 1/k) / log(d + 1) for rank k = 1 .. d, the integer form of
 Zipf's, or is the same for all; values are a lognormal term frequency times log(1 + 1/q), q being the probability of
 the feature in a row; rows have norm 1. Ranks are scattered over feature numbers, so that hot features do not share
 cache lines. Labels are signs of a planted model, some of them flipped; its weights are normal with variance q at one
 feature in ten, zero elsewhere.
+
+Ratings are entries of a planted matrix L R' whose entries have variance 1, plus noise. Users and items are drawn from
+power laws, P(k) ~ k^-exponent for rank k, independently, until as many pairs as wanted are distinct; ranks are
+scattered over their numbers, so that the most popular do not share cache lines.
 """
 
 import numpy as np
 import torch
 
 from harness.kernels.sparse_rows import SparseRows
+from harness.ratings import Ratings
 
 POPULARITIES = ("zipf", "uniform")
 _PLANTED = 0.1  # share of features that matter
@@ -49,6 +56,43 @@ def sparse_rows(
         torch.from_numpy(indptr), torch.from_numpy(feature), torch.from_numpy(values), num_features
     ).normalized()
     return rows, _labels(random, rows, presence, label_noise)
+
+
+def low_rank_ratings(
+    users: int,
+    items: int,
+    num_ratings: int,
+    rank: int,
+    noise: float,
+    user_exponent: float,
+    item_exponent: float,
+    seed: int,
+) -> Ratings:
+    """Ratings, equal for equal arguments, in random order; a user or an item may have none.
+
+    Args:
+        num_ratings: <= users * items / 2, so that pairs are soon distinct.
+        rank: of the planted matrix.
+        noise: standard deviation of what is added to it.
+        user_exponent: of the power law of users.
+    """
+    random = np.random.default_rng(seed)
+    laws = [_power_law(random, users, user_exponent), _power_law(random, items, item_exponent)]
+    pairs = np.empty(0, np.int64)
+    while len(pairs) < num_ratings:
+        user, item = (random.choice(len(law), num_ratings, p=law) for law in laws)
+        pairs = np.sort(np.concatenate([pairs, user * items + item]))
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+    user, item = np.divmod(random.permutation(pairs)[:num_ratings], items)
+    left, right = (random.standard_normal((count, rank)) for count in (users, items))
+    values = np.einsum("nk,nk->n", left[user], right[item]) / np.sqrt(rank)
+    return Ratings(user, item, values + noise * random.standard_normal(num_ratings))
+
+
+def _power_law(random: np.random.Generator, count: int, exponent: float) -> np.ndarray:
+    weights = np.arange(1, count + 1) ** -float(exponent)
+    random.shuffle(weights)
+    return weights / weights.sum()
 
 
 def _draws(chances: np.ndarray, nonzeros: float) -> int:

@@ -7,16 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from simulated_ranks import SECOND, compute_for, execute
+from simulated_ranks import SECOND, compute_for, execute, shared_memory
 
-from hardware.simulated.memory import SharedMemory
 from harness.errors import WorkerFailed
 from harness.kernels.access import LOCKING, Access, lock_words
 from tests.counting import CountKernel
 from tests.hardware.toys import Counts, DiesInItsKernel, machine, program
 
 LOCKS = [locking for locking in LOCKING if locking not in ("none", "atomic")]
-FREE = SharedMemory(2, 8, 64, 0.0, 0.0, 0.0, 0.0, 4, 0.0, 0.0, 0.0, "spread")
+FREE = shared_memory()
 PATIENCE_S = 30.0
 
 

@@ -7,13 +7,12 @@ one ended. The staleness of an update is the number of writes of the P - 1 other
 import numpy as np
 import pytest
 import torch
-from simulated_ranks import execute
+from simulated_ranks import execute, shared_memory
 
 from hardware.simulated.compute import Fixed
-from hardware.simulated.memory import SharedMemory
 from tests.counting import CountKernel
 
-FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10, 0.0, 0.0, 0.0, "spread")
+FREE = shared_memory()
 
 
 def staleness(begin_s, num_updates, chunk=1, jitter="none", **mess):
