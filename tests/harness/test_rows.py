@@ -167,9 +167,7 @@ def test_two_nodes_hold_their_rows(data, order):
 
 
 @pytest.mark.numa
-@pytest.mark.parametrize(
-    ("policy", "share"), [("interleave", [0.5, 0.5]), ("bind:1", [0.0, 1.0]), ("first_touch", [1.0, 0.0])]
-)
+@pytest.mark.parametrize(("policy", "share"), [("interleave", [0.5, 0.5]), ("bind:1", [0.0, 1.0])])
 def test_two_nodes_hold_rows_that_name_none_as_the_policy_says(policy, share):
     placement = run(*NODES, f"hardware.memory_policy={policy}").facts["placement"]
     pages = placement["rows: indices"]["pages_by_node"]
