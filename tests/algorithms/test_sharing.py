@@ -105,7 +105,7 @@ def test_real_counters_are_exact_under_every_lock_also_of_more_workers_than_core
 @cache
 def of_one_worker(hardware):
     """Hogwild! with one worker, in float64 and in the order of the rows; and what scikit-learn makes of that."""
-    ordered = ["data.shuffle=false", "algorithm.merge_every=300", "algorithm.hot_coordinates=50"]
+    ordered = ["data.order=storage", "algorithm.merge_every=300", "algorithm.hot_coordinates=50"]
     composed = setup(
         "algorithm=hogwild", f"hardware={hardware}", "hardware.num_workers=1", *ROWS, *ONCE, *ordered, "budget.epochs=1"
     )
