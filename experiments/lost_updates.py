@@ -115,7 +115,8 @@ def expected(setup: Setup) -> torch.Tensor:
 def main(overrides: list[str]) -> None:
     """Print one JSON line."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", ["algorithm=hogwild", "tracking=none", *map(quoted, overrides)], return_hydra_config=True)
+        chosen = ["algorithm=hogwild", "tracking=none", *map(quoted, overrides)]
+        config = compose("config", chosen, return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     setup, _ = harness_setup.check(harness_setup.compose(config))
     print(
