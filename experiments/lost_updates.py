@@ -21,7 +21,8 @@ from torch import nn
 
 from algorithms.shared_model import SharedModelAlgorithm
 from harness import setup as harness_setup
-from harness.errors import TwinclockError, UserError, require
+from harness.cli import MISTAKES, quoted, sentence
+from harness.errors import UserError, require
 from harness.kernels.counting import CountingKernel
 from harness.problems.base import Problem
 from harness.setup import Setup
@@ -114,7 +115,8 @@ def expected(setup: Setup) -> torch.Tensor:
 def main(overrides: list[str]) -> None:
     """Print one JSON line."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", ["algorithm=hogwild", "tracking=none", *overrides], return_hydra_config=True)
+        chosen = ["algorithm=hogwild", "tracking=none", *map(quoted, overrides)]
+        config = compose("config", chosen, return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     setup, _ = harness_setup.check(harness_setup.compose(config))
     print(
@@ -134,5 +136,5 @@ def main(overrides: list[str]) -> None:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except TwinclockError as error:
-        sys.exit(str(error))
+    except MISTAKES as error:
+        sys.exit(f"error: {sentence(error)}")

@@ -212,7 +212,7 @@ class SharedModels:
             line_shift=np.uint64((memory.line_bytes // number.itemsize).bit_length() - 1),
             block=np.uint64(kernel.block),
         )
-        longest, num_ranks = int(kernel.indptr.diff().max()), len(self._workers)
+        longest, num_ranks = int(np.diff(kernel.indptr.numpy()).max()), len(self._workers)
         loaded = Loaded(
             np.zeros((num_ranks, longest * kernel.block), number[:0].numpy().dtype),
             np.zeros((num_ranks, longest), np.int64),
@@ -258,8 +258,9 @@ class SharedModels:
         assert self._programme is not None
         kernel, (*_, locks, costs) = self._programme.kernel, self._programme.native
         sample = self._samples[rank, min(self._workers[rank]["position"], self._workers[rank]["count"] - 1)]
-        row = kernel.indices[kernel.indptr[sample] : kernel.indptr[sample + 1]].numpy()
-        if memory_loop.bury(self._engine.env.now, rank, self._workers, row, self._lines.native, locks, costs):
+        indptr, lines = kernel.indptr.numpy(), self._lines.native
+        row = kernel.indices.numpy()[indptr[sample] : indptr[sample + 1]]
+        if memory_loop.bury(self._engine.env.now, rank, self._workers, row, lines, locks, costs):
             self._died_with_lock.append(rank)
         self._schedule()
 

@@ -1,6 +1,8 @@
 """Counting what is lost, for real and simulated."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -34,6 +36,14 @@ def test_a_real_run_is_counted(capsys):
 def test_a_real_run_that_can_lose_nothing_says_so_and_loses_nothing(capsys, lossless):
     line = counted(capsys, "hardware=cpu", lossless)
     assert line["lost"] == 0 and line["async/lost_frac"] == 0.0
+
+
+@pytest.mark.parametrize("mistake", ["hardware=nowhere", "hardware.num_workers=0", "algorithm.locking=some"])
+def test_a_mistake_is_one_sentence(mistake):
+    command = [sys.executable, "-m", "experiments.lost_updates", mistake]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
