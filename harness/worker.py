@@ -129,6 +129,7 @@ class Worker:
         device: where its model lives.
         generator: random numbers of this worker alone, from (seed, rank).
         epoch: of the last batch dealt, from 0.
+        position: where in its epoch that batch begins, from 0.
     """
 
     def __init__(self, place: Place, program: Program) -> None:
@@ -144,7 +145,7 @@ class Worker:
         self._data = program.data
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
-        self.epoch = 0
+        self.epoch = self.position = 0
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
         self._orders: dict[int, torch.Tensor] = {}
@@ -164,15 +165,28 @@ class Worker:
         Yields:
             int32 sample indices, shape (batch_size,).
         """
-        dealt = self._rounds(batch_size) if self._synchronous else self._claims(batch_size)
-        order = self._order(problem.num_samples)
-        own_position = 0
-        for global_position, size in dealt:
-            position = self._data.position(global_position, own_position)
-            self.epoch = global_position // problem.num_samples
-            self._place.dealt(size)
-            yield order[position : position + size]
-            own_position += size
+        yield from self._deal(problem, self._rounds(batch_size) if self._synchronous else self._claims(batch_size))
+
+    def epochs(self, problem: Problem, batch_size: int) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
+        """Deal this worker's batches as `batches` does, epoch by epoch: none reaches into the next epoch.
+
+        For asynchronous algorithms that do something between epochs. Every worker goes through all epochs, even one
+        whose batches others were faster to claim.
+
+        Yields:
+            the epoch, from 0, and this worker's batches of it, all of which must be taken.
+        """
+        batches = self._deal(problem, _within_epochs(self._claims(batch_size), problem.num_samples))
+        ahead = next(batches, None)
+
+        def of_epoch(epoch: int) -> Iterator[torch.Tensor]:
+            nonlocal ahead
+            while ahead is not None and self.epoch == epoch:
+                yield ahead
+                ahead = next(batches, None)
+
+        for epoch in range(-(-self._budget // problem.num_samples)):
+            yield epoch, of_epoch(epoch)
 
     @property
     def chunk_size(self) -> int:
@@ -282,6 +296,16 @@ class Worker:
             size = min(batch_size, -(-(self._budget - start) // self.num_workers))
             yield start + self.rank * size, size
 
+    def _deal(self, problem: Problem, dealt: Iterator[tuple[int, int]]) -> Iterator[torch.Tensor]:
+        order = self._order(problem.num_samples)
+        own_position = 0
+        for global_position, size in dealt:
+            position = self._data.position(global_position, own_position)
+            self.epoch, self.position = divmod(global_position, problem.num_samples)
+            self._place.dealt(size)
+            yield order[position : position + size]
+            own_position += size
+
     def _claims(self, batch_size: int) -> Iterator[tuple[int, int]]:
         while (start := self._place.add("dealt", batch_size)) < self._budget:
             yield start, min(batch_size, self._budget - start)
@@ -295,6 +319,15 @@ class Worker:
             self._place.report(Observation(time_s, time.perf_counter(), samples, updates, parameters))
             if not torch.isfinite(parameters).all():
                 raise Diverged(f"the model is nan or infinite after {samples} samples: lower algorithm.learning_rate")
+
+
+def _within_epochs(dealt: Iterator[tuple[int, int]], num_samples: int) -> Iterator[tuple[int, int]]:
+    """Cut what reaches into the next epoch."""
+    for position, size in dealt:
+        left = num_samples - position % num_samples
+        yield position, min(size, left)
+        if size > left:
+            yield from _within_epochs(iter([(position + left, size - left)]), num_samples)
 
 
 def _flat(model: nn.Module | torch.Tensor | Callable[[], torch.Tensor]) -> torch.Tensor:

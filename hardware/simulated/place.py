@@ -185,7 +185,8 @@ class SimulatedPlace(Place):
         with machine.engine.uncharged():
             nonzeros = kernel.nonzeros(samples)
         each_s = cost.sample_s + access.delay_s
-        self.timelines.charge(0.0, len(samples) * each_s + nonzeros * kernel.block * cost.nonzero_s)
+        nonzero_s = kernel.block * kernel.relative_cost * cost.nonzero_s
+        self.timelines.charge(0.0, len(samples) * each_s + nonzeros * nonzero_s)
 
     def background(self, activity: Callable[[], None]) -> None:
         """Start another activity of this rank, at this rank's virtual time."""

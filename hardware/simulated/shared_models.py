@@ -179,7 +179,7 @@ class SharedModels:
         """Make ready for a kernel; all that run at a time must run the same."""
         like = None if isinstance(model, SplitModel) else model.dtype
         known = self._programme
-        if known is not None and known.kernel is kernel and known.access.agrees(access) and known.like == like:
+        if known is not None and known.kernel.agrees(kernel) and known.access.agrees(access) and known.like == like:
             return
         if known is not None and np.isfinite(self._workers["next_s"]).any():
             raise UserError(
@@ -197,7 +197,7 @@ class SharedModels:
         number = model.cold if isinstance(model, SplitModel) else model
         costs = Costs(
             sample_s=cost.sample_s,
-            nonzero_s=cost.nonzero_s * kernel.block,
+            nonzero_s=cost.nonzero_s * kernel.block * kernel.relative_cost,
             delay_s=float(access.delay_s),
             atomic_s=float(memory.atomic_s),
             wake_s=float(memory.wake_s),

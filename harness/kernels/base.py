@@ -6,7 +6,7 @@ A kernel is data (rows, labels, ...) and an update, cut in two so that the simul
     write     the additions to the model that follow from it, landing on the model as it is by then
     prefetch  asks for the rows of a sample that will be visited soon; optional in effect
 
-The three are compiled for each kind of kernel: `numba.extending.overload` chooses by the class of `Kernel.native()`.
+The three are compiled for each kind of kernel: `define` has numba choose by the class of `Kernel.native()`.
 """
 
 from abc import ABC, abstractmethod
@@ -15,8 +15,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 
 from harness.kernels.access import Access
+from harness.kernels.native import INLINE
 from harness.kernels.numbers import Hot, Step
 
 
@@ -45,10 +48,12 @@ class Kernel(ABC):
 
     Attributes:
         name: under which a device file may know its cost.
+        relative_cost: time of a nonzero at hand, in those of `SparseLinearKernel` (experiments/benchmarks/kernels.py).
         block: parameters, contiguous, that a coordinate stands for.
     """
 
     name: ClassVar[str]
+    relative_cost: ClassVar[float] = 1.0
     block: int = 1
 
     @property
@@ -108,6 +113,10 @@ class Kernel(ABC):
         """Whether its compiled code is kept between runs: a cache would not see that another file has changed."""
         return type(self).__module__.startswith("harness.kernels.")
 
+    def agrees(self, other: "Kernel") -> bool:
+        """Whether it is the same update of the same data, in the same memory."""
+        return self is other or (type(self) is type(other) and _places(self.native()) == _places(other.native()))
+
     def warm_up(self, model: Model, access: Access | None = None) -> None:
         """Compile, so that no clock sees it, for models like `model`, which is not changed."""
         self(model, torch.empty(0, dtype=torch.int32), 0.0, access)
@@ -115,6 +124,11 @@ class Kernel(ABC):
     def nonzeros(self, samples: torch.Tensor) -> int:
         """Coordinates that a chunk of samples touches, exactly: what the chunk costs."""
         return int((self.indptr[samples + 1] - self.indptr[samples]).sum())
+
+
+def _places(native: tuple) -> list[Any]:
+    """What a NamedTuple holds, with where its arrays lie instead of what is in them."""
+    return [(part.ctypes.data, part.shape, part.dtype) if isinstance(part, np.ndarray) else part for part in native]
 
 
 def native_model(model: Model) -> np.ndarray | Hot:
@@ -148,3 +162,20 @@ def write(kernel: Any, weights: Any, sample: int, slope: float, step: Step, salt
 def prefetch_sample(kernel: Any, weights: Any, sample: int) -> None:
     """Ask for the cache lines of a sample's data, without waiting for them."""
     raise NotImplementedError
+
+
+def define(native: type, ask: Any, slope: Any, update: Any) -> None:
+    """Compile these functions where a kernel's `native()` is of the class `native`.
+
+    Args:
+        ask: as `prefetch_sample`.
+        slope: as `read`.
+        update: as `write`.
+    """
+
+    def chosen(kernel: Any, function: Any) -> Any:
+        return function if isinstance(kernel, types.NamedTuple) and kernel.instance_class is native else None
+
+    overload(prefetch_sample, jit_options=INLINE)(lambda kernel, weights, sample: chosen(kernel, ask))
+    overload(read, jit_options=INLINE)(lambda kernel, weights, sample, step: chosen(kernel, slope))
+    overload(write, jit_options=INLINE)(lambda kernel, weights, sample, slope, step, salt: chosen(kernel, update))

@@ -8,14 +8,14 @@ mean though an update touches nothing but the nonzeros of its sample.
 """
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from functools import cached_property
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit, types
-from numba.extending import overload
+from numba import njit
 
-from harness.kernels.base import Kernel, prefetch_sample, read, write
+from harness.kernels.base import Kernel, define
 from harness.kernels.native import INLINE, LINE_BYTES, prefetch
 from harness.kernels.numbers import add, load
 from harness.kernels.sparse_rows import SparseRows, dot
@@ -37,7 +37,11 @@ class SparseLinearKernel(Kernel):
 
     def __init__(self, rows: SparseRows, labels: torch.Tensor, loss_code: int, l2: float = 0.0) -> None:
         self.rows, self.labels, self.loss_code, self.l2 = rows, labels, loss_code, l2
-        self.rarity = rows.rarity() if l2 else rows.values[:0]
+
+    @cached_property
+    def rarity(self) -> torch.Tensor:
+        """Samples / samples that have the feature, shape (features,)."""
+        return self.rows.rarity()
 
     @property
     def indptr(self) -> torch.Tensor:
@@ -57,7 +61,8 @@ class SparseLinearKernel(Kernel):
     def native(self) -> "_Linear":
         """Views of the rows."""
         rows = self.rows
-        views = (part.numpy() for part in (rows.indptr, rows.indices, rows.values, self.labels, self.rarity))
+        rarity = self.rarity if self.l2 else rows.values[:0]
+        views = (part.numpy() for part in (rows.indptr, rows.indices, rows.values, self.labels, rarity))
         return _Linear(*views, self.loss_code, float(self.l2))
 
 
@@ -100,28 +105,8 @@ def prefetch_row(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, sa
         prefetch(values, position)
 
 
-@overload(prefetch_sample, jit_options=INLINE)
-def _prefetch(kernel, weights, sample):
-    if _is_linear(kernel):
-        return _ask
-    return None
-
-
-@overload(read, jit_options=INLINE)
-def _read(kernel, weights, sample, step):
-    return _slope if _is_linear(kernel) else None
-
-
-@overload(write, jit_options=INLINE)
-def _write(kernel, weights, sample, slope, step, salt):
-    return _descend if _is_linear(kernel) else None
-
-
-def _is_linear(kernel: Any) -> bool:
-    return isinstance(kernel, types.NamedTuple) and kernel.instance_class is _Linear
-
-
-def _ask(kernel, weights, sample):
+def ask_for_row(kernel, weights, sample):
+    """The `prefetch_sample` of any kernel whose samples are rows."""
     prefetch_row(kernel.indptr, kernel.indices, kernel.values, sample)
 
 
@@ -144,3 +129,6 @@ def _descend(kernel, weights, sample, slope, step, salt):
         j = np.uint32(kernel.indices[position])
         shrinkage = decay * kernel.rarity[j] * load(weights, j, step)
         add(weights, j, -(scale * kernel.values[position] + shrinkage), step, salt)
+
+
+define(_Linear, ask_for_row, _slope, _descend)

@@ -63,8 +63,9 @@ class SparseRows:
 
     def rarity(self) -> torch.Tensor:
         """Samples / samples that have the feature, shape (num_features,), of the dtype of `values`; 0 if none has."""
-        counts = torch.bincount(self.indices, minlength=self.num_features)
-        return torch.where(counts > 0, len(self) / counts.double(), 0.0).to(self.values.dtype)
+        counts = np.bincount(self.indices.numpy(), minlength=self.num_features)
+        rarity = np.divide(len(self), counts, out=np.zeros(self.num_features), where=counts > 0)
+        return torch.from_numpy(rarity).to(self.values.dtype)
 
     def to(self, dtype: torch.dtype) -> "SparseRows":
         """The same rows with values of another precision."""

@@ -121,3 +121,22 @@ def test_order_depends_on_seed_and_epoch_and_nothing_else(policy):
 @pytest.mark.parametrize("policy", [Partitioned, Replicated])
 def test_without_shuffling_the_storage_order_is_kept(policy):
     assert policy(shuffle=False).order(4, 6, seed=0, rank=1).tolist() == [0, 1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 50])  # SAMPLES = 12; the last one leaves a worker without any
+def test_epochs_are_dealt_exactly_once_and_end_for_every_worker(batch_size):
+    program = Program(Claiming(1.0, batch_size, 1.0), Sizes(), Partitioned(shuffle=True), 0, 3 * SAMPLES, [1])
+    counters = {}
+    workers = [Worker(Counting(rank, 2, counters), program) for rank in range(2)]
+    dealers = [worker.epochs(Sizes(), batch_size) for worker in workers]
+    for expected in range(3):
+        seen, positions = [], []
+        for worker, dealer in zip(workers, dealers, strict=True):
+            epoch, batches = next(dealer)
+            assert epoch == expected
+            for batch in batches:
+                assert worker.epoch == epoch
+                positions += range(worker.position, worker.position + len(batch))
+                seen += batch.tolist()
+        assert sorted(seen) == sorted(positions) == list(range(SAMPLES))
+    assert [next(dealer, None) for dealer in dealers] == [None, None]
