@@ -90,7 +90,7 @@ class SharedModelAlgorithm(Algorithm):
         Args:
             weights: initial, shape (parameters,).
         """
-        access = self._access(worker, problem)
+        access = self.access(worker, problem.kernel if self.releases_gil(problem) else None)
         if self.sharing == "shared":
             return Shared(worker, weights, access, self.precision)
         if self.sharing == "hot_replica":
@@ -112,11 +112,15 @@ class SharedModelAlgorithm(Algorithm):
             model = SplitModel(weights, weights[:1].clone(), torch.zeros(len(weights), dtype=torch.int32))
         return model, Access(self.locking, lock_words(self.locking, 1), self.quantum)
 
-    def _access(self, worker: Worker, problem: Problem) -> Access:
-        if not self.releases_gil(problem):
+    def access(self, worker: Worker, kernel: Kernel | None) -> Access:
+        """How updates get to what is shared; every worker calls it, once.
+
+        Args:
+            kernel: that makes the updates, or one of as many coordinates; None where torch makes them.
+        """
+        if kernel is None:
             return Access(self.locking)
-        assert problem.kernel is not None
-        words = lock_words(self.locking, problem.kernel.num_coordinates)
+        words = lock_words(self.locking, kernel.num_coordinates)
         if words.numel():
             words = worker.shared("locks", words)
             if worker.rank == 0:

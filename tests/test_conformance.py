@@ -12,6 +12,10 @@ from harness.trial import evaluate
 
 CONVEX = ["problem=least_squares", "problem.samples=250", "problem.features=10", "problem.condition=10.0"]
 SHORT = ["problem.dtype=float64", "budget.epochs=20", "budget.observations=4", "tracking=none"]
+REGULARISED = ["problem=logistic_regression", "problem.synthetic_samples=250", "problem.synthetic_features=20"]
+REGULARISED += ["problem.synthetic_nonzeros_per_sample=5", "problem.l2=0.01", "problem.target_loss=0.5217"]
+EXACT = ["algorithm.learning_rate=1"]  # a share of an exact step
+PROBLEMS = {"dual_coordinate_descent": REGULARISED + EXACT, "coordinate_descent": CONVEX + EXACT}
 PAIRS = list(product(options("algorithm"), options("hardware")))
 
 
@@ -24,7 +28,7 @@ def run(algorithm, hardware, workers):
         f"hardware={hardware}",
     ]
     try:
-        composed = setup(*chosen, f"hardware.num_workers={workers}", *CONVEX, *SHORT)
+        composed = setup(*chosen, f"hardware.num_workers={workers}", *PROBLEMS.get(algorithm, CONVEX), *SHORT)
     except UserError as refusal:
         known = "needs memory that all workers share", "native kernel, which hardware=sim_dgx does not run"
         assert any(words in str(refusal) for words in known)  # any other refusal is a defect

@@ -7,7 +7,7 @@ Under locks there are two more: the update *begins* when its lock is had, and *e
 
     spin lock     whoever waits looks again when the line of the lock has come to it; whoever comes first has it
     mutex         letting go wakes who has waited longest (`wake_s`), who looks again after `sleep_s`
-    per coord.    the locks of all coordinates at once, as soon as none of them is held; an atomic operation each
+    per coord.    one after the other, ascending: whoever waits for one holds those before; an atomic operation each
     round robin   writes in the order of tickets; the next one hears of it when the line has come
 """
 
@@ -39,6 +39,7 @@ WORKER = np.dtype(
         ("salt", np.uint64),  # of the random numbers of its chunk
         ("seen", np.int64),  # updates of its model when it read
         ("ticket", np.int64),  # of its update, round robin
+        ("taken", np.int64),  # locks of coordinates that its update holds
         ("weights", np.int64),  # address of its model
         ("num_weights", np.int64),
         ("hot", np.int64),  # address of its replica of the hottest coordinates
@@ -79,14 +80,16 @@ class Locks(NamedTuple):
 
     Args:
         state: one LOCK record, shape (1,).
-        free_s: until when each coordinate's lock is held, shape (coordinates,).
+        free_s: until when each coordinate's lock is held, inf if that is not known yet, shape (coordinates,).
         first_line: of the locks of coordinates, in `lines`.
+        line_shift: log2 of the locks in a line.
     """
 
     locking: int
     state: np.ndarray
     free_s: np.ndarray
     first_line: np.uint64
+    line_shift: np.uint64
 
 
 class Ledger(NamedTuple):
@@ -164,7 +167,7 @@ def _fetch_s(lines, base, rank, touched, slots, costs):
 
 
 @njit(nogil=True)
-def _own_s(lines, base, rank, remote, touched, slots, block, costs):
+def _own_s(lines, base, rank, remote, touched, slots, block, line_shift, costs):
     """Make `rank` the only holder of every line it writes.
 
     Args:
@@ -179,9 +182,7 @@ def _own_s(lines, base, rank, remote, touched, slots, block, costs):
         if len(slots) and slots[j] >= 0:
             continue
         first = np.uint64(np.uint32(j)) * block
-        for line in range(
-            base + (first >> costs.line_shift), base + ((first + block - np.uint64(1)) >> costs.line_shift) + 1
-        ):
+        for line in range(base + (first >> line_shift), base + ((first + block - np.uint64(1)) >> line_shift) + 1):
             others = lines[line].sharers & ~me
             price = costs.cross_socket_s if others & remote else costs.same_socket_s
             cost = price if others else 0.0
@@ -237,15 +238,29 @@ def _may_write(worker, lines, rank, touched, slots, locks, costs):
         return -1.0
     if locks.locking != PER_COORDINATE:
         return 0.0
-    free_s = 0.0
-    for j in touched:
-        free_s = max(free_s, locks.free_s[np.uint32(j)])
-    if free_s > worker.next_s:
-        worker.next_s = free_s
-        return -1.0
-    one = np.uint64(1)
-    _, stall_s = _own_s(lines, locks.first_line, rank, worker.remote, touched, slots[:0], one, costs)
+    while worker.taken < len(touched):
+        j = np.uint32(touched[worker.taken])
+        if locks.free_s[j] > worker.next_s:
+            worker.since_s, worker.next_s = worker.next_s, locks.free_s[j]
+            return -1.0
+        locks.free_s[j] = np.inf
+        worker.taken += 1
+    worker.since_s = np.inf
+    one, none = np.uint64(1), slots[:0]
+    _, stall_s = _own_s(lines, locks.first_line, rank, worker.remote, touched, none, one, locks.line_shift, costs)
     return stall_s + 2 * costs.atomic_s * len(touched)  # to take them and to let go
+
+
+@njit(nogil=True)
+def _let_go_of_coordinates(workers, rank, touched, locks):
+    """Give up the locks of coordinates when the update ends, and have those who wait for locks look then."""
+    worker = workers[rank]
+    for j in touched:
+        locks.free_s[np.uint32(j)] = worker.next_s
+    worker.taken = 0
+    for other in range(len(workers)):
+        if workers[other].since_s < np.inf and workers[other].next_s == np.inf:
+            workers[other].next_s = worker.next_s
 
 
 @njit(nogil=True)
@@ -338,14 +353,13 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             write(kernel, weights, sample, worker.slope, step, worker.salt + np.uint64(worker.position))
             _count(ledger, worker, touched)
             own_s, own_one_by_one_s = _own_s(
-                lines, worker.first_line, rank, worker.remote, touched, slots, costs.block, costs
+                lines, worker.first_line, rank, worker.remote, touched, slots, costs.block, costs.line_shift, costs
             )
             if atomic:
                 own_s = own_one_by_one_s + costs.atomic_s * len(touched)
             worker.next_s += worker.pace * (locks_s + own_s)
             if locks.locking == PER_COORDINATE:
-                for j in touched:
-                    locks.free_s[np.uint32(j)] = worker.next_s
+                _let_go_of_coordinates(workers, rank, touched, locks)
             worker.event = _END
             if locked and locks.locking != PER_COORDINATE:
                 continue

@@ -19,7 +19,7 @@ from hardware.simulated.memory import SharedMemory
 from hardware.simulated.memory_loop import Costs, Ledger, Locks
 from hardware.simulated.pace import Pace
 from harness.errors import UserError
-from harness.kernels.access import Access
+from harness.kernels.access import COORDINATES, Access
 from harness.kernels.base import Kernel, Model, SplitModel, native_model
 
 
@@ -213,11 +213,14 @@ class SharedModels:
 
     def _locks(self, access: Access) -> Locks:
         words, first_line = access.words, 0
+        words_in_line = self._memory.line_bytes // words.itemsize
         if words.numel():
-            first_line = self._models[words.data_ptr()].first_line
+            first_line = self._models[words.data_ptr()].first_line + COORDINATES // words_in_line
         state = np.zeros(1, memory_loop.LOCK)
         state["last"] = memory_loop.NOBODY
-        return Locks(access.code, state, np.zeros(len(words)), np.uint64(first_line))
+        return Locks(
+            access.code, state, np.zeros(len(words)), np.uint64(first_line), np.uint64(words_in_line.bit_length() - 1)
+        )
 
     def _enter(self, rank: int, model: Model, samples: torch.Tensor, learning_rate: float, salt: int) -> None:
         if len(samples) > self._samples.shape[1]:

@@ -53,7 +53,7 @@ class Kernel(ABC):
     """
 
     name: ClassVar[str]
-    relative_cost: ClassVar[float] = 1.0
+    relative_cost: float = 1.0
     block: int = 1
 
     @property

@@ -3,8 +3,8 @@
     for sample i:  m = x_i . w;  w_j <- w_j - eta * (l'(m, y_i) * x_ij + l2 * r_j * w_j)  for the nonzeros j of x_i
 
 This is the update of Hogwild! (Niu, Recht, Re, Wright, NIPS 2011, section 2, with the regulariser of equation 3) for
-the losses logistic, hinge and squares: r_j = samples / samples that have feature j makes the regulariser right in the
-mean though an update touches nothing but the nonzeros of its sample.
+the losses logistic, hinge, squared hinge and squares: r_j = samples / samples that have feature j makes the regulariser
+right in the mean though an update touches nothing but the nonzeros of its sample.
 """
 
 import math
@@ -20,7 +20,7 @@ from harness.kernels.native import INLINE, LINE_BYTES, prefetch
 from harness.kernels.numbers import add, load
 from harness.kernels.sparse_rows import SparseRows, dot
 
-LOGISTIC, HINGE, SQUARES = 0, 1, 2  # loss codes
+LOGISTIC, HINGE, SQUARES, SQUARED_HINGE = range(4)  # loss codes
 
 
 class SparseLinearKernel(Kernel):
@@ -29,7 +29,7 @@ class SparseLinearKernel(Kernel):
     Args:
         rows: the training set.
         labels: shape (samples,), the dtype of `rows.values`; -1 or +1, or any number for SQUARES.
-        loss_code: LOGISTIC, HINGE or SQUARES.
+        loss_code: LOGISTIC, HINGE, SQUARES or SQUARED_HINGE.
         l2: factor of |w|^2 / 2 in the objective, >= 0.
     """
 
@@ -80,12 +80,15 @@ class _Linear(NamedTuple):
 def slope_of(loss_code: int, margin: float, label: float) -> float:
     """Derivative of the loss with respect to the margin m = x . w.
 
-    logistic log(1 + exp(-ym)) · hinge max(0, 1 - ym), whose subgradient at the kink is -y · squares (m - y)^2 / 2.
+    logistic log(1 + exp(-ym)) · hinge max(0, 1 - ym), whose subgradient at the kink is -y · its
+    square · squares (m - y)^2 / 2.
     """
     if loss_code == LOGISTIC:
         return -label / (1.0 + math.exp(label * margin))
     if loss_code == HINGE:
         return -label if label * margin <= 1.0 else 0.0
+    if loss_code == SQUARED_HINGE:
+        return -2.0 * label * max(1.0 - label * margin, 0.0)
     return margin - label
 
 

@@ -75,6 +75,7 @@ class VarianceReducedKernel(_OnRows):
     """
 
     name: ClassVar[str] = "svrg"
+    relative_cost = 1.6
 
     def __init__(self, linear: SparseLinearKernel, gradient: torch.Tensor, slopes: torch.Tensor) -> None:
         super().__init__(linear)
