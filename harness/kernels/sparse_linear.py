@@ -113,7 +113,8 @@ def ask_for_row(kernel, weights, sample):
     prefetch_row(kernel.indptr, kernel.indices, kernel.values, sample)
 
 
-def _slope(kernel, weights, sample, step):
+def slope_of_row(kernel, weights, sample, step):
+    """The `read` of any kernel that needs the slope at its model."""
     start, stop = row_of(kernel.indptr, sample)
     margin = dot(kernel.indices, kernel.values, weights, start, stop, step)
     return slope_of(kernel.loss_code, margin, kernel.labels[sample])
@@ -134,4 +135,4 @@ def _descend(kernel, weights, sample, slope, step, salt):
         add(weights, j, -(scale * kernel.values[position] + shrinkage), step, salt)
 
 
-define(_Linear, ask_for_row, _slope, _descend)
+define(_Linear, ask_for_row, slope_of_row, _descend)
