@@ -128,7 +128,13 @@ class Kernel(ABC):
 
 def _places(native: tuple) -> list[Any]:
     """What a NamedTuple holds, with where its arrays lie instead of what is in them."""
-    return [(part.ctypes.data, part.shape, part.dtype) if isinstance(part, np.ndarray) else part for part in native]
+    places: list[Any] = []
+    for part in native:
+        if isinstance(part, np.ndarray):
+            places.append((part.ctypes.data, part.shape, part.dtype))
+        else:
+            places.append(_places(part) if isinstance(part, tuple) else part)
+    return places
 
 
 def native_model(model: Model) -> np.ndarray | Hot:

@@ -29,7 +29,7 @@ class LangevinKernel(Kernel):
     """
 
     name: ClassVar[str] = "sgld"
-    relative_cost = 6.0
+    relative_cost = 15.0  # a logarithm and a cosine for each
 
     def __init__(self, linear: SparseLinearKernel, temperature: float) -> None:
         self.linear, self.temperature = linear, temperature
