@@ -22,6 +22,7 @@ from algorithms.flat import flat_parameters, flatten_
 from algorithms.replicas import Replica
 from algorithms.shared_model import SharedModelAlgorithm
 from harness.errors import UserError, require
+from harness.kernels.access import Access
 from harness.kernels.sparse_linear import HINGE, SparseLinearKernel
 from harness.kernels.variance_reduced import FullGradientKernel, VarianceReducedKernel
 from harness.problems.base import Problem
@@ -46,12 +47,13 @@ class SVRG(SharedModelAlgorithm):
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Alternate full gradients and descent."""
-        replica = self.replica(worker, problem, flat_parameters(problem.build_model(worker.device, worker.seed)))
+        start = flat_parameters(problem.build_model(worker.device, worker.seed))
+        replica = self.replica(worker, problem, start)
         if self.releases_gil(problem):
-            gradients: _Gradients = _ByKernel(worker, problem, replica)
+            gradients: _Gradients = _ByKernel(worker, problem, replica, start)
             chunk = min(worker.chunk_size, replica.max_chunk or worker.chunk_size)
         else:
-            gradients, chunk = _ByTorch(worker, problem, replica), self.batch_size
+            gradients, chunk = _ByTorch(worker, problem, replica, start), self.batch_size
         for epoch, batches in worker.epochs(problem, chunk):
             if epoch % (1 + self.inner_epochs) == 0:
                 replica.merge()
@@ -99,9 +101,9 @@ class _Gradients(ABC):
         common: mu, shape (parameters,), shared.
     """
 
-    def __init__(self, worker: Worker, problem: Problem, replica: Replica) -> None:
+    def __init__(self, worker: Worker, problem: Problem, replica: Replica, start: torch.Tensor) -> None:
         self.worker, self.problem, self.replica = worker, problem, replica
-        self.common = worker.shared("full gradient", torch.zeros_like(replica.whole()))
+        self.common = worker.shared("full gradient", torch.zeros_like(start))
         self.own = torch.zeros_like(self.common)
 
     def look(self) -> None:
@@ -129,18 +131,19 @@ class _Gradients(ABC):
 class _ByKernel(_Gradients):
     """Of each sample, touching its nonzeros only."""
 
-    def __init__(self, worker: Worker, problem: Problem, replica: Replica) -> None:
-        super().__init__(worker, problem, replica)
+    def __init__(self, worker: Worker, problem: Problem, replica: Replica, start: torch.Tensor) -> None:
+        super().__init__(worker, problem, replica, start)
         self.linear = _linear(problem)
         self.slopes = worker.shared("slopes at the snapshot", torch.zeros_like(self.linear.labels))
         self.steps = VarianceReducedKernel(self.linear, self.common, self.slopes)
 
     def look(self) -> None:
         super().look()
-        self.full = FullGradientKernel(self.linear, self.replica.whole(), self.slopes)
+        self.full = FullGradientKernel(self.linear, self.replica.whole().to(self.common.dtype), self.slopes)
 
     def gather(self, samples: torch.Tensor) -> None:
-        self.worker.run(self.full, self.own, samples, 1 / self.problem.num_samples)
+        delayed = Access(delay_s=self.replica.access.delay_s)
+        self.worker.run(self.full, self.own, samples, 1 / self.problem.num_samples, delayed)
 
     def descend(self, samples: torch.Tensor, step: float) -> int:
         self.worker.run(self.steps, self.replica.model, samples, step, self.replica.access)
@@ -150,8 +153,8 @@ class _ByKernel(_Gradients):
 class _ByTorch(_Gradients):
     """Of a batch, by autograd."""
 
-    def __init__(self, worker: Worker, problem: Problem, replica: Replica) -> None:
-        super().__init__(worker, problem, replica)
+    def __init__(self, worker: Worker, problem: Problem, replica: Replica, start: torch.Tensor) -> None:
+        super().__init__(worker, problem, replica, start)
         assert isinstance(replica.model, torch.Tensor)
         self.model, self.reference = (problem.build_model(worker.device, worker.seed) for _ in range(2))
         self.weights, self.gradient = flatten_(self.model, replica.model)

@@ -138,6 +138,18 @@ def test_a_step_is_the_formula():
     torch.testing.assert_close(weights, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("hardware", ["cpu", "sim_numa2"])
+def test_a_rounded_model_comes_near_the_optimum(hardware):
+    """bfloat16 keeps 8 bits, so that 20 weights below 1 are each off by 2^-9, and f by a few times 20 * 2^-18."""
+    composed = setup(*ROWS, *SVRG, f"hardware={hardware}", "algorithm.precision=bfloat16", "hardware.num_workers=2")
+    execution = composed.hardware.execute(composed.program(), lambda samples: None)
+    assert execution.failure is None
+    model = composed.problem.build_model(torch.device("cpu"), 0)
+    weights = execution.observations[-1].parameters.double()
+    torch.nn.utils.vector_to_parameters(weights, model.parameters())
+    assert 0 < composed.problem.evaluate(model)["train/loss"] - optimum() < 1e-3
+
+
 def test_the_hinge_is_refused():
     with pytest.raises(UserError, match="algorithm=svrg needs a smooth loss"):
         setup(*ROWS, *SVRG, "problem=svm")
