@@ -91,7 +91,10 @@ class SVRG(SharedModelAlgorithm):
         """
         super().check(problem)
         if isinstance(problem.kernel, SparseLinearKernel) and problem.kernel.loss_code == HINGE:
-            raise UserError("algorithm=svrg needs a smooth loss, and the hinge is none: use algorithm=hogwild")
+            raise UserError(
+                "algorithm=svrg needs a smooth loss, and the hinge is none: set problem.squared=true, or use "
+                "algorithm=hogwild"
+            )
 
 
 class _Gradients(ABC):

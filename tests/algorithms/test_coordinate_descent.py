@@ -131,7 +131,7 @@ def test_features_stand_for_samples_evenly():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([DUAL, "problem.l2=0"], "problem.l2 must be > 0 with algorithm=dual_coordinate_descent"),
+        ([DUAL, "problem.l2=0"], r"problem.l2 must be > 0 \(such as 1e-4\) with algorithm=dual_coordinate_descent"),
         ([DUAL, "problem=digits_mlp"], "coordinate descent needs a linear model on rows"),
         ([DUAL, "algorithm.batch_size=2"], "algorithm.batch_size must be 1"),
         ([DUAL, "algorithm.learning_rate=1.5"], r"algorithm.learning_rate must be in \(0, 1\]"),
