@@ -60,7 +60,7 @@ class DualCoordinateDescent(SharedModelAlgorithm):
             UserError: naming the field.
         """
         _check(self, problem)
-        rule = f"must be > 0 (such as 1e-4) with algorithm={DualKernel.name}, whose dual is that of a regularised problem"
+        rule = f"must be > 0 (such as 1e-4) with algorithm={DualKernel.name}, the dual of a regularised problem"
         require(_linear(problem).l2 > 0, "problem.l2", rule, _linear(problem).l2)
         rule = "must be delta_sum or ring: dual variables are not averaged"
         require(self.merge != "average", "algorithm.merge", rule, self.merge)
