@@ -3,7 +3,7 @@
     w~ <- w;  mu <- 1/n sum_i grad f_i(w~)                        one epoch
     repeat:  w <- w - eta * (grad f_i(w) - grad f_i(w~) + mu)     `inner_epochs` epochs
 
-Without locks it is KroMagnon (Mania et al., SIAM J. Optim. 2017, Algorithm 3): workers compute the full gradient
+Without locks it is KroMagnon (Mania et al., SIAM J. Optim. 2017): workers compute the full gradient
 together, each a part, meet, and then update one model without asking anyone. By native kernels an update touches only
 the nonzeros of its sample (harness/kernels/variance_reduced.py); by torch it is dense, and costs two gradients.
 

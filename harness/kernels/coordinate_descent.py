@@ -5,7 +5,7 @@ shares the weights, primal descent visits features and shares the margins. A vis
 shared vector, and adds a multiple of its row (or column) to it.
 
 Dual (Hsieh, Chang, Lin, Keerthi, Sundararajan, ICML 2008, Algorithm 1; logistic: Yu, Huang, Lin, Machine Learning
-2011, Algorithm 5), scaled as SDCA (Shalev-Shwartz and Zhang, JMLR 2013): w = 1/(l2 n) sum_i a_i y_i x_i, and a visit
+2011), scaled as SDCA (Shalev-Shwartz and Zhang, JMLR 2013): w = 1/(l2 n) sum_i a_i y_i x_i, and a visit
 of sample i with q = |x_i|^2 / (l2 n) and t = y_i x_i . w moves a = a_i to the maximum of the dual along it:
 
     hinge          a + (1 - t) / q, within [0, 1]

@@ -4,8 +4,8 @@
     for sample i:        w_j <- w_j - eta * ((l'(x_i . w, y_i) - s~_i) * x_ij + r_j * (mu_j + l2 * w_j))
 
 for the nonzeros j of x_i: SVRG (Johnson and Zhang, NIPS 2013, Figure 1) in the sparse form of KroMagnon (Mania, Pan,
-Papailiopoulos, Recht, Ramchandran, Jordan, SIAM J. Optim. 2017, section 5) and ASAGA (Leblond, Pedregosa,
-Lacoste-Julien, AISTATS 2017, equation 3). r_j = samples / samples that have feature j makes the dense part right in
+Papailiopoulos, Recht, Ramchandran, Jordan, SIAM J. Optim. 2017) and ASAGA (Leblond, Pedregosa,
+Lacoste-Julien, AISTATS 2017). r_j = samples / samples that have feature j makes the dense part right in
 the mean though an update touches nothing but the nonzeros of its sample. One number per sample, s~_i, is kept of the
 snapshot, so that a step costs one dot product. The regulariser is taken at w itself.
 """
