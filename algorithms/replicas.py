@@ -53,8 +53,15 @@ class Replica(ABC):
     def processed(self, samples: int, updates: int = 1) -> None:
         """Note what has been done to the model."""
 
-    def finish(self) -> None:  # noqa: B027 - one model for all is finished at any time
+    @abstractmethod
+    def whole(self) -> torch.Tensor:
+        """The common model in numbers, shape (parameters,): what is observed. It may be the memory of the model."""
+
+    def merge(self) -> None:  # noqa: B027 - one model for all needs none
         """Give to the others what they do not know yet."""
+
+    def finish(self) -> None:  # noqa: B027 - one model for all is finished at any time
+        """Merge a last time."""
 
     @contextmanager
     def locked(self, worker: Worker) -> Iterator[None]:
@@ -73,6 +80,10 @@ class Alone(Replica):
         self.model: torch.Tensor = weights
         self.access = Access()
         self._worker = worker
+
+    def whole(self) -> torch.Tensor:
+        """The model."""
+        return self.model
 
     def processed(self, samples: int, updates: int = 1) -> None:
         """Observe the model."""
@@ -102,9 +113,10 @@ class Shared(Replica):
 
     def processed(self, samples: int, updates: int = 1) -> None:
         """Observe the model."""
-        self._worker.observe(self._seen, samples, updates)
+        self._worker.observe(self.whole, samples, updates)
 
-    def _seen(self) -> torch.Tensor:
+    def whole(self) -> torch.Tensor:
+        """The model, decoded, in the problem's order."""
         return self._restore(decode(self.model, self._precision, self.access.quantum))
 
 
@@ -157,6 +169,16 @@ class Merged(Replica):
                 self._merge()
             self._tell()
 
+    def whole(self) -> torch.Tensor:
+        """The common model, or the one that this is a part of, in the problem's order."""
+        return self._restore(self._whole())
+
+    def merge(self) -> None:
+        """Merge now, in turn or not."""
+        with self._worker.lock("merge"):
+            self._merge()
+        self._tell()
+
     def finish(self) -> None:
         """Merge a last time, in turn or not, and leave the ring."""
         with self._worker.lock("merge"):
@@ -182,7 +204,7 @@ class Merged(Replica):
     def _tell(self) -> None:
         samples, updates, self._samples, self._updates = self._samples, self._updates, 0, 0
         if samples:
-            self._worker.observe(lambda: self._restore(self._whole()), samples, updates)
+            self._worker.observe(self.whole, samples, updates)
 
 
 class HotReplica(Replica):
@@ -206,7 +228,7 @@ class HotReplica(Replica):
     ) -> None:
         self._cold = worker.shared("model", weights)
         own = (worker, weights[hot], access, worker.rank, worker.num_workers, rule, every)
-        self._hot, self._places = Merged(*own, "hot coordinates", self._whole, restore), hot
+        self._hot, self._places = Merged(*own, "hot coordinates", self._laid, restore), hot
         self.max_chunk = every
         slots = torch.full((len(weights),), -1, dtype=torch.int32)
         slots[hot] = torch.arange(len(hot), dtype=torch.int32)
@@ -217,11 +239,19 @@ class HotReplica(Replica):
         """Merge the hot coordinates if it is time."""
         self._hot.processed(samples, updates)
 
+    def merge(self) -> None:
+        """Merge the hot coordinates now."""
+        self._hot.merge()
+
     def finish(self) -> None:
         """Merge the hot coordinates a last time."""
         self._hot.finish()
 
-    def _whole(self) -> torch.Tensor:
+    def whole(self) -> torch.Tensor:
+        """The shared coordinates, with the common hot ones in their places, in the problem's order."""
+        return self._hot.whole()
+
+    def _laid(self) -> torch.Tensor:
         return self._cold.index_copy(0, self._places, self._hot.common)
 
 

@@ -15,7 +15,7 @@ from algorithms.precision import check_precision, encode
 from algorithms.replicas import MERGES, SHARING, HotReplica, Merged, Replica, Shared, as_it_is
 from harness.errors import require
 from harness.kernels.access import Access, check_locking, lock_words, open_mutex
-from harness.kernels.base import Model, SplitModel
+from harness.kernels.base import Kernel, Model, SplitModel
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -116,7 +116,7 @@ class SharedModelAlgorithm(Algorithm):
             rule = f"must be as_given with {type(self).__name__}"
             require(self.layout == "as_given", "algorithm.layout", rule, self.layout)
             layout = self.laid_out(worker, problem)
-        access = self._access(worker, layout)
+        access = self.access(worker, layout.kernel if layout is not None else None)
         if layout is not None:
             with worker.clock.paused():
                 weights = layout.lay(weights)
@@ -144,10 +144,15 @@ class SharedModelAlgorithm(Algorithm):
             model = SplitModel(weights, weights[:1].clone(), torch.zeros(len(weights), dtype=torch.int32))
         return model, Access(self.locking, lock_words(self.locking, 1), self.quantum)
 
-    def _access(self, worker: Worker, layout: Layout | None) -> Access:
-        if layout is None:
+    def access(self, worker: Worker, kernel: Kernel | None) -> Access:
+        """How updates get to what is shared; every worker calls it, once.
+
+        Args:
+            kernel: that makes the updates, or one of as many coordinates; None where torch makes them.
+        """
+        if kernel is None:
             return Access(self.locking)
-        words = lock_words(self.locking, layout.kernel.num_coordinates)
+        words = lock_words(self.locking, kernel.num_coordinates)
         if words.numel():
             words = worker.shared("locks", words)
             if worker.rank == 0:

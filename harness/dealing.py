@@ -59,6 +59,18 @@ class Dealer:
                 "for the rows (worker.visits): use data=partitioned and data.order=index"
             )
 
+    def check_common(self, num_samples: int) -> None:
+        """Refuse a policy by which workers do not share the samples of an epoch.
+
+        Raises:
+            UserError: naming it.
+        """
+        if self._share(num_samples, self._place.rank).workers != self._place.num_workers:
+            raise UserError(
+                f"data={self._data} has every worker go through all samples, and this algorithm shares those of an "
+                "epoch between the workers: use data=partitioned"
+            )
+
     def rows(self, kernel: Kernel, num_samples: int) -> StoredRows | PermutedRows:
         """The rows of this worker, where the policy wants them. All workers call it alike."""
         place, share, shares = self._place, self._share(num_samples, self._place.rank), self._shares(num_samples)

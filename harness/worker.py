@@ -11,6 +11,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -176,6 +178,7 @@ class Worker:
         device: where its model lives.
         generator: random numbers of this worker alone, from (seed, rank).
         epoch: of the last batch dealt, from 0.
+        position: of the last batch dealt by `epochs`: where in its epoch it begins, from 0.
     """
 
     def __init__(self, place: Place, program: Program) -> None:
@@ -190,7 +193,7 @@ class Worker:
         self._milestones = program.milestones
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
-        self.epoch = 0
+        self.epoch = self.position = 0
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
         self._dealer = Dealer(place, program)
@@ -234,6 +237,33 @@ class Worker:
                 self.meet()
             if start < stop:
                 yield rows.kernel, rows.samples(epoch, start, stop)
+
+    def epochs(self, problem: Problem, batch_size: int) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
+        """Deal this worker's batches as `batches` does, epoch by epoch: none reaches into the next epoch.
+
+        For asynchronous algorithms that do something between epochs. Every worker goes through all epochs, even one
+        whose batches others were faster to claim.
+
+        Yields:
+            the epoch, from 0, and this worker's batches of it, all of which must be taken.
+
+        Raises:
+            UserError: where the data policy moves rows, or has each worker go through all of them.
+        """
+        self._dealer.check_unmoved()
+        self._dealer.check_common(problem.num_samples)
+        rows = self._dealer.sequence(problem.num_samples)
+        parts = self._dealer.within_epochs(self._dealt(problem.num_samples, batch_size), problem.num_samples)
+
+        def of_epoch(epoch: int, group: Iterator[tuple[int, int, int]]) -> Iterator[torch.Tensor]:
+            first = epoch * problem.num_samples
+            for _, start, stop in group:
+                self.epoch, self.position = epoch, start
+                if start < stop:
+                    yield rows[first + start : first + stop]
+
+        for epoch, group in groupby(parts, key=itemgetter(0)):
+            yield epoch, of_epoch(epoch, group)
 
     @property
     def chunk_size(self) -> int:

@@ -12,7 +12,7 @@ REAL, SIMULATED = ["hardware=cpu"], ["hardware=sim_numa2"]
 MISTAKES = {
     "unknown algorithm": (
         ["algorithm=hogwildd"],
-        r"algorithm=hogwildd is unknown: use one of all_reduce, hogwild, sgd",
+        r"algorithm=hogwildd is unknown: use one of all_reduce, .*hogwild, .*sgd",
     ),
     "unknown hardware": (["hardware=gpu9"], r"hardware=gpu9 is unknown: use one of cpu, numa2, sim_cpu"),
     "unknown problem": (["problem=imagenet"], r"problem=imagenet is unknown: use one of .*logistic_regression"),

@@ -13,7 +13,7 @@ all stores at the end of its stall, though a core stores what has come first ear
 
     spin lock     who lets go, and all who wait, are equally likely to have it next: a race of nanoseconds for its line
     mutex         letting go wakes who has waited longest (`wake_s`), who looks again `sleep_s` later
-    per coord.    the locks of all coordinates at once, as soon as none of them is held; an atomic operation each
+    per coord.    one after the other, ascending: whoever waits for one holds those before; an atomic operation each
     round robin   writes in the order of tickets; the next one hears of it when the line has come
 """
 
@@ -47,6 +47,7 @@ WORKER = np.dtype(
         ("seen", np.int64),  # updates of its model when it read
         ("loaded", np.int64),  # updates of its model when it began to write
         ("ticket", np.int64),  # of its update, round robin
+        ("taken", np.int64),  # locks of coordinates that its update holds
         ("weights", np.int64),  # address of its model
         ("num_weights", np.int64),
         ("hot", np.int64),  # address of its replica of the hottest coordinates
@@ -85,7 +86,7 @@ class Locks(NamedTuple):
 
     Args:
         state: one LOCK record, shape (1,).
-        free_s: until when each coordinate's lock is held, shape (coordinates,); inf by one that died with it.
+        free_s: until when each coordinate's lock is held, inf if that is not known yet, shape (coordinates,).
         first_line: of the locks of coordinates, in `lines`.
         line_shift: log2 of the locks in a line.
     """
@@ -304,15 +305,29 @@ def _may_write(worker, lines, rank, touched, locks, costs):
         return -1.0
     if locks.locking != PER_COORDINATE:
         return 0.0
-    free_s = 0.0
-    for j in touched:
-        free_s = max(free_s, locks.free_s[np.uint32(j)])
-    if free_s > worker.next_s:
-        worker.next_s = free_s
-        return -1.0
+    while worker.taken < len(touched):
+        j = np.uint32(touched[worker.taken])
+        if locks.free_s[j] > worker.next_s:
+            worker.since_s, worker.next_s = worker.next_s, locks.free_s[j]
+            return -1.0
+        locks.free_s[j] = np.inf
+        worker.taken += 1
+    worker.since_s = np.inf
     overlapping = lines.outstanding_misses  # what follows waits for none of them
     stall_s = _write_s(lines, locks.first_line, rank, touched, np.uint64(1), locks.line_shift, overlapping)
     return stall_s + 2 * costs.atomic_s * len(touched)  # to take them and to let go
+
+
+@njit(nogil=True)
+def _let_go_of_coordinates(workers, rank, touched, locks):
+    """Give up the locks of coordinates when the update ends, and have those who wait for locks look then."""
+    worker = workers[rank]
+    for j in touched:
+        locks.free_s[np.uint32(j)] = worker.next_s
+    worker.taken = 0
+    for other in range(len(workers)):
+        if workers[other].since_s < np.inf and workers[other].next_s == np.inf:
+            workers[other].next_s = worker.next_s
 
 
 @njit(nogil=True)
@@ -391,11 +406,8 @@ def _tell(workers, rank, now_s, lines, locks, later_s):
 
 
 @njit(nogil=True, cache=True)
-def bury(now_s, rank, workers, row, lines, locks, costs):
+def bury(now_s, rank, workers, lines, locks, costs):
     """Let a worker that has died do no more. What it holds stays held; if it was about to take a lock, the next may.
-
-    Args:
-        row: the coordinates of its sample.
 
     Returns:
         whether it holds a lock, or a turn.
@@ -405,11 +417,9 @@ def bury(now_s, rank, workers, row, lines, locks, costs):
     worker.next_s = worker.since_s = np.inf
     if told:
         _tell(workers, rank, now_s, lines, locks, costs.sleep_s if locks.locking == GLOBAL_MUTEX else 0.0)
-    if locks.locking == PER_COORDINATE and worker.event == STORE:
-        for j in row:
-            locks.free_s[np.uint32(j)] = np.inf
-        return True
-    return locks.locking > ATOMIC and locks.locking != PER_COORDINATE and worker.event > BEGIN
+    if locks.locking == PER_COORDINATE:
+        return worker.taken > 0
+    return locks.locking > ATOMIC and worker.event > BEGIN
 
 
 @njit(nogil=True)
@@ -483,9 +493,6 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             begin_s = worker.next_s
             worker.next_s += worker.pace * (locks_s + own_s)
             worker.event, worker.loaded = STORE, ledger.versions[worker.model]
-            if locks.locking == PER_COORDINATE:
-                for j in row:
-                    locks.free_s[np.uint32(j)] = np.nextafter(worker.next_s, np.inf)  # after the store
             if worker.next_s > begin_s:
                 if not atomic:
                     _load(values, additions, weights, ledger.written, worker.first_coordinate, touched, costs.block)
@@ -496,7 +503,9 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             )
         write(kernel, _weights_of(worker, like), sample, worker.slope, step, worker.salt + np.uint64(worker.position))
         _count(ledger, worker, touched)
-        if locked and locks.locking != PER_COORDINATE:
+        if locks.locking == PER_COORDINATE:
+            _let_go_of_coordinates(workers, rank, row, locks)
+        elif locked:
             _let_go(workers, rank, lines, locks, costs, ledger.tally[0].updates)
         worker.event = BEGIN
         worker.position += 1

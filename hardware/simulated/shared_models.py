@@ -185,7 +185,7 @@ class SharedModels:
         """Make ready for a kernel; all that run at a time must run the same."""
         like = None if isinstance(model, SplitModel) else model.dtype
         known = self._programme
-        if known is not None and known.kernel is kernel and known.access.agrees(access) and known.like == like:
+        if known is not None and known.kernel.agrees(kernel) and known.access.agrees(access) and known.like == like:
             return
         if known is not None and np.isfinite(self._workers["next_s"]).any():
             raise UserError(
@@ -256,11 +256,8 @@ class SharedModels:
     def _bury(self, rank: int) -> None:
         """Let the rank, which has died in mid-chunk, do no more."""
         assert self._programme is not None
-        kernel, (*_, locks, costs) = self._programme.kernel, self._programme.native
-        sample = self._samples[rank, min(self._workers[rank]["position"], self._workers[rank]["count"] - 1)]
-        indptr, lines = kernel.indptr.numpy(), self._lines.native
-        row = kernel.indices.numpy()[indptr[sample] : indptr[sample + 1]]
-        if memory_loop.bury(self._engine.env.now, rank, self._workers, row, lines, locks, costs):
+        *_, locks, costs = self._programme.native
+        if memory_loop.bury(self._engine.env.now, rank, self._workers, self._lines.native, locks, costs):
             self._died_with_lock.append(rank)
         self._schedule()
 

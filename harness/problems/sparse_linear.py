@@ -4,7 +4,6 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -49,8 +48,6 @@ class SparseLinear(Problem):
         seed: of the synthetic rows, >= 0.
     """
 
-    loss_code: ClassVar[int]  # of the native kernel
-
     path: str | None
     test_path: str | None
     test_fraction: float
@@ -82,6 +79,11 @@ class SparseLinear(Problem):
         require(known in POPULARITIES, synthetic + "popularity", rule, known)
         require(0 <= noise <= 0.5, synthetic + "label_noise", "must be in [0, 0.5]", noise)
         require(self.seed >= 0, "problem.seed", "must be >= 0", self.seed)
+
+    @property
+    @abstractmethod
+    def loss_code(self) -> int:
+        """Of the native kernel."""
 
     @abstractmethod
     def pointwise(self, margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -208,3 +208,22 @@ def test_numbers_of_rows_that_are_moved_are_refused(data):
     worker = Worker(Counting(0, (0, 1), {}), program)
     with pytest.raises(UserError, match=r"moves rows, and this algorithm asks only for their numbers"):
         next(worker.batches(Sizes(), 1))
+
+
+@pytest.mark.parametrize("batch_size", [3, 5, 50])  # SAMPLES = 12; the last one leaves a worker without any
+def test_epochs_are_dealt_exactly_once_and_end_for_every_worker(batch_size):
+    program = Program(Claiming(1.0, batch_size, 1.0), Sizes(), Partitioned("index"), 0, 3 * SAMPLES, [1])
+    counters = {}
+    workers = [Worker(Counting(rank, (0, 0), counters), program) for rank in range(2)]
+    dealers = [worker.epochs(Sizes(), batch_size) for worker in workers]
+    for expected in range(3):
+        seen, positions = [], []
+        for worker, dealer in zip(workers, dealers, strict=True):
+            epoch, batches = next(dealer)
+            assert epoch == expected
+            for batch in batches:
+                assert worker.epoch == epoch
+                positions += range(worker.position, worker.position + len(batch))
+                seen += batch.tolist()
+        assert sorted(seen) == sorted(positions) == list(range(SAMPLES))
+    assert [next(dealer, None) for dealer in dealers] == [None, None]

@@ -81,9 +81,11 @@ def test_gradient_is_the_finite_difference(name):
     assert gradient.norm() > 1e-3
 
 
-@pytest.mark.parametrize("name", NATIVE)
-def test_native_step_is_the_torch_step(name):
-    p, model, flat = somewhere(name)
+@pytest.mark.parametrize(
+    ("name", "settings"), [*((name, {}) for name in NATIVE), ("svm", {"squared": True}), ("least_squares", {"l2": 0.3})]
+)
+def test_native_step_is_the_torch_step(name, settings):
+    p, model, flat = somewhere(name, **settings)
     native = flat.clone()
     samples = order(p, 1)[:60]
     p.kernel(native, samples, 0.05)
@@ -203,6 +205,15 @@ def test_digits_hidden_sizes():
     assert [p.shape[0] for p in model.parameters() if p.ndim == 2] == [7, 5, 10]
     softmax = problem("digits_mlp", hidden_sizes=[]).build_model(CPU, seed=0)
     assert [tuple(p.shape) for p in softmax.parameters()] == [(10, 64), (10,)]
+
+
+def test_the_regularised_optimum_of_least_squares_is_one():
+    p = small("least_squares", l2=0.5)
+    model = p.build_model(CPU, seed=0)
+    view_parameters_(model, p.optimum.clone())
+    p.loss(model, torch.arange(p.num_samples)).backward()
+    assert flat_gradient(model).abs().max() < 1e-13
+    assert (p.optimum - small("least_squares").optimum).norm() > 0.1
 
 
 @pytest.mark.parametrize(("condition", "noise"), [(1.0, 0.0), (50.0, 0.0), (50.0, 0.2)])
