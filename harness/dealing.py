@@ -47,6 +47,24 @@ class Dealer:
             return self._rounds(share, num_samples, batch_size)
         return self._claims(share, batch_size)
 
+    def epochs(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int, int, int]]:
+        """Batches that a worker claims, none of which reaches into the next epoch of all workers.
+
+        Yields:
+            the epoch, where in it the batch starts, where in the worker's own order, and its size; every epoch occurs,
+            if need be with an empty batch.
+        """
+        reached = 0
+        for start, own, size in self._claimed(self._share(num_samples, self._place.rank), batch_size):
+            self._place.dealt(size)
+            while size:
+                epoch, first = divmod(start, num_samples)
+                yield from ((passed, 0, 0, 0) for passed in range(reached, epoch))
+                part = min(size, num_samples - first)
+                yield epoch, first, own, part
+                reached, start, own, size = epoch + 1, start + part, own + part, size - part
+        yield from ((passed, 0, 0, 0) for passed in range(reached, self._epochs(num_samples)))
+
     def check_unmoved(self) -> None:
         """Refuse a policy that moves rows.
 
@@ -57,18 +75,6 @@ class Dealer:
             raise UserError(
                 f"data={self._data} moves rows, and this algorithm asks only for their numbers (worker.batches), not "
                 "for the rows (worker.visits): use data=partitioned and data.order=index"
-            )
-
-    def check_common(self, num_samples: int) -> None:
-        """Refuse a policy by which workers do not share the samples of an epoch.
-
-        Raises:
-            UserError: naming it.
-        """
-        if self._share(num_samples, self._place.rank).workers != self._place.num_workers:
-            raise UserError(
-                f"data={self._data} has every worker go through all samples, and this algorithm shares those of an "
-                "epoch between the workers: use data=partitioned"
             )
 
     def rows(self, kernel: Kernel, num_samples: int) -> StoredRows | PermutedRows:
@@ -104,8 +110,13 @@ class Dealer:
             yield (start + rank * size) // num_samples, position, size
 
     def _claims(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
+        for start, position, size in self._claimed(share, batch_size):
+            yield start // share.rows, position, size
+
+    def _claimed(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
+        """Where each batch starts in the order of the pool, and in the worker's own, and its size."""
         own = 0
         while (start := self._place.add(counter(share.pool), batch_size)) < share.budget:
             size = min(batch_size, share.budget - start)
-            yield start // share.rows, own if share.workers == 1 else start, size
+            yield start, own if share.workers == 1 else start, size
             own += size

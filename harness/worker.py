@@ -248,21 +248,18 @@ class Worker:
             the epoch, from 0, and this worker's batches of it, all of which must be taken.
 
         Raises:
-            UserError: where the data policy moves rows, or has each worker go through all of them.
+            UserError: where the data policy moves rows.
         """
         self._dealer.check_unmoved()
-        self._dealer.check_common(problem.num_samples)
         rows = self._dealer.sequence(problem.num_samples)
-        parts = self._dealer.within_epochs(self._dealt(problem.num_samples, batch_size), problem.num_samples)
 
-        def of_epoch(epoch: int, group: Iterator[tuple[int, int, int]]) -> Iterator[torch.Tensor]:
-            first = epoch * problem.num_samples
-            for _, start, stop in group:
-                self.epoch, self.position = epoch, start
-                if start < stop:
-                    yield rows[first + start : first + stop]
+        def of_epoch(epoch: int, group: Iterator[tuple[int, int, int, int]]) -> Iterator[torch.Tensor]:
+            for _, first, own, size in group:
+                self.epoch, self.position = epoch, first
+                if size:
+                    yield rows[own : own + size]
 
-        for epoch, group in groupby(parts, key=itemgetter(0)):
+        for epoch, group in groupby(self._dealer.epochs(problem.num_samples, batch_size), key=itemgetter(0)):
             yield epoch, of_epoch(epoch, group)
 
     @property
