@@ -11,7 +11,7 @@ Where no rank dies and no link breaks, a wait without end that has one of torch'
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NoReturn
 
 import torch
@@ -319,6 +319,22 @@ for _name in (
     "split_group",
 ):
     setattr(SimulatedGroup, _name, _missing(_name))
+
+
+def _in_any_form(name: str) -> Callable[..., dist.Work]:
+    """The method of this name, taking its arguments as torch's own does, which makes one form of several."""
+    method, general = getattr(SimulatedGroup, name), getattr(dist.ProcessGroup, name)
+
+    @wraps(method)
+    def call(self: SimulatedGroup, *given: Any, **named: Any) -> dist.Work:
+        plain = not named and given and type(given[-1]).__name__.endswith("Options")
+        return method(self, *given) if plain else general(self, *given, **named)
+
+    return call
+
+
+for _name in ("allreduce", "allreduce_coalesced", "broadcast", "allgather", "reduce_scatter"):
+    setattr(SimulatedGroup, _name, _in_any_form(_name))
 
 
 def _create(options: Any, backend_options: object) -> SimulatedGroup:

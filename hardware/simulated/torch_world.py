@@ -3,9 +3,10 @@
 `torch.distributed` keeps its groups in one world object per process. Here the world is looked up by thread, so that
 each simulated rank has its own; threads outside the simulation keep theirs. Everything is put back on exit.
 
-Touched: the stream calls of `torch.cpu` (in torch_streams.py), `distributed_c10d._world`, `_backend` and
-`_default_pg_init_method`, the thread isolation mode of the registry of group names, `sys.excepthook` (which
-`init_process_group` wraps anew for every rank), `_register_process_group` and `_unregister_all_process_groups`.
+Touched: the stream calls of `torch.cpu` (in torch_streams.py), waits for futures and works (in futures.py),
+`distributed_c10d._world`, `_backend` and `_default_pg_init_method`, the thread isolation mode of the registry of group
+names, `sys.excepthook` (which `init_process_group` wraps anew for every rank), `_register_process_group` and
+`_unregister_all_process_groups`.
 """
 # mypy: disable-error-code="assignment, attr-defined"
 
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from torch._C import _distributed_c10d as native
 from torch.distributed import distributed_c10d as c10d
 
-from hardware.simulated import torch_streams
+from hardware.simulated import futures, torch_streams
 
 _thread = threading.local()
 
@@ -75,7 +76,7 @@ def isolated(seed: int) -> Iterator[None]:
     native._set_thread_isolation_mode(True)
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]), torch_streams.simulated(_device):
+        with torch.random.fork_rng(devices=[]), torch_streams.simulated(_device), futures.simulated(_outstanding):
             torch.manual_seed(seed)
             yield
     finally:
@@ -87,6 +88,11 @@ def isolated(seed: int) -> Iterator[None]:
 def _device() -> Any:
     """What the calling thread's rank computes on; None outside the simulation."""
     return _thread.world.device if hasattr(_thread, "world") else None
+
+
+def _outstanding() -> Any:
+    """The futures of the calling thread's rank; None outside the simulation."""
+    return _thread.world.device.futures if hasattr(_thread, "world") else None
 
 
 @contextmanager
