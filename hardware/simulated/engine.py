@@ -175,6 +175,10 @@ class Engine:
         """Where the current activity is."""
         return _place(sys._getframe())
 
+    def whereabouts(self) -> str:
+        """Who has the baton, and where in the user's code: "rank 0, at train.py:5"; may be asked by any thread."""
+        return f"{self.current.name}{_place(_frames([self.current]).get(self.current))}"
+
     def happen(self, signal: Signal) -> None:
         """Let it happen at SimPy's time."""
         signal.happen(self.env.now)

@@ -342,6 +342,112 @@ def test_the_clock_is_virtual_and_sleeping_is_free(script, launch):
     assert time.monotonic() - began_s < 300
 
 
+def test_who_is_told_virtual_time(script, launch, tmp_path):
+    packages = tmp_path / "lib" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "meter.py").write_text("from time import sleep, time\nclass Meter:\n    def now(self): return time()\n")
+    path = script(
+        f"""
+        import logging, subprocess, sys, threading, time, timeit
+        from time import sleep
+        import torch, torch.distributed as dist
+        import torch.utils.benchmark
+        sys.path.append({str(packages)!r})
+        import meter, own
+        dist.init_process_group("gloo")
+        rank, lock, clock = dist.get_rank(), threading.Lock(), meter.Meter()
+
+        def spent(what):
+            began_s = time.time()
+            what()
+            return round(time.time() - began_s, 3)
+
+        def locked():
+            with lock:
+                own.rest(100)
+
+        formatter = logging.Formatter("%(created)f")
+        def logged():
+            return float(formatter.format(logging.LogRecord("", 0, "", 0, "", (), None)))
+
+        print(spent(lambda: sleep(3600)), spent(lambda: meter.sleep(5)), spent(locked))
+        print(spent(lambda: subprocess.run(["sleep", "0.1"], timeout=60)), spent(lambda: threading.Event().wait(0.05)))
+        before = logged(), clock.now(), own.now(), time.time()
+        exec("sleep(10 + rank)")
+        print(*(round(now - then, 3) for now, then in zip((logged(), clock.now(), own.now(), time.time()), before)))
+        x = torch.ones(100, 100)
+        timed = timeit.timeit("x @ x", globals=globals(), number=10), timeit.timeit(lambda: x @ x, number=10)
+        measured = torch.utils.benchmark.Timer("x @ x", globals=globals()).timeit(10).mean * 10
+        print(*(round(seconds / spent_by_ten, 2) for spent_by_ten in [own.spent(x)] for seconds in (*timed, measured)))
+        """,
+        own="""
+        from time import monotonic as now, sleep as rest
+
+        def spent(x):
+            began_s = now()
+            for _ in range(10):
+                x @ x
+            return now() - began_s
+        """,
+    )
+    for rank in range(2):
+        _, lines, errors = launch(path, log=str(rank))
+        later = " ".join([f"{10.0 + rank}"] * 4)
+        assert [line[8:] for line in lines] == ["3600.0 5.0 100.0", "0.0 0.0", later, "1.0 1.0 1.0"], errors
+
+
+COMPILED = """
+    import torch, torch.distributed as dist
+    dist.init_process_group("gloo")
+
+    @torch.compile
+    def f(x):
+        return (x * 2).relu().sum()
+
+    print(f(torch.ones(8)).item(), torch.compile(torch.nn.ReLU())(torch.ones(1)).item())
+"""
+
+
+def launched(*arguments):
+    """The command as a process of its own, in which warnings are no errors; its output and what it says at the end."""
+    command = [sys.executable, "-m", "hardware.simulated.launch", "--num-workers", "2", "--timeline", ""]
+    done = subprocess.run([*command, "--log-rank", "all", *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.stderr
+
+
+def virtual_s(words):
+    return float(words.split(" virtual s")[0].split()[-1])
+
+
+def test_compiled_code_runs_operator_by_operator(script):
+    lines, words = launched(script(COMPILED))
+    assert lines == ["[rank0] 16.0 1.0", "[rank1] 16.0 1.0"]
+    assert "script.py:5: UserWarning: torch.compile compiles nothing here" in words and virtual_s(words) < 1
+
+
+def test_two_ranks_compile_where_their_time_is_measured(script):
+    traced = COMPILED.replace(
+        "@torch.compile", '@torch.compile(backend="aot_eager")'
+    )  # the default needs g++, and 10 s
+    lines, words = launched(
+        "hardware/compute=measured", script(traced.replace("ReLU())", "ReLU(), backend='aot_eager')"))
+    )
+    assert lines[-2:] == ["[rank0] 16.0 1.0", "[rank1] 16.0 1.0"]
+    assert "compiles nothing" not in words and virtual_s(words) < 600
+
+
+def test_a_rank_that_keeps_the_others_waiting_is_named(script, launch, monkeypatch):
+    monkeypatch.setattr("hardware.simulated.launch.run.PATIENCE_S", 0.3)
+    path = script("""
+        import os, threading
+        if os.environ["RANK"] == "1":
+            threading.Event().wait(1)
+    """)
+    status, _, errors = launch(path)
+    assert status == 0 and errors.count("note: rank 1, at ") == 1 and "script.py:4, has kept all others" in errors
+
+
 def test_a_loop_that_polls_ends(script, launch):
     path = script("""
         import timeit

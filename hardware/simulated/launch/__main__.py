@@ -14,9 +14,10 @@ DESCRIPTION = """\
 Run a script that uses torch.distributed, unmodified, as all ranks of a simulated machine, in virtual time.
 
 The script finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and so on in its environment; init_process_group lands on the
-simulator whatever backend it names; the time module reads and spends virtual time (datetime does not). It computes on
-the device cpu, simulated GPUs too; torch.cpu.synchronize waits for them. Threads that the script starts find no process
-group."""
+simulator whatever backend it names; the time module, timeit and logging tell the script and installed packages virtual
+time (datetime does not; what the standard library and torch.compile wait for themselves is the host's). It computes on
+the device cpu, simulated GPUs too; torch.cpu.synchronize waits for them. torch.compile compiles nothing, but where
+hardware/compute=measured. Threads that the script starts find no process group, nor virtual time."""
 
 
 def parse(arguments: Sequence[str]) -> Options:

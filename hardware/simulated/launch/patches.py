@@ -5,8 +5,7 @@ import inspect
 import os
 import subprocess
 import threading
-import time
-import timeit
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,14 +17,19 @@ import torch.profiler
 from torch import distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from hardware.simulated.engine import Engine
 from hardware.simulated.launch import output
+from hardware.simulated.launch.virtual_time import RankClock, virtual_time
 from hardware.simulated.process_group import BACKEND
 from hardware.simulated.replaced import replaced
 from hardware.simulated.store import FileStore, SimulatedStore, TCPStore
 from harness.errors import UserError
 
-_here = threading.local()  # .rank, in a rank's thread
+
+class NoCuda(UserError, AssertionError, RuntimeError):
+    """A simulated machine has no torch.cuda; whoever can do without catches one of torch's own errors."""
+
+
+_here = threading.local()  # .rank and .clock, in a rank's thread
 _ENV = [*inspect.signature(subprocess.Popen.__init__).parameters].index("env")
 
 
@@ -42,43 +46,67 @@ def _in_rank() -> bool:
     return hasattr(_here, "rank")
 
 
+def _clock() -> RankClock | None:
+    return getattr(_here, "clock", None)
+
+
 @contextmanager
-def as_rank(rank: int) -> Iterator[None]:
+def as_rank(rank: int, clock: RankClock) -> Iterator[None]:
     """A block in which the calling thread is a rank's."""
-    _here.rank = rank
+    _here.rank, _here.clock = rank, clock
     try:
         yield
     finally:
-        del _here.rank
+        del _here.rank, _here.clock
 
 
 @contextmanager
-def patched(engine: Engine, store: SimulatedStore, num_ranks: int, shown: str, began_s: float) -> Iterator[None]:
+def patched(store: SimulatedStore, num_ranks: int, shown: str, compiles: bool) -> Iterator[None]:
     """A block in which the calls of ranks' threads have their simulated meaning; those of other threads their own.
 
     Args:
         shown: the rank whose output is shown, or "all".
-        began_s: what `time.time` says at virtual time 0.
+        compiles: whether `torch.compile` does.
     """
     printed = output.prefixed(shown, lambda: getattr(_here, "rank", None))
-    with _virtual_time(engine, began_s), _simulated_groups(store, num_ranks), _children(), _refused(), printed:
+    with (
+        virtual_time(_clock),
+        _simulated_groups(store, num_ranks),
+        _children(),
+        _refused(compiles),
+        printed,
+    ):
         yield
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
+def _refused(compiles: bool) -> Iterator[None]:
     def profile(*arguments: Any, **options: Any) -> NoReturn:
         raise UserError("torch.profiler measures the host, and a process has one: look at the timeline of --timeline")
 
     def cuda(*arguments: Any, **options: Any) -> NoReturn:
-        raise UserError(
+        raise NoCuda(
             "there is no torch.cuda on a simulated machine, whose GPUs compute on the device cpu: write "
             "device = 'cuda' if torch.cuda.is_available() else 'cpu', and torch.cpu.synchronize for torch.cuda's"
         )
 
+    compile_ = torch.compile
+
+    def uncompiled(*arguments: Any, **options: Any) -> Any:
+        warnings.warn(
+            "torch.compile compiles nothing here: operators cost what they cost one by one (hardware/compute=measured "
+            "compiles)",
+            stacklevel=3,
+        )
+        return compile_(*arguments, **options | {"disable": True})
+
     meanings: dict[str, Callable] = {"is_available": lambda: False, "device_count": lambda: 0}
     meanings |= {"set_device": cuda, "_lazy_init": cuda}  # with the latter begins what puts anything on a GPU
-    with replaced(torch.profiler, {"profile": profile}, _in_rank), replaced(torch.cuda, meanings, _in_rank):
+    with (
+        replaced(torch.profiler, {"profile": profile}, _in_rank),
+        replaced(torch.cuda, meanings, _in_rank),
+        replaced(torch, {"compile": uncompiled}, lambda: _in_rank() and not compiles),
+    ):
         yield
 
 
@@ -93,31 +121,6 @@ def _children() -> Iterator[None]:
         start(*arguments, **options)
 
     with replaced(subprocess.Popen, {"__init__": init}, _in_rank):
-        yield
-
-
-@contextmanager
-def _virtual_time(engine: Engine, began_s: float) -> Iterator[None]:
-    def now_s() -> float:
-        return engine.current.now()
-
-    def sleep(seconds: float) -> None:
-        if seconds < 0:
-            raise ValueError("sleep length must be non-negative")
-        engine.current.now()
-        engine.current.charge(seconds)
-        engine.sync()  # a loop that sleeps can be ended
-
-    meanings: dict[str, Callable] = {
-        "time": lambda: began_s + now_s(),
-        "time_ns": lambda: int((began_s + now_s()) * 1e9),
-        "perf_counter": now_s,
-        "perf_counter_ns": lambda: int(now_s() * 1e9),
-        "monotonic": now_s,
-        "monotonic_ns": lambda: int(now_s() * 1e9),
-        "sleep": sleep,
-    }
-    with replaced(time, meanings, _in_rank), replaced(timeit, {"default_timer": now_s}, _in_rank):
         yield
 
 
