@@ -526,6 +526,52 @@ def test_a_forked_worker_has_the_clock_of_the_host(script, launch):
     assert launch(path, workers=1)[1][-1] == "[rank0] True"
 
 
+def test_ranks_are_started_once(script, launch):
+    path = script("""
+        import torch.multiprocessing as mp
+        def train(rank):
+            print("never")
+        if __name__ == "__main__":
+            mp.spawn(train, nprocs=2)
+    """)
+    status, lines, errors = launch(path)
+    assert (status, lines) == (1, []) and errors.splitlines()[-1].startswith(
+        "error: torch.multiprocessing.spawn has nothing to start, for the launcher has started the ranks already: call"
+    )
+
+
+def test_a_process_that_a_rank_forks_makes_no_group(script, launch):
+    path = script("""
+        import multiprocessing
+        import torch.distributed as dist
+        def train():
+            try:
+                dist.init_process_group("gloo", init_method="tcp://localhost:1", rank=0, world_size=1)
+            except ValueError as error:
+                raise SystemExit("only they are simulated" in str(error))
+        process = multiprocessing.get_context("fork").Process(target=train)
+        process.start()
+        process.join()
+        print(process.exitcode)
+    """)
+    assert launch(path)[:2] == (0, ["[rank0] 1", "[rank1] 1"])
+
+
+@pytest.mark.parametrize(
+    "options", ["rank=0, world_size=5", "rank=1 - rank, world_size=2", "store=store, rank=0, world_size=1"]
+)
+def test_a_world_that_contradicts_the_launchers_is_refused(script, launch, options):
+    path = script(f"""
+        import os
+        import torch.distributed as dist
+        rank, store = int(os.environ["RANK"]), dist.HashStore()
+        dist.init_process_group("gloo", {options})
+    """)
+    status, _, errors = launch(path)
+    assert status == 1 and errors.splitlines()[-1].startswith("error: init_process_group(rank=")
+    assert "this is rank 0 of 2: leave both out, or read RANK and WORLD_SIZE, at " in errors
+
+
 def test_a_profiler_of_the_host_is_refused(script, launch):
     path = script("import torch; torch.profiler.profile()")
     status, _, errors = launch(path)

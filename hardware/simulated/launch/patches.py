@@ -4,6 +4,7 @@
 import inspect
 import os
 import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import torch.cuda.nccl
+import torch.multiprocessing
 import torch.profiler
 from torch import distributed as dist
 from torch.distributed import distributed_c10d as c10d
@@ -30,11 +32,14 @@ class NoCuda(UserError, AssertionError, RuntimeError):
 
 
 _here = threading.local()  # .rank and .clock, in a rank's thread
+_forked = set[int]()  # the calling process, where a rank has forked it
 _ENV = [*inspect.signature(subprocess.Popen.__init__).parameters].index("env")
 
 
 def _leave() -> None:
     """A process that a rank forks, such as a DataLoader's worker, is none: its clock is the host's."""
+    if _in_rank():
+        _forked.add(os.getpid())
     vars(_here).clear()
 
 
@@ -44,6 +49,10 @@ if hasattr(os, "register_at_fork"):
 
 def _in_rank() -> bool:
     return hasattr(_here, "rank")
+
+
+def _in_child() -> bool:
+    return os.getpid() in _forked
 
 
 def _clock() -> RankClock | None:
@@ -90,6 +99,12 @@ def _refused(compiles: bool) -> Iterator[None]:
             "device = 'cuda' if torch.cuda.is_available() else 'cpu', and torch.cpu.synchronize for torch.cuda's"
         )
 
+    def started(*arguments: Any, **options: Any) -> NoReturn:
+        raise UserError(
+            "torch.multiprocessing.spawn has nothing to start, for the launcher has started the ranks already: call "
+            "the function itself, once, with int(os.environ['LOCAL_RANK'])"
+        )
+
     compile_ = torch.compile
 
     def uncompiled(*arguments: Any, **options: Any) -> Any:
@@ -105,6 +120,8 @@ def _refused(compiles: bool) -> Iterator[None]:
     with (
         replaced(torch.profiler, {"profile": profile}, _in_rank),
         replaced(torch.cuda, meanings, _in_rank),
+        replaced(torch.multiprocessing, {"start_processes": started}, _in_rank),
+        replaced(sys.modules["torch.multiprocessing.spawn"], {"start_processes": started}, _in_rank),
         replaced(torch, {"compile": uncompiled}, lambda: _in_rank() and not compiles),
     ):
         yield
@@ -128,12 +145,29 @@ def _children() -> Iterator[None]:
 def _simulated_groups(store: SimulatedStore, num_ranks: int) -> Iterator[None]:
     new_group, views = c10d._new_process_group_helper, [store.view() for _ in range(num_ranks)]
 
-    def rendezvous(*arguments: Any, **options: Any) -> Iterator[tuple[SimulatedStore, int, int]]:
+    def check(rank: int, size: int) -> None:
+        if _in_child():
+            raise UserError(
+                "init_process_group in a process that a rank has started: the launcher has started the ranks already, "
+                "and only they are simulated"
+            )
+        if rank not in (-1, _here.rank) or size not in (-1, num_ranks):
+            raise UserError(
+                f"init_process_group(rank={rank}, world_size={size}) must say what the launcher does, that this is "
+                f"rank {_here.rank} of {num_ranks}: leave both out, or read RANK and WORLD_SIZE"
+            )
+
+    def rendezvous(
+        url: str, rank: int = -1, world_size: int = -1, **options: Any
+    ) -> Iterator[tuple[SimulatedStore, int, int]]:
+        check(rank, world_size)
         yield views[_here.rank], _here.rank, num_ranks
 
     def simulated(size: int, rank: int, ranks: Any, backend: Any, store: Any, *arguments: Any, **options: Any) -> Any:
         options.pop("backend_options", None)
         options.pop("device_id", None)
+        if not ranks:  # the default group
+            check(rank, size)
         if size < 0:  # torch leaves it to MPI
             size, rank, store = num_ranks, _here.rank, views[_here.rank]
         group, store = new_group(size, rank, ranks, dist.Backend(BACKEND), store, *arguments, **options)
@@ -154,7 +188,7 @@ def _simulated_groups(store: SimulatedStore, num_ranks: int) -> Iterator[None]:
     stores = {name: partial(cls, store) for name, cls in classes.items()}
     version = {"version": lambda: (0, 0, 0)}  # torch's report of an error asks for NCCL's, which may not be there
     with (
-        replaced(c10d, meanings, _in_rank),
+        replaced(c10d, meanings, lambda: _in_rank() or _in_child()),
         replaced(dist, stores, _in_rank, classes),
         replaced(torch.cuda.nccl, version, _in_rank),
     ):
