@@ -489,6 +489,18 @@ def test_bytes_are_written_as_text(script, launch):
     assert launch(path, workers=1)[1] == ["[rank0] bytes", "[rank0] utf-8"]
 
 
+@pytest.mark.parametrize("lines", [3, 100_000])
+def test_nobody_reads_to_the_end(script, lines):
+    path = script(f"for number in range({lines}): print(number, flush=True)")
+    command = [sys.executable, "-m", "hardware.simulated.launch", "--num-workers", "2", "--timeline", "", path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "[rank0] 0\n"
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert "Traceback" not in errors and "error" not in errors and "Broken" not in errors
+    assert lines == 3 or (process.returncode, errors) == (128 + signal.SIGPIPE, "")
+
+
 def test_the_streams_of_output_are_those_that_scripts_expect(script):
     path = script("""
         import faulthandler, sys
@@ -933,6 +945,8 @@ def test_two_dashes_come_before_the_script(script, launch):
         (["algorithm.lr=1", __file__], "error: algorithm.lr=1 does not describe the hardware"),
         (["--num-workers", "2", "hardware.num_workers=3", __file__], "error: --num-workers and hardware.num_workers"),
         (["hardware.num_workers=3", "--seed", "-1", __file__], "error: --seed must be >= 0, got -1"),
+        (["hardware.stragglers={a: 4}", __file__], "hardware.stragglers.a must have a whole number as its key, got a"),
+        (["hardware.slowdowns={1: 4}", __file__], "hardware.slowdowns.1 must be a mapping, such as {10.0: 4.0}"),
         (["hardware.latency=1", __file__], "error: hardware.latency is not a setting"),
         (["hardware.stragglers={9: 2.0}", __file__], "hardware.stragglers must name ranks below hardware.num_workers"),
     ],

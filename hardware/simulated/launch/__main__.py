@@ -1,11 +1,14 @@
 """python -m hardware.simulated.launch --hardware sim_ethernet --num-workers 8 train.py --epochs 1."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hardware.simulated.launch.options import Options
+from hardware.simulated.launch.output import OutputClosed
 from harness.build import build
 from harness.cli import MISTAKES, composed, sentence
 from harness.errors import UserError
@@ -119,10 +122,17 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except OutputClosed:
+        return 128 + signal.SIGPIPE
     except MISTAKES as error:
         print(getattr(error, "details", ""), f"error: {sentence(error)}", sep="", file=sys.stderr)
         return int(getattr(error, "status", 1))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_status = main(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as `head` has gone: leave as quietly as other tools do
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(exit_status)

@@ -13,6 +13,7 @@ from hardware.simulated import timeline
 from hardware.simulated.compute import Fixed, Measured
 from hardware.simulated.engine import Engine
 from hardware.simulated.launch.options import Options
+from hardware.simulated.launch.output import OutputClosed
 from hardware.simulated.launch.patches import as_rank, patched
 from hardware.simulated.launch.process import RankProcess, processes
 from hardware.simulated.launch.virtual_time import RankClock
@@ -59,6 +60,8 @@ def run(hardware: Hardware, options: Options) -> int:
     with processes(options.script.parent, ranks), patches:
         simulation.run(body, Watch(engine).look, default_group=False)
     host_s = time.perf_counter() - began_s
+    if isinstance(simulation.failure, OutputClosed):
+        raise simulation.failure
     _show(simulation, host_s)
     if options.timeline:
         _write_timeline(simulation, Path(options.timeline))
