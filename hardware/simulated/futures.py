@@ -3,7 +3,8 @@
 Torch's own threads would complete such a future; here a rank has none to spare, so the rank that asks completes it: one
 of an exchange by waiting for that exchange, one that torch has made of others (`collect_all`, the buckets of a
 DistributedDataParallel that has joined) by completing those outstanding, the oldest first, until it has a value. Torch
-waits for what a backward pass was given in a callback at the end of the pass; what completes it is queued before.
+waits for what a backward pass was given in a callback at the end of the pass; what completes it is queued before. What
+is begun in such a callback (a static graph's first gradients) is completed at once.
 """
 # mypy: disable-error-code="attr-defined"
 
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from torch._C import _distributed_c10d as native
 from hardware.simulated.activity import Signal
 from hardware.simulated.engine import Engine
 from hardware.simulated.replaced import replaced
+from harness.errors import UserError
 
 _LOOK_S = 1e-3  # host seconds between two looks at a future that a thread of the script may complete
 _Meanings = dict[str, Callable[..., Any]]
@@ -197,7 +199,11 @@ def _in_backward() -> bool:
 
 
 def _at_the_end_of_backward(action: Callable[[], None]) -> None:
-    if _in_backward():
+    if not _in_backward():
+        return
+    if torch._C._current_autograd_node() is None:  # it is there: callbacks are being called
+        action()
+    else:
         torch.autograd.Variable._execution_engine.queue_callback(action)
 
 
@@ -241,6 +247,12 @@ def simulated(outstanding_of_thread: Callable[[], Outstanding | None]) -> Iterat
     def register_work(tensor: torch.Tensor, work: dist.Work) -> None:
         work.wait()
 
+    def refuse(*arguments: Any) -> NoReturn:
+        raise UserError(
+            "the simulator has no communication hooks of C++ (_register_builtin_comm_hook): give register_comm_hook "
+            "one of torch.distributed.algorithms.ddp_comm_hooks.default_hooks"
+        )
+
     register, install = dist._register_comm_hook, dist.Reducer._install_post_backward_futures
     keep, make_work = dist.Reducer._set_forward_pass_work_handle, native._create_work_from_future
     asked: _Meanings = {"wait": asking(_wait), "value": asking(_value)}
@@ -251,7 +263,7 @@ def simulated(outstanding_of_thread: Callable[[], Outstanding | None]) -> Iterat
         (_Future, asked),
         (torch._C, {"wait": asking(_wait)}),
         (native, works),
-        (dist, {"_register_comm_hook": register_hook}),
+        (dist, {"_register_comm_hook": register_hook, "_register_builtin_comm_hook": refuse}),
         (dist.Reducer, reducers),
     ]
     with ExitStack() as stack:

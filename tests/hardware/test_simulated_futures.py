@@ -12,6 +12,8 @@ import torch.distributed as dist
 from simulated_ranks import compute_for, execute, results
 from torch._C import _distributed_c10d as native
 
+from harness.errors import UserError
+
 
 def ones():
     return torch.ones(4, dtype=torch.float64)  # 2.5 s a step, of two
@@ -111,3 +113,12 @@ def test_the_error_of_an_exchange_is_its_futures():
                     asked.wait()
 
     execute(body, 2, deaths={1: 50.0})
+
+
+def test_hooks_of_cpp_are_refused():
+    def body(worker):
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
+        model._register_builtin_comm_hook(dist.BuiltinCommHookType.FP16_COMPRESS)
+
+    with pytest.raises(UserError, match=r"no communication hooks of C\+\+ .*: give register_comm_hook one of"):
+        results(body, 2)

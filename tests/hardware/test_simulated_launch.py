@@ -10,6 +10,7 @@ import sys
 import time
 from math import inf
 from textwrap import dedent
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -394,6 +395,21 @@ def test_who_is_told_virtual_time(script, launch, tmp_path):
         _, lines, errors = launch(path, log=str(rank))
         later = " ".join([f"{10.0 + rank}"] * 4)
         assert [line[8:] for line in lines] == ["3600.0 5.0 100.0", "0.0 0.0", later, "1.0 1.0 1.0"], errors
+
+
+def test_what_was_imported_before_is_told_virtual_time_too(script, launch, monkeypatch):
+    def source():
+        return early.time, early.rest
+
+    early = ModuleType("early")
+    early.__file__ = "/somewhere/site-packages/early.py"
+    early.time, early.rest = time.time, time.sleep
+    code = compile("def spent():\n before = time()\n rest(5)\n return time() - before", early.__file__, "exec")
+    exec(code, vars(early))
+    monkeypatch.setitem(sys.modules, "early", early)
+    before = source()
+    assert launch(script("import early; print(round(early.spent(), 3))"), log="0")[1] == ["[rank0] 5.0"]
+    assert source() == before
 
 
 COMPILED = """

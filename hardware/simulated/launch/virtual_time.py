@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import time
 import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -118,9 +118,33 @@ def virtual_time(clock_of_thread: Callable[[], RankClock | None]) -> Iterator[No
     def in_rank() -> bool:
         return clock_of_thread() is not None
 
+    imported = _imported({name: getattr(time, name) for name in meanings})
     with (
         replaced(time, meanings, lambda: in_rank() and _caller_has(3)),
         replaced(timeit, {"default_timer": now_s}, in_rank),
         replaced(timeit.Timer, {"__init__": init}, in_rank),
     ):
-        yield
+        for names, here, name, _ in imported:
+            names[here] = getattr(time, name)
+        try:
+            yield
+        finally:
+            for names, here, _, before in imported:
+                names[here] = before
+
+
+def _imported(functions: Mapping[str, Callable]) -> list[tuple[dict[str, Any], str, str, Callable]]:
+    """Where packages, such as tqdm with torch, have imported functions by `from time import`.
+
+    Returns:
+        A module's names, which of them, what `time` calls it, and the function.
+    """
+    called = {id(function): name for name, function in functions.items()}
+    modules = [vars(it) for it in [*sys.modules.values()] if has_virtual_time(getattr(it, "__file__", None) or "<")]
+    return [
+        (names, here, called[id(value)], value)
+        for names in modules
+        if names is not vars(time)
+        for here, value in [*names.items()]
+        if id(value) in called
+    ]

@@ -365,6 +365,11 @@ def unused_and_accumulated():
     return [parameter.grad.sum().item() for parameter in net.parameters()]
 
 
+def static_graph():
+    net = DistributedDataParallel(model(), static_graph=True, bucket_cap_mb=0.001)
+    return train(net)
+
+
 def futures():
     first, second = given(), given((3,))
     one, two = (dist.all_reduce(x, async_op=True).get_future() for x in (first, second))
@@ -399,7 +404,7 @@ CASES = [
     zero_bubble_v, all_reduces, all_reduces_async, reduces, reduces_async,
     reduce_scatters, reduce_scatters_async, movers, movers_async, coalesced, objects,
     messages, functionals, groups, barriers, works, uneven, uneven_with_zero, uneven_to_the_first_end,
-    unused_and_accumulated, futures, methods,
+    unused_and_accumulated, static_graph, futures, methods,
 ]  # fmt: skip
 
 
