@@ -12,16 +12,19 @@ names, `sys.excepthook` (which `init_process_group` wraps anew for every rank), 
 
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # while there is no group that its defaults would be
 from torch._C import _distributed_c10d as native
 from torch.distributed import distributed_c10d as c10d
 
 from hardware.simulated import futures, torch_streams
+from harness.errors import UserError
 
 _thread = threading.local()
 
@@ -51,16 +54,34 @@ class RankWorld(c10d._World):
 
 
 class _WorldByThread:
-    """Stands for `distributed_c10d._world`: every attribute is that of the calling thread's world."""
+    """Stands for `distributed_c10d._world`: every attribute is that of the calling thread's world.
+
+    Args:
+        outside: the world of the threads there were before the simulation.
+    """
 
     def __init__(self, outside: Any) -> None:
-        object.__setattr__(self, "outside", outside)
+        vars(self).update(outside=outside, before=weakref.WeakSet(threading.enumerate()))
+
+    def world(self) -> Any:
+        """That of the calling thread.
+
+        Raises:
+            UserError: in a thread that a rank has started.
+        """
+        world = getattr(_thread, "world", None)
+        if world is None and threading.current_thread() not in self.before:
+            raise UserError(
+                "a thread that a rank has started asks for process groups, which the rank's own thread alone has: do "
+                "there what this thread does, such as checkpoint.save for async_save"
+            )
+        return world or self.outside
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(getattr(_thread, "world", self.outside), name)
+        return getattr(self.world(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(getattr(_thread, "world", self.outside), name, value)
+        setattr(self.world(), name, value)
 
 
 @contextmanager

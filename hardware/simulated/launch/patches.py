@@ -3,6 +3,7 @@
 
 import inspect
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -105,6 +106,10 @@ def _refused(compiles: bool) -> Iterator[None]:
             "the function itself, once, with int(os.environ['LOCAL_RANK'])"
         )
 
+    def handler(number: int, action: Any) -> Any:
+        warnings.warn("signal.signal has no effect here: signals are the launcher's", stacklevel=3)
+        return signal.getsignal(number)
+
     compile_ = torch.compile
 
     def uncompiled(*arguments: Any, **options: Any) -> Any:
@@ -120,6 +125,7 @@ def _refused(compiles: bool) -> Iterator[None]:
     with (
         replaced(torch.profiler, {"profile": profile}, _in_rank),
         replaced(torch.cuda, meanings, _in_rank),
+        replaced(signal, {"signal": handler}, _in_rank),
         replaced(torch.multiprocessing, {"start_processes": started}, _in_rank),
         replaced(sys.modules["torch.multiprocessing.spawn"], {"start_processes": started}, _in_rank),
         replaced(torch, {"compile": uncompiled}, lambda: _in_rank() and not compiles),
