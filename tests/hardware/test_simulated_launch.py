@@ -530,9 +530,9 @@ def test_the_streams_of_output_are_those_that_scripts_expect(script):
     assert shown == steps + b"\n[rank0] end\r\n[rank0] replaceFalse\n"
 
 
-def test_a_forked_worker_has_the_clock_of_the_host(script, launch):
-    path = script("""
-        import time
+def test_a_forked_worker_has_the_clock_and_the_cores_of_the_host(script, launch):
+    path = script(f"""
+        import os, time
         import torch
         from torch.utils.data import DataLoader
 
@@ -544,7 +544,7 @@ def test_a_forked_worker_has_the_clock_of_the_host(script, launch):
                 before = time.monotonic()
                 for _ in range(10_000_000):
                     if time.monotonic() > before:
-                        return True
+                        return os.sched_getaffinity(0) == {os.sched_getaffinity(0)}
                 return False
 
         print(next(iter(DataLoader(Clock(), num_workers=1))).item())

@@ -33,14 +33,17 @@ class NoCuda(UserError, AssertionError, RuntimeError):
 
 
 _here = threading.local()  # .rank and .clock, in a rank's thread
+_cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()  # ranks' threads share one
 _forked = set[int]()  # the calling process, where a rank has forked it
 _ENV = [*inspect.signature(subprocess.Popen.__init__).parameters].index("env")
 
 
 def _leave() -> None:
-    """A process that a rank forks, such as a DataLoader's worker, is none: its clock is the host's."""
+    """A process that a rank forks, such as a DataLoader's worker, is none: it has the host's clock and cores."""
     if _in_rank():
         _forked.add(os.getpid())
+        if _cores:
+            os.sched_setaffinity(0, _cores)
     vars(_here).clear()
 
 
