@@ -1,4 +1,4 @@
-"""A `torch.distributed` world per simulated rank: the one module that touches torch's private state.
+"""A `torch.distributed` world per simulated rank: with futures.py, what touches torch's private state.
 
 `torch.distributed` keeps its groups in one world object per process. Here the world is looked up by thread, so that
 each simulated rank has its own; threads outside the simulation keep theirs. Everything is put back on exit.
