@@ -108,6 +108,7 @@ class SimulatedPlace(Place):
             try:
                 with self._computing():
                     body()
+                    self.timelines.futures.settle()
                 self.timelines.synchronize()
                 activity.now()
             finally:
