@@ -69,6 +69,7 @@ class SparseLinearKernel(Kernel):
     def over(self, data: RowData) -> "SparseLinearKernel":
         """With the rarities of its own rows."""
         other, values = copy.copy(self), data.by_nonzero
+        other.rarity = self.rarity
         other.rows = SparseRows(data.indptr, values["indices"], values["values"], self.rows.num_features)
         other.labels = data.by_sample["labels"]
         return other
@@ -77,9 +78,8 @@ class SparseLinearKernel(Kernel):
         """Rows are sorted anew where the places do not ascend, and then sum in another order."""
         other = copy.copy(self)
         other.rows = self.rows.renumbered(places, num_coordinates)
-        if self.l2:
-            other.rarity = self.rarity.new_zeros(num_coordinates)
-            other.rarity[places] = self.rarity
+        other.rarity = self.rarity.new_zeros(num_coordinates)
+        other.rarity[places] = self.rarity
         return other
 
     def native(self) -> "_Linear":
