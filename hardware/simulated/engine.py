@@ -105,12 +105,14 @@ class Engine:
                 self._pass_baton(self._next(None))
                 while not self._over.wait(LOOK_S) and not self._stopping:
                     look()
-            except KeyboardInterrupt:
-                self._interrupt()
-                raise
-            finally:
+            except BaseException as error:
                 self._stopping = True
+                if isinstance(error, KeyboardInterrupt):
+                    self._interrupt()  # a second Ctrl-C, here or in what follows, waits for nobody
                 self._join()
+                raise
+            self._stopping = True
+            self._join()
         if self._failure is not None:
             raise self._failure
         look()
@@ -301,7 +303,6 @@ class Engine:
 
     def _interrupt(self) -> None:
         """End the activity that runs, where it is, unless it soon comes to an end by itself."""
-        self._stopping = True
         if not self._over.wait(INTERRUPT_S) and (thread := self.current.thread) is not None:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Aborted))
 
