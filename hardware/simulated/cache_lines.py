@@ -111,6 +111,40 @@ def write_line(lines: Any, rank: int, line: int) -> tuple[float, bool]:
     return lines.fetch_s[rank, owner], True
 
 
+@njit(nogil=True)
+def _lines_of(base, j, block, shift):
+    """First and last line of a coordinate of `block` parameters, 2^shift to a line, of a model from `base`."""
+    first = np.uint64(np.uint32(j)) * block
+    return base + (first >> shift), base + ((first + block - np.uint64(1)) >> shift)
+
+
+@njit(nogil=True)
+def read_lines_s(lines, base, rank, touched, costs):
+    """Let `rank` hold every line it reads; returns the stall in seconds."""
+    total = dearest = 0.0
+    for j in touched:
+        first, last = _lines_of(base, j, costs.block, costs.line_shift)
+        for line in range(first, last + np.uint64(1)):
+            cost = read_line(lines, rank, line)
+            total += cost
+            dearest = max(dearest, cost)
+    return max(dearest, total / lines.outstanding_misses)
+
+
+@njit(nogil=True)
+def write_lines_s(lines, base, rank, touched, block, shift, outstanding_clashes):
+    """Let `rank` alone hold every line it writes; returns the stall in seconds."""
+    missed = clashed = dearest = 0.0
+    for j in touched:
+        first, last = _lines_of(base, j, block, shift)
+        for line in range(first, last + np.uint64(1)):
+            cost, clash = write_line(lines, rank, line)
+            missed += 0.0 if clash else cost
+            clashed += cost if clash else 0.0
+            dearest = max(dearest, cost)
+    return max(dearest, missed / lines.outstanding_misses + clashed / outstanding_clashes)
+
+
 @njit(nogil=True, cache=True)
 def _read_range(lines: Any, rank: int, first: int, stop: int) -> tuple[float, float]:
     """Read lines one after the other; the seconds of all, and of the dearest."""

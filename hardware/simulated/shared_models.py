@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hardware.simulated import memory_loop
+from hardware.simulated import memory_ledger, memory_locks, memory_loop, memory_records
 from hardware.simulated.activity import Died, Signal
 from hardware.simulated.cache_lines import CacheLines
 from hardware.simulated.compute import KernelCost
 from hardware.simulated.engine import Engine
 from hardware.simulated.memory import SharedMemory
-from hardware.simulated.memory_loop import Costs, Ledger, Loaded, Locks
+from hardware.simulated.memory_ledger import Ledger, Loaded
+from hardware.simulated.memory_locks import Locks
+from hardware.simulated.memory_records import Costs
 from hardware.simulated.pace import Pace
 from harness.errors import UserError
 from harness.kernels.access import COORDINATES, Access
@@ -56,17 +58,17 @@ class SharedModels:
     ) -> None:
         self._engine, self._memory, self._kernel_cost, self._paces = engine, memory, kernel_cost, paces
         num_ranks = len(paces)
-        self._workers = np.zeros(num_ranks, memory_loop.WORKER)
+        self._workers = np.zeros(num_ranks, memory_records.WORKER)
         self._workers["next_s"] = self._workers["since_s"] = np.inf
         self._lines = CacheLines(memory, num_ranks)
         self._remote_s_per_byte = [memory.remote_s_per_byte(rank, None) for rank in range(num_ranks)]  # of rows
         self._sequential = [False] * num_ranks  # whether each visits rows as they are stored
         self._samples = np.zeros((num_ranks, 0), np.int32)
         self._ledger = Ledger(
-            np.zeros(0, memory_loop.COORDINATE),
+            np.zeros(0, memory_ledger.COORDINATE),
             np.zeros(0, np.int64),
-            np.zeros(memory_loop.STALENESS_BINS, np.int64),
-            np.zeros(1, memory_loop.TALLY),
+            np.zeros(memory_ledger.STALENESS_BINS, np.int64),
+            np.zeros(1, memory_ledger.TALLY),
         )
         self._models: dict[int, _Model] = {}
         self._programme: _Programme | None = None
@@ -83,7 +85,7 @@ class SharedModels:
         ledger, first_line = self._ledger, self._lines.add(tensor.nbytes, node)
         self._models[tensor.data_ptr()] = _Model(len(ledger.versions), first_line, len(ledger.written), tensor.numel())
         self._ledger = ledger._replace(
-            written=np.concatenate([ledger.written, np.zeros(tensor.numel(), memory_loop.COORDINATE)]),
+            written=np.concatenate([ledger.written, np.zeros(tensor.numel(), memory_ledger.COORDINATE)]),
             versions=np.concatenate([ledger.versions, np.zeros(1, np.int64)]),
         )
 
@@ -224,8 +226,8 @@ class SharedModels:
         words, first_line, in_line = access.words, 0, self._memory.line_bytes // access.words.itemsize
         if words.numel():
             first_line = self._models[words.data_ptr()].first_line + COORDINATES // in_line
-        state = np.zeros(1, memory_loop.LOCK)
-        state["last"] = memory_loop.NOBODY
+        state = np.zeros(1, memory_locks.LOCK)
+        state["last"] = memory_records.NOBODY
         shift = in_line.bit_length() - 1
         return Locks(access.code, state, np.zeros(len(words)), np.uint64(first_line), np.uint64(shift))
 
@@ -257,7 +259,7 @@ class SharedModels:
         """Let the rank, which has died in mid-chunk, do no more."""
         assert self._programme is not None
         *_, locks, costs = self._programme.native
-        if memory_loop.bury(self._engine.env.now, rank, self._workers, self._lines.native, locks, costs):
+        if memory_locks.bury(self._engine.env.now, rank, self._workers, self._lines.native, locks, costs):
             self._died_with_lock.append(rank)
         self._schedule()
 
@@ -289,7 +291,7 @@ class SharedModels:
             costs,
         )
         self._engine.events += 2 * (int(tally["updates"]) - updates_before)
-        if rank != memory_loop.NOBODY:
+        if rank != memory_records.NOBODY:
             self._engine.at(
                 float(self._workers["finish_s"][rank]), rank, partial(self._engine.happen, self._ends[rank])
             )

@@ -19,8 +19,8 @@ def _version() -> str:
     Numba looks only at the file of a cached function, not at what is compiled into it.
     """
     here = Path(__file__).parent
-    simulated = (here.parents[1] / "hardware" / "simulated" / name for name in ("cache_lines.py", "memory_loop.py"))
-    files = [*sorted(here.glob("*.py")), *simulated]
+    simulated = here.parents[1] / "hardware" / "simulated"
+    files = sorted([*here.glob("*.py"), simulated / "cache_lines.py", *simulated.glob("memory_*.py")])
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

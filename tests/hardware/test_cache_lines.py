@@ -7,10 +7,9 @@ import pytest
 import torch
 from simulated_ranks import execute, results, shared_memory
 
-from hardware.simulated.cache_lines import CacheLines, read_line, write_line
+from hardware.simulated.cache_lines import CacheLines, read_line, read_lines_s, write_line, write_lines_s
 from hardware.simulated.compute import Roofline
 from hardware.simulated.memory import SharedMemory
-from hardware.simulated.memory_loop import _read_s, _write_s
 from harness.errors import UserError
 from harness.kernels.access import Access, lock_words
 from harness.kernels.sparse_linear import SQUARES, SparseLinearKernel
@@ -121,9 +120,9 @@ def test_misses_and_claims_overlap_and_clashes_overlap_less():
     costs = SimpleNamespace(block=one, line_shift=shift)
 
     def write_s(rank, touched):
-        return _write_s.py_func(lines, np.uint64(0), rank, touched, one, shift, lines.outstanding_clashes)
+        return write_lines_s.py_func(lines, np.uint64(0), rank, touched, one, shift, lines.outstanding_clashes)
 
-    assert _read_s.py_func(lines, np.uint64(0), 0, touched, costs) == pytest.approx(10 * 80 / 4)
+    assert read_lines_s.py_func(lines, np.uint64(0), 0, touched, costs) == pytest.approx(10 * 80 / 4)
     for line in range(4):
         update(lines, 1, line)  # which rank 0 has lost then
     for line in range(4, 7):
