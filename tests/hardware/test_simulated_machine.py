@@ -82,6 +82,11 @@ def update(worker):
         dist.barrier()
         worker.run(sparse, model, torch.arange(8, dtype=torch.int32), 0.1, Access(locking, words))
     dist.barrier()
+    if shares:
+        far = torch.tensor([0, 2**18], dtype=torch.int32).repeat(8)  # 1 MiB apart: both want one place in the cache
+        rows = SparseRows(torch.arange(0, 17, 2), far, torch.ones(16), 2**18 + 1)
+        wide = SparseLinearKernel(rows, torch.ones(8), LOGISTIC)
+        worker.run(wide, torch.zeros(2**18 + 1), torch.arange(8, dtype=torch.int32), 0.1)
     for visited, samples in worker.visits(sparse, 1):  # as they are stored
         worker.run(visited, model, samples, 0.1)
 
