@@ -75,7 +75,7 @@ def test_popularity_falls_like_zipf_and_hot_features_are_apart():
 def test_popularity_may_be_uniform():
     rows, _ = sparse_rows(20_000, 1_000, nonzeros_per_sample=20, label_noise=0.0, seed=1, popularity="uniform")
     counts = np.bincount(rows.indices.numpy(), minlength=1_000)
-    # each is about binomial(20,000, 0.02), of standard deviation 20: all of 1,000 are within 5; draws are a whole number
+    # each is about binomial(20,000, 0.02), of standard deviation 20: 1,000 of them are within 5; draws are whole
     assert abs(counts - counts.mean()).max() < 100 and counts.mean() == pytest.approx(400, rel=0.05)
     with pytest.raises(UserError, match=r"problem\.synthetic_popularity must be one of zipf, uniform"):
         regression(synthetic_popularity="pareto")
