@@ -24,9 +24,10 @@ class Hogwild(SharedModelAlgorithm):
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend on the shared model, or a replica of it."""
         model = problem.build_model(worker.device, worker.seed)
-        replica = self.replica(worker, problem, flat_parameters(model))
-        if self.releases_gil(problem):
-            run_kernel(problem.kernel, worker, problem, replica, partial(self.step, worker))
+        layout = self.laid_out(worker, problem)
+        replica = self.replica(worker, problem, flat_parameters(model), layout)
+        if layout is not None:
+            run_kernel(layout.kernel, worker, replica, partial(self.step, worker))
         else:
             descend(worker, problem, model, replica, self.batch_size, partial(self.step, worker))
 

@@ -31,6 +31,11 @@ SHARING = ("shared", "replica_per_worker", "replica_per_node", "hot_replica")
 MERGES = ("delta_sum", "average", "ring")
 
 
+def as_it_is(model: torch.Tensor) -> torch.Tensor:
+    """The model itself: how one is seen that lies in the problem's order."""
+    return model
+
+
 class Replica(ABC):
     """The model that a worker works on.
 
@@ -48,8 +53,15 @@ class Replica(ABC):
     def processed(self, samples: int, updates: int = 1) -> None:
         """Note what has been done to the model."""
 
-    def finish(self) -> None:  # noqa: B027 - one model for all is finished at any time
+    @abstractmethod
+    def whole(self) -> torch.Tensor:
+        """The common model in numbers, shape (parameters,): what is observed. It may be the memory of the model."""
+
+    def merge(self) -> None:  # noqa: B027 - one model for all needs none
         """Give to the others what they do not know yet."""
+
+    def finish(self) -> None:  # noqa: B027 - one model for all is finished at any time
+        """Merge a last time."""
 
     @contextmanager
     def locked(self, worker: Worker) -> Iterator[None]:
@@ -69,6 +81,10 @@ class Alone(Replica):
         self.access = Access()
         self._worker = worker
 
+    def whole(self) -> torch.Tensor:
+        """The model."""
+        return self.model
+
     def processed(self, samples: int, updates: int = 1) -> None:
         """Observe the model."""
         self._worker.observe(self.model, samples, updates)
@@ -78,30 +94,43 @@ class Shared(Replica):
     """One model for all workers.
 
     Args:
-        weights: initial, shape (parameters,).
+        weights: initial, as they lie in memory, shape (parameters,).
         precision: the numbers it is stored as, one of `PRECISIONS`.
+        restore: gives the weights in the problem's order.
     """
 
-    def __init__(self, worker: Worker, weights: torch.Tensor, access: Access, precision: str) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        weights: torch.Tensor,
+        access: Access,
+        precision: str,
+        restore: Callable[[torch.Tensor], torch.Tensor] = as_it_is,
+    ) -> None:
         self.model: torch.Tensor = worker.shared("model", encode(weights, precision, access.quantum))
         self.access = access
-        self._worker, self._precision = worker, precision
+        self._worker, self._precision, self._restore = worker, precision, restore
 
     def processed(self, samples: int, updates: int = 1) -> None:
         """Observe the model."""
-        self._worker.observe(lambda: decode(self.model, self._precision, self.access.quantum), samples, updates)
+        self._worker.observe(self.whole, samples, updates)
+
+    def whole(self) -> torch.Tensor:
+        """The model, decoded, in the problem's order."""
+        return self._restore(decode(self.model, self._precision, self.access.quantum))
 
 
 class Merged(Replica):
     """A replica that is merged into a common model.
 
     Args:
-        weights: initial, shape (parameters,).
+        weights: initial, as they lie in memory, shape (parameters,).
         member: the replica's number, 0 .. members - 1; the worker's own, or its node's.
         rule: of merging, one of `MERGES`.
         every: samples of this worker between two merges.
         part: name of the part of the model that this is.
         whole: the whole model, of which this is a part; None where it is the whole.
+        restore: gives the whole model in the problem's order.
     """
 
     def __init__(
@@ -115,6 +144,7 @@ class Merged(Replica):
         every: int,
         part: str = "model",
         whole: Callable[[], torch.Tensor] | None = None,
+        restore: Callable[[torch.Tensor], torch.Tensor] = as_it_is,
     ) -> None:
         self.common = worker.shared(part, weights)
         self.model: torch.Tensor = _of_member(worker, f"{part} of replica", weights, member, members)
@@ -126,7 +156,7 @@ class Merged(Replica):
         with worker.lock("merge"):
             self._workers[member] += 1
         worker.meet()
-        self._whole = whole or (lambda: self.common)
+        self._whole, self._restore = whole or (lambda: self.common), restore
         self._samples = self._updates = 0
 
     def processed(self, samples: int, updates: int = 1) -> None:
@@ -138,6 +168,16 @@ class Merged(Replica):
                     return
                 self._merge()
             self._tell()
+
+    def whole(self) -> torch.Tensor:
+        """The common model, or the one that this is a part of, in the problem's order."""
+        return self._restore(self._whole())
+
+    def merge(self) -> None:
+        """Merge now, in turn or not."""
+        with self._worker.lock("merge"):
+            self._merge()
+        self._tell()
 
     def finish(self) -> None:
         """Merge a last time, in turn or not, and leave the ring."""
@@ -164,23 +204,32 @@ class Merged(Replica):
     def _tell(self) -> None:
         samples, updates, self._samples, self._updates = self._samples, self._updates, 0, 0
         if samples:
-            self._worker.observe(self._whole, samples, updates)
+            self._worker.observe(self.whole, samples, updates)
 
 
 class HotReplica(Replica):
     """One model for all workers but for its hottest coordinates, of which each has a replica.
 
     Args:
-        weights: initial, shape (parameters,).
-        hot: the coordinates to replicate, int64, shape (K,).
+        weights: initial, as they lie in memory, shape (parameters,).
+        hot: the parameters to replicate, as they lie, int64, shape (K,).
+        restore: gives the weights in the problem's order.
     """
 
     def __init__(
-        self, worker: Worker, weights: torch.Tensor, access: Access, hot: torch.Tensor, rule: str, every: int
+        self,
+        worker: Worker,
+        weights: torch.Tensor,
+        access: Access,
+        hot: torch.Tensor,
+        rule: str,
+        every: int,
+        restore: Callable[[torch.Tensor], torch.Tensor] = as_it_is,
     ) -> None:
         self._cold = worker.shared("model", weights)
         own = (worker, weights[hot], access, worker.rank, worker.num_workers, rule, every)
-        self._hot, self._places, self.max_chunk = Merged(*own, "hot coordinates", self._whole), hot, every
+        self._hot, self._places = Merged(*own, "hot coordinates", self._laid, restore), hot
+        self.max_chunk = every
         slots = torch.full((len(weights),), -1, dtype=torch.int32)
         slots[hot] = torch.arange(len(hot), dtype=torch.int32)
         self.model: SplitModel = SplitModel(self._cold, self._hot.model, slots)
@@ -190,11 +239,19 @@ class HotReplica(Replica):
         """Merge the hot coordinates if it is time."""
         self._hot.processed(samples, updates)
 
+    def merge(self) -> None:
+        """Merge the hot coordinates now."""
+        self._hot.merge()
+
     def finish(self) -> None:
         """Merge the hot coordinates a last time."""
         self._hot.finish()
 
-    def _whole(self) -> torch.Tensor:
+    def whole(self) -> torch.Tensor:
+        """The shared coordinates, with the common hot ones in their places, in the problem's order."""
+        return self._hot.whole()
+
+    def _laid(self) -> torch.Tensor:
         return self._cold.index_copy(0, self._places, self._hot.common)
 
 

@@ -47,7 +47,8 @@ class SGD(Algorithm):
             return self.learning_rate * self.step_decay**worker.epoch
 
         if self.releases_gil(problem):
-            run_kernel(problem.kernel, worker, problem, replica, step)
+            assert problem.kernel is not None
+            run_kernel(problem.kernel, worker, replica, step)
         else:
             descend(worker, problem, model, replica, self.batch_size, step)
 
@@ -82,17 +83,14 @@ def descend(
     replica.finish()
 
 
-def run_kernel(
-    kernel: Kernel | None, worker: Worker, problem: Problem, replica: Replica, step: Callable[[], float]
-) -> None:
+def run_kernel(kernel: Kernel, worker: Worker, replica: Replica, step: Callable[[], float]) -> None:
     """Take a step per sample by a native kernel until the budget is spent.
 
     Args:
         step: eta, asked for at every chunk of samples.
     """
-    assert kernel is not None
     chunk = min(worker.chunk_size, replica.max_chunk or worker.chunk_size)
-    for samples in worker.batches(problem, chunk):
-        worker.run(kernel, replica.model, samples, step(), replica.access)
+    for visited, samples in worker.visits(kernel, chunk):
+        worker.run(visited, replica.model, samples, step(), replica.access)
         replica.processed(len(samples), updates=len(samples))
     replica.finish()

@@ -10,8 +10,9 @@ import torch
 
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters
+from algorithms.layout import Layout, check_layout, hottest, laid_out, parameters_of
 from algorithms.precision import check_precision, encode
-from algorithms.replicas import MERGES, SHARING, HotReplica, Merged, Replica, Shared
+from algorithms.replicas import MERGES, SHARING, HotReplica, Merged, Replica, Shared, as_it_is
 from harness.errors import require
 from harness.kernels.access import Access, check_locking, lock_words, open_mutex
 from harness.kernels.base import Kernel, Model, SplitModel
@@ -30,6 +31,7 @@ class SharedModelAlgorithm(Algorithm):
         merge_every: samples of a worker between two merges, >= 1.
         hot_coordinates: how many hot_replica replicates, >= 1.
         locking: none, atomic, global_spin, global_mutex, per_coordinate or round_robin (harness/kernels/access.py).
+        layout: of the model in memory: as_given, scattered, by_heat or padded (algorithms/layout.py).
         precision: of a model that is shared: full, bfloat16 or int8, the latter two with stochastic rounding.
         quantum: what one step of an int8 model is worth, > 0.
         gradient_delay_s: by which every gradient of a kernel artificially takes longer, >= 0 s.
@@ -44,6 +46,7 @@ class SharedModelAlgorithm(Algorithm):
     merge_every: int
     hot_coordinates: int
     locking: str
+    layout: str
     precision: str
     quantum: float
     gradient_delay_s: float
@@ -51,6 +54,7 @@ class SharedModelAlgorithm(Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_locking(self.locking)
+        check_layout(self.layout)
         check_precision(self.precision, self.quantum)
         require(0 < self.step_decay <= 1, "algorithm.step_decay", "must be in (0, 1]", self.step_decay)
         require(self.sharing in SHARING, "algorithm.sharing", f"must be one of {', '.join(SHARING)}", self.sharing)
@@ -76,29 +80,57 @@ class SharedModelAlgorithm(Algorithm):
             UserError: naming the field.
         """
         if self.releases_gil(problem):
+            assert problem.kernel is not None
+            movable = self.layout == "as_given" or problem.kernel.row_data is not None
+            rule = "must be as_given with a kernel whose coordinates cannot be renumbered"
+            require(movable, "algorithm.layout", rule, self.layout)
             return
         rule = "needs a native kernel (algorithm.batch_size=1, and a problem that has one)"
         require(self.sharing != "hot_replica", "algorithm.sharing", f"hot_replica {rule}", self.sharing)
         require(self.precision == "full", "algorithm.precision", f"{self.precision} {rule}", self.precision)
         require(self.gradient_delay_s == 0, "algorithm.gradient_delay_s", rule, self.gradient_delay_s)
+        require(self.layout == "as_given", "algorithm.layout", f"{self.layout} {rule}", self.layout)
         known = self.locking in ("none", "global_mutex")
         require(known, "algorithm.locking", f"{self.locking} {rule}; use none or global_mutex", self.locking)
 
-    def replica(self, worker: Worker, problem: Problem, weights: torch.Tensor) -> Replica:
+    def laid_out(self, worker: Worker, problem: Problem) -> Layout | None:
+        """The problem's kernel for a model that lies as `layout` says, found off the clock; None without a kernel."""
+        if not self.releases_gil(problem):
+            return None
+        assert problem.kernel is not None
+        with worker.clock.paused():
+            number_bytes = encode(torch.empty(0, dtype=getattr(torch, problem.dtype)), self.precision, 1.0).itemsize
+            return laid_out(problem.kernel, self.layout, number_bytes, worker.seed)
+
+    def replica(self, worker: Worker, problem: Problem, weights: torch.Tensor, layout: Layout | None = None) -> Replica:
         """The model that this worker works on; every worker calls it.
 
         Args:
-            weights: initial, shape (parameters,).
+            weights: initial, in the problem's order, shape (parameters,).
+            layout: from `laid_out`, of the kernel that will work on the model.
+
+        Raises:
+            UserError: if the caller knows of no layouts, and the settings ask for one.
         """
-        access = self._access(worker, problem)
+        if layout is None and self.releases_gil(problem):
+            rule = f"must be as_given with {type(self).__name__}"
+            require(self.layout == "as_given", "algorithm.layout", rule, self.layout)
+            layout = self.laid_out(worker, problem)
+        access = self.access(worker, layout.kernel if layout is not None else None)
+        if layout is not None:
+            with worker.clock.paused():
+                weights = layout.lay(weights)
+        restore = layout.restore if layout is not None else as_it_is
         if self.sharing == "shared":
-            return Shared(worker, weights, access, self.precision)
+            return Shared(worker, weights, access, self.precision, restore)
         if self.sharing == "hot_replica":
-            hot = hottest(problem.kernel, self.hot_coordinates)
-            return HotReplica(worker, weights, access, hot, self.merge, self.merge_every)
+            assert problem.kernel is not None
+            hot = parameters_of(problem.kernel, hottest(problem.kernel, self.hot_coordinates))
+            places = hot if layout is None or layout.places is None else layout.places[hot]
+            return HotReplica(worker, weights, access, places, self.merge, self.merge_every, restore)
         per_worker = self.sharing == "replica_per_worker"
         member, members = (worker.rank, worker.num_workers) if per_worker else (worker.node, worker.num_nodes)
-        return Merged(worker, weights, access, member, members, self.merge, self.merge_every)
+        return Merged(worker, weights, access, member, members, self.merge, self.merge_every, restore=restore)
 
     def step(self, worker: Worker) -> float:
         """The learning rate of the worker's epoch."""
@@ -112,21 +144,18 @@ class SharedModelAlgorithm(Algorithm):
             model = SplitModel(weights, weights[:1].clone(), torch.zeros(len(weights), dtype=torch.int32))
         return model, Access(self.locking, lock_words(self.locking, 1), self.quantum)
 
-    def _access(self, worker: Worker, problem: Problem) -> Access:
-        if not self.releases_gil(problem):
+    def access(self, worker: Worker, kernel: Kernel | None) -> Access:
+        """How updates get to what is shared; every worker calls it, once.
+
+        Args:
+            kernel: that makes the updates, or one of as many coordinates; None where torch makes them.
+        """
+        if kernel is None:
             return Access(self.locking)
-        assert problem.kernel is not None
-        words = lock_words(self.locking, problem.kernel.num_coordinates)
+        words = lock_words(self.locking, kernel.num_coordinates)
         if words.numel():
             words = worker.shared("locks", words)
             if worker.rank == 0:
                 open_mutex(words)
             worker.meet()
         return Access(self.locking, words, self.quantum, self.gradient_delay_s)
-
-
-def hottest(kernel: Kernel | None, count: int) -> torch.Tensor:
-    """The coordinates that most samples touch, int64, shape (min(count, coordinates),)."""
-    assert kernel is not None
-    counts = torch.bincount(kernel.indices, minlength=kernel.num_coordinates)
-    return counts.argsort(descending=True, stable=True)[:count]

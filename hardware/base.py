@@ -1,7 +1,8 @@
 """The Hardware: where workers run and what time is."""
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from harness.errors import require
 from harness.program import Program
 from harness.worker import Observation
 
+MEMORY_POLICIES = r"first_touch|interleave|bind:(\d+)"  # where pages lie; see hardware/real/placement.py
 PIN_POLICIES = ("spread", "fill")  # round robin over sockets; all cores of one socket before those of the next
 
 
@@ -20,6 +22,19 @@ def check_pin_policy(field_name: str, policy: str) -> None:
         UserError: naming the field.
     """
     require(policy in PIN_POLICIES, field_name, f"must be one of {', '.join(PIN_POLICIES)}", policy)
+
+
+def check_memory_policy(field_name: str, policy: str, nodes: Sequence[int] | None = None) -> None:
+    """Refuse a policy that is none of the three, or binds to a node that is not among `nodes`.
+
+    Raises:
+        UserError: naming the field.
+    """
+    known = re.fullmatch(MEMORY_POLICIES, policy)
+    require(known is not None, field_name, "must be first_touch, interleave or bind:<node>", policy)
+    assert known is not None
+    present = nodes is None or known[1] is None or int(known[1]) in nodes
+    require(present, field_name, f"must bind to a NUMA node in use, one of {nodes}", policy)
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,10 @@ def sequential(setup: Setup) -> Setup:
     """The baseline's setup: the best sequential code, on one worker of the same hardware.
 
     That is per-sample SGD where the problem has a native kernel that the hardware can run, else SGD with the run's own
-    step and batches.
+    step and batches. The step of a method that is not SGD is none of SGD's.
     """
     own, problem = setup.algorithm, setup.problem
-    if problem.kernel is not None and setup.hardware.runs_kernels and own.batch_size > 1:
+    if problem.kernel is not None and setup.hardware.runs_kernels and (own.batch_size > 1 or not own.is_sgd):
         best = SGD(learning_rate=problem.learning_rate, batch_size=1, step_decay=1.0)
     else:
         decay = getattr(own, "step_decay", 1.0)

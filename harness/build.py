@@ -109,10 +109,18 @@ def _type_rule(message: str) -> str:
 
     >>> _type_rule("Value 'two' of type 'str' could not be converted to Integer")
     "must be a whole number, got 'two'"
+    >>> _type_rule("Key a (str) is incompatible with (int)")
+    'must have a whole number as its key, got a'
     """
     found = re.search(r"Value (.+) of type '.+' could not be converted to (\w+)", message)
     names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
-    return f"must be {names.get(found[2], found[2])}, got {found[1]}" if found else f"has the wrong type: {message}"
+    if found:
+        return f"must be {names.get(found[2], found[2])}, got {found[1]}"
+    if key := re.search(r"Key (.+) \(\w+\) is incompatible with \((int|float)\)", message):
+        return f"must have {'a whole number' if key[2] == 'int' else 'a number'} as its key, got {key[1]}"
+    if re.search(r"Cannot assign .+ to Dict\[", message):
+        return "must be a mapping, such as {10.0: 4.0}"
+    return "must have a value" if "is not Optional" in message else f"has the wrong type: {message}"
 
 
 def _require_finite(value: Any, field: str) -> None:

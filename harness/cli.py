@@ -179,6 +179,7 @@ GROUPS = (
     "algorithm",
     "hardware",
     "hardware/compute",
+    "hardware/memory",
     "hardware/protocol",
     "problem",
     "data",

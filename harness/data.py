@@ -1,15 +1,57 @@
-"""Which samples a worker sees, and in which order.
+"""Which samples a worker sees, in which order, and in whose memory their rows lie.
 
 The order is a function of (seed, epoch), never of arrival. A *position* counts samples over the whole run: position
-`epoch * num_samples + i` is the i-th sample of that epoch's permutation.
+`epoch * rows + i` is the i-th sample of that epoch's permutation.
+
+    partitioned          one order of all rows; every worker takes the next part of it
+    replicated           every worker has an order of its own of all rows
+    sharded_per_node     every node has rows and an order of its own; its workers take the next part of it
+    replicated_per_node  as partitioned, over a copy of the rows in each node's memory
+                         (the last two: DimmWitted, Zhang and Re, VLDB 2014, section 3.4: Sharding, FullReplication)
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
+
+from harness.errors import require
+
+ORDERS = ("index", "storage", "permuted")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of the training set one worker is dealt, and with whom.
+
+    Args:
+        first: the first row.
+        stop: one beyond the last row.
+        workers: how many take turns in one order of these rows.
+        index: the worker's number among them.
+        pool: number of the counter from which asynchronous workers take samples.
+        budget: samples that are taken from it, over the run.
+        stream: what tells the order from those of others.
+        node: in whose memory the rows lie; None leaves that to the hardware's settings.
+    """
+
+    first: int
+    stop: int
+    workers: int
+    index: int
+    pool: int
+    budget: int
+    stream: tuple[int, ...] = ()
+    node: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """How many; one epoch."""
+        return self.stop - self.first
 
 
 @dataclass(frozen=True)
@@ -17,60 +59,117 @@ class DataPolicy(ABC):
     """How samples are dealt to workers.
 
     Args:
-        shuffle: a fresh permutation every epoch; false keeps the storage order.
+        order: in which rows are visited. index: by a fresh permutation every epoch, rows stay where they are; storage:
+            as they are stored; permuted: the order of index, in which native kernels find the rows stored, because
+            workers copy them so at the beginning of every epoch, on the clock.
     """
 
-    shuffle: bool
+    per_node: ClassVar[bool] = False  # whether rows lie in the memory of the node that visits them
+
+    order: str
+
+    def __post_init__(self) -> None:
+        require(self.order in ORDERS, "data.order", f"must be one of {', '.join(ORDERS)}", self.order)
+
+    @property
+    def moves_rows(self) -> bool:
+        """Whether rows are not visited where and as they are stored."""
+        return self.per_node or self.order == "permuted"
 
     @abstractmethod
-    def order(self, num_samples: int, length: int, seed: int, rank: int) -> torch.Tensor:
-        """The sample at every position of the run, as worker `rank` sees it.
+    def share(self, num_samples: int, budget: int, rank: int, nodes: Sequence[int]) -> Share:
+        """What a worker is dealt.
 
         Args:
             num_samples: size of the data set.
-            length: positions needed.
-
-        Returns:
-            int32 tensor of shape (length,), values in [0, num_samples). Read only: it may be shared.
+            budget: global samples.
+            nodes: of every rank.
         """
 
-    @abstractmethod
-    def position(self, global_position: int, own_position: int) -> int:
-        """Where in `order` the next batch starts, given both counts of samples dealt before it."""
+    def sequence(self, share: Share, length: int, seed: int) -> torch.Tensor:
+        """The row at every position of a share's order, counted from its first row.
+
+        Returns:
+            int32 tensor of shape (length,), values in [0, share.rows). Read only: it may be shared.
+        """
+        return _sequence(share.rows, length, (seed, *share.stream), self.order != "storage")
 
 
 @dataclass(frozen=True)
 class Partitioned(DataPolicy):
     """One global order; every worker takes the next part, so that each epoch is dealt exactly once."""
 
-    def order(self, num_samples: int, length: int, seed: int, rank: int) -> torch.Tensor:
-        """One order for all ranks, shape (length,)."""
-        return _order(num_samples, length, (seed,), self.shuffle)
-
-    def position(self, global_position: int, own_position: int) -> int:
-        """The global position."""
-        return global_position
+    def share(self, num_samples: int, budget: int, rank: int, nodes: Sequence[int]) -> Share:
+        """All rows, with all workers."""
+        return Share(0, num_samples, workers=len(nodes), index=rank, pool=0, budget=budget)
 
 
 @dataclass(frozen=True)
 class Replicated(DataPolicy):
     """Every worker draws from the whole data set in an order of its own."""
 
-    def order(self, num_samples: int, length: int, seed: int, rank: int) -> torch.Tensor:
-        """An order per rank, shape (length,)."""
-        return _order(num_samples, length, (seed, rank), self.shuffle)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = "must be index or storage with data=replicated: permuting would take a copy of all rows per worker"
+        require(self.order != "permuted", "data.order", rule, self.order)
 
-    def position(self, global_position: int, own_position: int) -> int:
-        """The worker's own position."""
-        return own_position
+    def share(self, num_samples: int, budget: int, rank: int, nodes: Sequence[int]) -> Share:
+        """All rows, alone; the budget is everybody's."""
+        return Share(0, num_samples, workers=1, index=0, pool=0, budget=budget, stream=(rank,))
+
+
+@dataclass(frozen=True)
+class ShardedPerNode(DataPolicy):
+    """Every node's memory holds rows of its own, in proportion to its workers, who visit only those.
+
+    A node deals each of its rows exactly once per epoch; its share of the budget ends when it has dealt it, whatever
+    other nodes have done by then.
+    """
+
+    per_node: ClassVar[bool] = True
+
+    def share(self, num_samples: int, budget: int, rank: int, nodes: Sequence[int]) -> Share:
+        """The rows of the worker's node, with the workers of that node.
+
+        Raises:
+            UserError: with fewer rows than workers.
+        """
+        workers, node = len(nodes), nodes[rank]
+        rule = f"must leave a row to each of {workers} workers with data=sharded_per_node"
+        require(num_samples >= workers, "the training set", rule, num_samples)
+        before, own = sum(other < node for other in nodes), nodes.count(node)
+
+        def part(amount: int) -> tuple[int, int]:
+            return amount * before // workers, amount * (before + own) // workers
+
+        (first, stop), (taken, end) = part(num_samples), part(budget % num_samples)
+        return Share(
+            first,
+            stop,
+            workers=own,
+            index=nodes[:rank].count(node),
+            pool=node,
+            budget=budget // num_samples * (stop - first) + end - taken,
+            stream=(node,) if own < workers else (),
+            node=node,
+        )
+
+
+@dataclass(frozen=True)
+class ReplicatedPerNode(Partitioned):
+    """One global order, dealt as `Partitioned` does, over a copy of all rows in each node's memory."""
+
+    per_node: ClassVar[bool] = True
+
+    def share(self, num_samples: int, budget: int, rank: int, nodes: Sequence[int]) -> Share:
+        """All rows, with all workers, in the memory of the worker's node."""
+        return replace(super().share(num_samples, budget, rank, nodes), node=nodes[rank])
 
 
 @lru_cache(maxsize=8)  # threads and simulated ranks of one run share one copy
-def _order(num_samples: int, length: int, key: tuple[int, ...], shuffle: bool) -> torch.Tensor:
-    epochs = -(-length // num_samples)
-    order = np.empty((epochs, num_samples), dtype=np.int32)
+def _sequence(rows: int, length: int, key: tuple[int, ...], shuffled: bool) -> torch.Tensor:
+    epochs = -(-length // rows)
+    sequence = np.empty((epochs, rows), dtype=np.int32)
     for epoch in range(epochs):
-        order[epoch] = (
-            np.random.default_rng([*key, epoch]).permutation(num_samples) if shuffle else np.arange(num_samples)
-        )
-    return torch.from_numpy(order.reshape(-1)[:length])
+        sequence[epoch] = np.random.default_rng([*key, epoch]).permutation(rows) if shuffled else np.arange(rows)
+    return torch.from_numpy(sequence.reshape(-1)[:length])

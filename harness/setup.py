@@ -153,6 +153,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     setup.algorithm.check(setup.problem)
     _check_memory(setup)
     _check_kernel(setup)
+    _check_rows(setup)
     assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
     notices = []
     offered, used = setup.hardware.workers_offered, setup.num_workers
@@ -179,6 +180,26 @@ def _check_kernel(setup: Setup) -> None:
             f"algorithm={algorithm} with algorithm.batch_size=1 runs the problem's native kernel, which "
             f"hardware={hardware} does not run: set algorithm.batch_size above 1, or use "
             f"hardware={_names('hardware', lambda h: h.runs_kernels)}"
+        )
+
+
+def _check_rows(setup: Setup) -> None:
+    data, policy = setup.data, setup.choices["data"]
+    if not data.moves_rows:
+        return
+    algorithm, kernel = setup.choices["algorithm"], setup.problem.kernel
+    asked = f"data={policy}" if data.per_node else "data.order=permuted"
+    instead = "data=partitioned" if data.per_node else "data.order=index"
+    if not setup.algorithm.releases_gil(setup.problem) or kernel is None or kernel.row_data is None:
+        raise UserError(
+            f"{asked} moves the rows of a native kernel, and algorithm={algorithm} runs none here that allows it "
+            f"(algorithm.batch_size=1, and a problem that has one): use {instead}"
+        )
+    if not setup.hardware.shares_memory:
+        hardware = setup.choices["hardware"]
+        raise UserError(
+            f"{asked} needs memory that all workers share, which hardware={hardware} does not have: use {instead}, or "
+            f"hardware={_names('hardware', lambda h: h.shares_memory)}"
         )
 
 

@@ -8,9 +8,11 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -18,11 +20,14 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from harness.clock import Clock
+from harness.data import Share
+from harness.dealing import Dealer
 from harness.errors import Diverged, UserError, require
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.problems.base import Problem
 from harness.program import Program
+from harness.rows import Rows, copied
 
 COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
 MAX_CHUNK = 1024  # samples; beyond, the cost of asking for them no longer shows
@@ -53,18 +58,29 @@ class Place(ABC):
     Attributes:
         node: of the socket it sits on, among those that hold workers of this run; 0 where workers share no memory.
         num_nodes: how many sockets hold workers; 1 where workers share no memory.
+        num_memories: NUMA nodes in use, on which what is shared may lie.
     """
 
     rank: int
     num_workers: int
     node: int = 0
     num_nodes: int = 1
+    num_memories: int = 1
     device: torch.device
     clock: Clock
 
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The node of every rank."""
+        return (0,) * self.num_workers
+
     @abstractmethod
     def add(self, counter: str, amount: int) -> int:
-        """Atomically add to a counter of the run (one of `COUNTERS`); returns its value before."""
+        """Atomically add to a counter of the run; returns its value before.
+
+        Args:
+            counter: one of `COUNTERS`, or where threads or simulated ranks share memory `dealing.counter` of any pool.
+        """
 
     @abstractmethod
     def count(self, samples: int, updates: int) -> tuple[int, int]:
@@ -83,6 +99,39 @@ class Place(ABC):
         Raises:
             UserError: where workers share no memory.
         """
+
+    def rows(
+        self,
+        name: str,
+        kernel: Kernel,
+        shares: Mapping[int | None, Share],
+        share: Share,
+        fresh: bool = False,
+        sequential: bool = False,
+    ) -> Rows:
+        """A kernel over rows that lie where they shall: copies of its own rows. All workers call it alike.
+
+        Args:
+            name: of the rows.
+            kernel: one whose rows can be moved, or nothing is done.
+            shares: the rows that lie in each node's memory, or wherever the hardware's settings say (None).
+            share: of these, the worker's.
+            fresh: whether there must be a copy even where nothing would lie elsewhere.
+            sequential: whether they will be visited as they are stored; only virtual time depends on it.
+        """
+        if kernel.row_data is None or (not fresh and self.num_memories == 1 and None in shares):
+            return Rows(kernel, share.first)
+        return copied(name, kernel, shares, share, self.shared)
+
+    def gather(self, source: Rows, target: Rows, rows: torch.Tensor, begin: int, end: int) -> None:
+        """Copy rows[begin] .. rows[end - 1] of `source` to where they are begin .. end - 1 of `target`.
+
+        Args:
+            rows: int32, in the numbers of `source.kernel`.
+        """
+        data, into = source.kernel.row_data, target.kernel.row_data
+        assert data is not None and into is not None
+        data.gather_into(into, rows, begin, end, source.first)
 
     @abstractmethod
     def run(
@@ -129,6 +178,7 @@ class Worker:
         device: where its model lives.
         generator: random numbers of this worker alone, from (seed, rank).
         epoch: of the last batch dealt, from 0.
+        position: of the last batch dealt by `epochs`: where in its epoch it begins, from 0.
     """
 
     def __init__(self, place: Place, program: Program) -> None:
@@ -141,14 +191,13 @@ class Worker:
         self._synchronous = program.algorithm.synchronous
         self._budget = program.budget_samples
         self._milestones = program.milestones
-        self._data = program.data
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
-        self.epoch = 0
+        self.epoch = self.position = 0
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
-        self._orders: dict[int, torch.Tensor] = {}
-        self._order(program.problem.num_samples)  # now, so that no clock sees it
+        self._dealer = Dealer(place, program)
+        self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
 
     @property
     def clock(self) -> Clock:
@@ -163,16 +212,55 @@ class Worker:
 
         Yields:
             int32 sample indices, shape (batch_size,).
+
+        Raises:
+            UserError: where the data policy moves rows, which needs `visits`.
         """
-        dealt = self._rounds(batch_size) if self._synchronous else self._claims(batch_size)
-        order = self._order(problem.num_samples)
-        own_position = 0
-        for global_position, size in dealt:
-            position = self._data.position(global_position, own_position)
-            self.epoch = global_position // problem.num_samples
-            self._place.dealt(size)
-            yield order[position : position + size]
-            own_position += size
+        self._dealer.check_unmoved()
+        rows = self._dealer.sequence(problem.num_samples)
+        for position, size in self._dealt(problem.num_samples, batch_size):
+            yield rows[position : position + size]
+
+    def visits(self, kernel: Kernel, batch_size: int) -> Iterator[tuple[Kernel, torch.Tensor]]:
+        """As `batches`, for a native kernel: rows lie where the data policy says, and are permuted if it says so.
+
+        A batch that an epoch's end goes through comes in two parts.
+
+        Yields:
+            the kernel to run, and int32 indices of its samples, shape (<= batch_size,).
+        """
+        num_samples, dealer = len(kernel.indptr) - 1, self._dealer
+        with self.clock.paused():
+            rows = dealer.rows(kernel, num_samples)
+        for epoch, start, stop in dealer.within_epochs(self._dealt(num_samples, batch_size), num_samples):
+            if rows.turn(epoch):
+                self.meet()
+            if start < stop:
+                yield rows.kernel, rows.samples(epoch, start, stop)
+
+    def epochs(self, problem: Problem, batch_size: int) -> Iterator[tuple[int, Iterator[torch.Tensor]]]:
+        """Deal this worker's batches as `batches` does, epoch by epoch: none reaches into the next epoch.
+
+        For asynchronous algorithms that do something between epochs. Every worker goes through all epochs, even one
+        whose batches others were faster to claim.
+
+        Yields:
+            the epoch, from 0, and this worker's batches of it, all of which must be taken.
+
+        Raises:
+            UserError: where the data policy moves rows.
+        """
+        self._dealer.check_unmoved()
+        rows = self._dealer.sequence(problem.num_samples)
+
+        def of_epoch(epoch: int, group: Iterator[tuple[int, int, int, int]]) -> Iterator[torch.Tensor]:
+            for _, first, own, size in group:
+                self.epoch, self.position = epoch, first
+                if size:
+                    yield rows[own : own + size]
+
+        for epoch, group in groupby(self._dealer.epochs(problem.num_samples, batch_size), key=itemgetter(0)):
+            yield epoch, of_epoch(epoch, group)
 
     @property
     def chunk_size(self) -> int:
@@ -270,21 +358,11 @@ class Worker:
         if bisect_right(self._milestones, before) < bisect_right(self._milestones, before + samples):
             self._report(model, before + samples, updates_before + updates)
 
-    def _order(self, num_samples: int) -> torch.Tensor:
-        if num_samples not in self._orders:
-            length = self._budget + self.num_workers  # a budget that workers cannot share evenly is rounded up
-            self._orders[num_samples] = self._data.order(num_samples, length, self.seed, self.rank)
-        return self._orders[num_samples]
-
-    def _rounds(self, batch_size: int) -> Iterator[tuple[int, int]]:
-        global_batch = batch_size * self.num_workers
-        for start in range(0, self._budget, global_batch):
-            size = min(batch_size, -(-(self._budget - start) // self.num_workers))
-            yield start + self.rank * size, size
-
-    def _claims(self, batch_size: int) -> Iterator[tuple[int, int]]:
-        while (start := self._place.add("dealt", batch_size)) < self._budget:
-            yield start, min(batch_size, self._budget - start)
+    def _dealt(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int]]:
+        for epoch, position, size in self._dealer.positions(num_samples, batch_size):
+            self.epoch = epoch
+            self._place.dealt(size)
+            yield position, size
 
     def _report(self, model: nn.Module | torch.Tensor | Callable[[], torch.Tensor], samples: int, updates: int) -> None:
         self._place.settle()

@@ -8,6 +8,7 @@ from typing import ClassVar
 from algorithms.base import Algorithm
 from hardware.simulated.compute import Fixed
 from hardware.simulated.machine import Simulated
+from hardware.simulated.memory import SharedMemory
 from hardware.simulated.network.protocol import Gloo, Nccl
 from hardware.simulated.network.topologies import Switch
 from harness.data import Partitioned
@@ -36,13 +37,41 @@ class Ranks(Algorithm):
 
 def program(body, budget=1, milestones=(1,), seed=0):
     """A program whose every worker runs `body(worker)`."""
-    return Program(Ranks(0.1, 1, body), ONE_SAMPLE, Partitioned(shuffle=False), seed, budget, milestones)
+    return Program(Ranks(0.1, 1, body), ONE_SAMPLE, Partitioned("storage"), seed, budget, milestones)
 
 
 def machine(num_workers, compute=SECOND, network=SWITCH, protocol=GLOO, memory=None, **mess):
     """A simulated hardware."""
     mess = {"stragglers": {}, "slowdowns": {}, "deaths": {}, **mess}
     return Simulated(num_workers, compute, network, protocol, memory, **mess)
+
+
+def shared_memory(**settings):
+    """Two sockets of 32 cores on which nothing costs anything, overlaps or is forgotten, unless told."""
+    free = {
+        "sockets": 2,
+        "cores_per_socket": 32,
+        "line_bytes": 64,
+        "cache_bytes": 2**30,
+        "same_socket_s": 0.0,
+        "cross_socket_s": 0.0,
+        "shared_cache_s": 0.0,
+        "local_memory_s": 0.0,
+        "remote_memory_s": 0.0,
+        "outstanding_misses": 1,
+        "outstanding_clashes": 1,
+        "migrates": False,
+        "atomic_s": 0.0,
+        "lock_s": 0.0,
+        "wake_s": 0.0,
+        "sleep_s": 0.0,
+        "pin_policy": "spread",
+        "memory_policy": "first_touch",
+        "local_bytes_per_s": 1e10,
+        "remote_bytes_per_s": 1e10,
+        "sequential_rows": 1.0,
+    }
+    return SharedMemory(**(free | settings))
 
 
 def execute(body, num_workers, budget=1, milestones=(1,), seed=0, **options):

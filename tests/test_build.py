@@ -1,19 +1,22 @@
 """The build: every YAML composes, builds and names every field of its dataclass."""
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import composed
 import pytest
+from commands import command
 from omegaconf import DictConfig, OmegaConf
 
+from harness import cli
 from harness.build import build, instantiate, target_class
 from harness.errors import UserError
 from harness.setup import PROBLEM_HINTS
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("algorithm", "hardware", "problem", "data", "tracking")
-SUBGROUPS = ("hardware/compute", "hardware/protocol")  # of a simulated hardware
+SUBGROUPS = ("hardware/compute", "hardware/memory", "hardware/protocol")  # of a simulated hardware
 COMPONENTS = [f"{group}/{path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
@@ -50,6 +53,34 @@ def test_yaml_of_a_part_builds_and_names_every_field(subgroup):
 def test_every_yaml_begins_with_a_line_for_help(path):
     lines = [line for line in path.read_text().splitlines() if "@package" not in line]
     assert lines[0].startswith("# ") and len(lines[0]) > 10
+
+
+# of a mapping that is empty by default
+EXAMPLE = re.compile(r"^(?P<indent> *)(?P<name>\w+): .*#[^{]*(?P<example>\{.*\})")
+EXAMPLES = [
+    (path.stem, f"hardware.{'network.' * bool(found['indent'])}{found['name']}={found['example']}")
+    for path in sorted((CONF / "hardware").glob("sim_*.yaml"))
+    for found in filter(None, map(EXAMPLE.match, path.read_text().splitlines()))
+]
+
+
+def test_every_simulated_hardware_has_its_five_examples():
+    assert len(EXAMPLES) == 5 * len({hardware for hardware, _ in EXAMPLES}) == 5 * 10
+
+
+@pytest.mark.parametrize(("hardware", "override"), EXAMPLES, ids=map("-".join, EXAMPLES))
+def test_the_examples_in_comments_can_be_typed(hardware, override):
+    build(cli.composed([f"hardware={hardware}", override]).hardware, "hardware").check()
+
+
+def test_links_between_switches_can_be_named_on_the_command_line(tmp_path):
+    options = ["experiment=smallest", "algorithm=all_reduce", "hardware=sim_edges", "hardware.num_workers=4"]
+    slow = command(*options, "hardware.network.background={left-right: 1.2e8}", runs_dir=tmp_path)
+    assert slow.returncode == 0, slow.stderr
+    wrong = command(*options, "hardware.network.changes={left-wrong: {0.0: 0.5}}", runs_dir=tmp_path)
+    assert wrong.stderr.strip().splitlines()[-1] == (
+        "error: hardware.network.changes must name links, such as left-right, left-host0, right-left, got left-wrong"
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,11 @@ from harness.trial import evaluate
 
 CONVEX = ["problem=least_squares", "problem.samples=250", "problem.features=10", "problem.condition=10.0"]
 SHORT = ["problem.dtype=float64", "budget.epochs=20", "budget.observations=4", "tracking=none"]
+REGULARISED = ["problem=logistic_regression", "problem.synthetic_samples=250", "problem.synthetic_features=20"]
+REGULARISED += ["problem.synthetic_nonzeros_per_sample=5", "problem.l2=0.01", "problem.target_loss=0.5217"]
+EXACT = ["algorithm.learning_rate=1"]  # a share of an exact step
+PROBLEMS = {"dual_coordinate_descent": REGULARISED + EXACT, "coordinate_descent": CONVEX + EXACT}
+PROBLEMS["sgld"] = [*CONVEX, "algorithm.temperature=0.01"]  # the variance of the noise, as Bayes would have it
 PAIRS = list(product(options("algorithm"), options("hardware")))
 
 
@@ -24,7 +29,7 @@ def run(algorithm, hardware, workers):
         f"hardware={hardware}",
     ]
     try:
-        composed = setup(*chosen, f"hardware.num_workers={workers}", *CONVEX, *SHORT)
+        composed = setup(*chosen, f"hardware.num_workers={workers}", *PROBLEMS.get(algorithm, CONVEX), *SHORT)
     except UserError as refusal:
         known = "needs memory that all workers share", "native kernel, which hardware=sim_dgx does not run"
         assert any(words in str(refusal) for words in known)  # any other refusal is a defect
@@ -47,8 +52,10 @@ def test_two_workers_solve_a_convex_problem(algorithm, hardware):
 
 @pytest.mark.parametrize(("algorithm", "hardware"), [pair for pair in PAIRS if pair[0] != "sgd"])
 def test_one_worker_equals_sequential(algorithm, hardware):
-    _, program, execution = run(algorithm, hardware, 1)
-    _, _, sequential = run("sgd", hardware, 1)
+    """SGD on the same hardware, or the same method on the other clock."""
+    composed, program, execution = run(algorithm, hardware, 1)
+    other = "sim_cpu" if hardware == "cpu" else "cpu"
+    _, _, sequential = run("sgd", hardware, 1) if composed.algorithm.is_sgd else run(algorithm, other, 1)
     mine, reference = execution.observations[-1], sequential.observations[-1]
     assert mine.samples == reference.samples == program.budget_samples
     # float64: the kernel and autograd sum in different orders

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VOCABULARY = {"harness.worker", "harness.clock", "harness.data", "harness.errors", "harness.kernels"}
+VOCABULARY = {"harness.worker", "harness.clock", "harness.data", "harness.errors", "harness.kernels", "harness.rows"}
 VOCABULARY |= {"harness.program"}  # the words that algorithms and hardware share
 ALLOWED = {  # package -> what of this project it may import
     "algorithms": VOCABULARY | {"algorithms", "harness.problems"},
     "hardware": VOCABULARY | {"hardware"},
-    "harness/problems": VOCABULARY | {"harness.problems", "harness.datasets"},
+    "harness/problems": VOCABULARY | {"harness.problems", "harness.datasets", "harness.ratings"},
     "run.py": {"harness.cli", "harness.run"},
     "hardware/simulated/launch/__main__.py": {"harness.cli", "harness.build", "harness.errors", "hardware"},
 }

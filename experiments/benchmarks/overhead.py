@@ -80,7 +80,7 @@ def harness_s(problem: DigitsMLP, workers: int) -> float:
     budget = STEPS * BATCH * workers
     milestones = [budget * (i + 1) // 40 for i in range(40)]
     algorithm = AllReduce(learning_rate=LEARNING_RATE, batch_size=BATCH, linear_scaling=False)
-    program = Program(algorithm, problem, Partitioned(shuffle=True), 0, budget, milestones)
+    program = Program(algorithm, problem, Partitioned("index"), 0, budget, milestones)
     execution = machine(workers).execute(program, lambda samples: None)
     if execution.failure is not None:
         raise execution.failure

@@ -1,6 +1,7 @@
 """The counters of a run (`harness.worker.COUNTERS`), for threads and for processes."""
 
 import fcntl
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -28,7 +29,7 @@ class LocalCounters:
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._values = dict.fromkeys(COUNTERS, 0)
+        self._values: defaultdict[str, int] = defaultdict(int)
 
     def add(self, counter: str, amount: int) -> int:
         """Add; returns the value before."""

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
 
-from hardware.base import Execution, Hardware, check_pin_policy
+from hardware.base import Execution, Hardware, check_memory_policy, check_pin_policy
 from hardware.real.crew import Crew
-from hardware.real.placement import check_policy
 from hardware.real.topology import Seat, Topology, read_topology
 from harness.errors import UserError, require
 from harness.program import Program
@@ -26,8 +25,8 @@ class RealMachine(Hardware):
         strict: refuse virtual sockets and more workers than cores, instead of giving notice.
         pinning: whether each worker is bound to its own hardware threads.
         pin_policy: spread (workers round robin over the sockets) or fill (all cores of one socket before the next's).
-        memory_policy: where shared tensors lie if the algorithm names no node: first_touch, interleave or bind:<NUMA
-            node>.
+        memory_policy: where shared tensors, and rows of native kernels, lie that name no node: first_touch, interleave
+            or bind:<NUMA node>.
         intra_op_threads: torch's threads, and cores, per worker, >= 1.
         timeout_s: after which a collective has failed, > 0.
     """
@@ -49,7 +48,7 @@ class RealMachine(Hardware):
         require(self.intra_op_threads >= 1, "hardware.intra_op_threads", "must be >= 1", self.intra_op_threads)
         require(self.timeout_s > 0, "hardware.timeout_s", "must be > 0", self.timeout_s)
         check_pin_policy("hardware.pin_policy", self.pin_policy)
-        check_policy(self.memory_policy)
+        check_memory_policy("hardware.memory_policy", self.memory_policy)
 
     @property
     def shares_memory(self) -> bool:
@@ -73,7 +72,7 @@ class RealMachine(Hardware):
         Raises:
             UserError: if `strict`, or if memory is bound to a node that is not there.
         """
-        check_policy(self.memory_policy, self._numa_nodes)
+        check_memory_policy("hardware.memory_policy", self.memory_policy, self._numa_nodes)
         said = (self._virtual_sockets(), self._oversubscription(), self._unpinned_policy())
         notices = [notice for notice in said if notice]
         if self.strict and notices:

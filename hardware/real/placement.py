@@ -11,7 +11,6 @@ import ctypes
 import mmap
 import os
 import platform
-import re
 from collections import Counter
 from collections.abc import Sequence
 from math import prod
@@ -19,27 +18,12 @@ from math import prod
 import numpy as np
 import torch
 
-from harness.errors import require
-
 MBIND = {"x86_64": 237, "aarch64": 235}
 MOVE_PAGES = {"x86_64": 279, "aarch64": 239}
 MPOL_BIND, MPOL_INTERLEAVE = 2, 3
 MASK_BITS = 1024  # NUMA nodes a policy mask can name
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def check_policy(policy: str, nodes: Sequence[int] | None = None) -> None:
-    """Refuse a policy that is none of the three, or binds to a node that is not among `nodes`.
-
-    Raises:
-        UserError: naming hardware.memory_policy.
-    """
-    known = re.fullmatch(r"first_touch|interleave|bind:(\d+)", policy)
-    require(known is not None, "hardware.memory_policy", "must be first_touch, interleave or bind:<node>", policy)
-    assert known is not None
-    present = nodes is None or known[1] is None or int(known[1]) in nodes
-    require(present, "hardware.memory_policy", f"must bind to a NUMA node in use, one of {nodes}", policy)
 
 
 def allocate(shape: Sequence[int], dtype: torch.dtype, policy: str, nodes: Sequence[int]) -> tuple[torch.Tensor, str]:

@@ -53,6 +53,7 @@ class ProcessPlace(Place):
     def __init__(self, launch: Launch, line: Line) -> None:
         self.rank, self.num_workers = launch.rank, launch.crew.num_workers
         self.node, self.num_nodes = launch.crew.nodes[launch.rank], launch.crew.num_nodes
+        self.num_memories = len(launch.crew.numa_nodes)
         self.device = torch.device("cpu")
         self.placement: dict[str, dict[str, object]] = {}
         self._launch, self._line = launch, line
@@ -62,6 +63,11 @@ class ProcessPlace(Place):
         self._appending = Lock()
         self.waits = Waits()
         self._locks = SharedLocks(launch.locks, launch.crew.timeout_s, self._say_failed)
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The node of every rank."""
+        return tuple(self._launch.crew.nodes)
 
     def ask(self, arrived: Arrived) -> Any:
         """Wait until all workers are here. Returns the parent's answer."""

@@ -26,8 +26,9 @@ from hardware.real.signals import deaf
 from hardware.real.waits import Waits
 from harness.errors import WorkerFailed
 from harness.kernels.access import Access
-from harness.kernels.base import Kernel, Model
+from harness.kernels.base import Kernel, Model, SplitModel
 from harness.program import Program
+from harness.rows import Rows
 from harness.worker import Observation, Place, Worker
 
 PROGRESS_S = 0.25  # between two calls of `progress`
@@ -76,6 +77,7 @@ class _Run:
         self.locks = LocalLocks(crew.timeout_s, self.leave_if_stopping)
         self._meeting = threading.Barrier(crew.num_workers)
         self.shared: list[SharedTensor] = []
+        self.may_lose: set[bool] = set()  # whether updates of a kernel that ran could overwrite each other
         self._arrivals: list[list[Arrived]] = [[] for _ in crew.cpus]  # of each worker, one per meeting
         self.observations: list[Observation] = []
         self.start_s = 0.0
@@ -138,6 +140,12 @@ class _Run:
             if place != together[0]:
                 raise disagreement(together[0], other, place)
 
+    def holds(self, model: Model) -> bool:
+        """Whether other workers see the model too, or what of it is not replicated."""
+        weights = model.cold if isinstance(model, SplitModel) else model
+        address = weights.untyped_storage().data_ptr()
+        return any(each.tensor.untyped_storage().data_ptr() == address for each in self.shared)
+
     def execution(self) -> Execution:
         """What came of it."""
         execution = Execution(observations=sorted(self.observations, key=lambda observation: observation.samples))
@@ -146,6 +154,8 @@ class _Run:
             return execution
         ledgers = [self._ledgers[rank] for rank in range(self.crew.num_workers)]
         execution.workers = break_down(ledgers, self.start_s, self.program.algorithm.synchronous).workers
+        if self.may_lose == {False}:
+            execution.metrics["async/lost_frac"] = 0.0
         if self.shared:
             execution.facts["placement"] = {
                 each.name: {**each.placed, "pages_by_node": prove(each.tensor)} for each in self.shared
@@ -196,12 +206,18 @@ class ThreadPlace(Place):
     def __init__(self, rank: int, run: _Run) -> None:
         self.rank, self.num_workers = rank, run.crew.num_workers
         self.node, self.num_nodes = run.crew.nodes[rank], run.crew.num_nodes
+        self.num_memories = len(run.crew.numa_nodes)
         self.device = torch.device("cpu")
         self.kernel_s = 0.0
         self.waits = Waits()
         self._run = run
         self._num_shared = 0
         self._background = Background(run.crew.timeout_s, self._tell)
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The node of every rank."""
+        return tuple(self._run.crew.nodes)
 
     def add(self, counter: str, amount: int) -> int:
         """Atomically add to a counter; returns its value before."""
@@ -223,6 +239,13 @@ class ThreadPlace(Place):
         self._num_shared += 1
         return run.shared[self._num_shared - 1].tensor
 
+    def gather(self, source: Rows, target: Rows, rows: torch.Tensor, begin: int, end: int) -> None:
+        """Copy rows natively."""
+        self._leave_if_stopping()
+        begin_s = time.perf_counter()
+        super().gather(source, target, rows, begin, end)
+        self.kernel_s += time.perf_counter() - begin_s
+
     def run(
         self,
         kernel: Kernel,
@@ -234,6 +257,7 @@ class ThreadPlace(Place):
     ) -> None:
         """Run a native kernel."""
         self._leave_if_stopping()
+        self._run.may_lose.add(access.locking == "none" and self.num_workers > 1 and self._run.holds(model))
         begin_s = time.perf_counter()
         kernel(model, samples, learning_rate, access, salt)
         self.kernel_s += time.perf_counter() - begin_s

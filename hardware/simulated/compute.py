@@ -117,8 +117,8 @@ class Roofline(Compute):
         flops_per_s: peak by dtype of the result, e.g. {float32: 1e11}.
         memory_bytes_per_s: memory bandwidth of one worker.
         operator_overhead_s: dispatch of one operator, >= 0.
-        nonzero_s: one nonzero of the native sparse kernel, read and written, the model in the core's own caches; None
-            where native kernels cannot run.
+        nonzero_s: one nonzero of the native sparse kernel, read and written, the model in the core's own caches; other
+            kernels cost a multiple of it (`Kernel.relative_cost`); None where native kernels cannot run.
     """
 
     flops_per_s: dict[str, float]

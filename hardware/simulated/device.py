@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 
 from hardware.simulated.account import Account
-from hardware.simulated.activity import TimedOut
+from hardware.simulated.activity import Signal, TimedOut
 from hardware.simulated.engine import Engine
 from hardware.simulated.exchange import Part
+from hardware.simulated.futures import ExchangeFuture, Outstanding
 from hardware.simulated.pace import Pace
 
 
@@ -42,12 +43,13 @@ class Device(ABC):
     Attributes:
         streams: whether the host issues ahead and streams execute.
         account: where the time goes.
+        futures: of exchanges, without a value yet.
     """
 
     streams: ClassVar[bool]
 
     def __init__(self, engine: Engine) -> None:
-        self.account = Account()
+        self.account, self.futures = Account(), Outstanding(engine)
         self._engine = engine
 
     def host_work(
@@ -56,7 +58,17 @@ class Device(ABC):
         """Let the host itself take part in an exchange, at once, whatever its device is busy with; see `work`."""
         part.ended.then(partial(self.account.exchanged, part))
         part.arrive(self._engine.current.now())
-        return HostWork(self._engine, part, tensors, source, timeout_s)
+        return ExchangeWork(self, part, tensors, source, timeout_s, partial(self._block_host, part))
+
+    def passed(self, signal: Signal) -> bool:
+        """Whether it has happened by the host's time."""
+        return self._engine.poll(signal)
+
+    def _block_host(self, part: Part, timeout_s: float) -> None:
+        try:
+            self._engine.wait(part.ended, part.waited_for, timeout_s=timeout_s)
+        except TimedOut:
+            raise ExchangeTimedOut(part, timeout_s, self._engine.current.local_s) from None
 
     @abstractmethod
     def charge(self, launch_s: float, run_s: float) -> None:
@@ -132,94 +144,54 @@ class HostDevice(Device):
         """Nothing is under way."""
 
 
-class HostWork(dist.Work):
-    """Something under way on the network; `wait` takes the rank to its end, so that it overlaps with computation."""
+class ExchangeWork(dist.Work):
+    """An exchange under way.
+
+    Args:
+        device: of the rank.
+        part: the rank's.
+        tensors: of which its future speaks.
+        source: the group's rank that `tensors` came from, once that is known.
+        timeout_s: virtual seconds after which torch would give up.
+        block: called with the time-out to wait for it, as the device does.
+    """
 
     def __init__(
         self,
-        engine: Engine,
+        device: Device,
         part: Part,
         tensors: Sequence[torch.Tensor],
         source: Callable[[], int],
         timeout_s: float,
+        block: Callable[[float], None],
     ) -> None:
         super().__init__()
-        self._engine, self._part, self._tensors, self._source = engine, part, tensors, source
-        self._timeout_s = timeout_s
+        self._device, self._part, self._tensors, self._source = device, part, tensors, source
+        self._timeout_s, self._block = timeout_s, block
+        self._future: ExchangeFuture | None = None
+        self._over = False
 
     def wait(self, timeout: timedelta | None = None) -> bool:
-        """Block this rank until the end."""
-        part, timeout_s = self._part, timeout.total_seconds() if timeout else self._timeout_s
-        try:
-            self._engine.wait(part.ended, part.waited_for, timeout_s=timeout_s)
-        except TimedOut:
-            raise ExchangeTimedOut(part, timeout_s, self._engine.current.local_s) from None
+        """Wait for its end: on a host this rank, on streams the current one."""
+        self._block(timeout.total_seconds() if timeout else self._timeout_s)
+        self._over = True
+        if self._future is not None:
+            self._future.resolve(list(self._tensors))
         return True
 
     def is_completed(self) -> bool:
         """Whether it has ended by this rank's time."""
-        return self._engine.poll(self._part.ended)
+        return self._device.passed(self._part.ended)
 
     def get_future(self) -> torch.futures.Future:
         """A future of the tensors."""
-        return future_of(self, self._tensors)
+        if self._future is None:
+            self._future = ExchangeFuture(self, self._part.ended)
+            if self._over:
+                self._future.resolve(list(self._tensors))
+            else:
+                self._device.futures.add(self._future)
+        return self._future
 
     def _source_rank(self) -> int:
         return self._source()
-
-
-class LazyFuture(torch.futures.Future):
-    """A future whose value is made when somebody asks for it, at the latest at the end of the backward pass under way.
-
-    Torch's own threads would make it; here a rank has none to spare.
-    """
-
-    def __init__(self, make: Callable[[], object]) -> None:
-        super().__init__()
-        self._make = make
-        if torch._C._current_graph_task_id() >= 0:
-            # DistributedDataParallel waits for its buckets in a callback queued after this one
-            torch.autograd.Variable._execution_engine.queue_callback(self._complete)
-
-    def wait(self) -> object:
-        """Its value."""
-        self._complete()
-        return super().wait()
-
-    def value(self) -> object:
-        """Its value."""
-        self._complete()
-        return super().value()
-
-    def then(self, callback: Callable[[torch.futures.Future], object]) -> "LazyFuture":
-        """A future of what `callback` makes of this one."""
-
-        def make() -> object:
-            self._complete()
-            return callback(self)
-
-        return LazyFuture(make)
-
-    def add_done_callback(self, callback: Callable[[torch.futures.Future], None]) -> None:
-        """Call it when there is a value: outside a backward pass that is now."""
-        super().add_done_callback(callback)
-        if torch._C._current_graph_task_id() < 0:
-            self._complete()
-
-    def _complete(self) -> None:
-        if self.done():
-            return
-        try:
-            self.set_result(self._make())
-        except Exception as error:
-            self.set_exception(error)
-
-
-def future_of(work: dist.Work, tensors: Sequence[torch.Tensor]) -> torch.futures.Future:
-    """A future of the tensors of `work`."""
-
-    def make() -> list[torch.Tensor]:
-        work.wait()
-        return list(tensors)
-
-    return LazyFuture(make)

@@ -13,6 +13,7 @@ for the rest of the world (`Engine.sync`) only where it can see or touch what ot
     rank 1               run ── wait ▸ step, wake 0
 """
 
+import ctypes
 import gc
 import heapq
 import os
@@ -39,6 +40,7 @@ _NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), *
 USUAL_S = (600.0, 1800.0)  # torch's time-outs where a script asks for none: NCCL's and gloo's
 POLL_S = 1e-6  # virtual seconds of a look that finds nothing, so that a loop of them ends; assumed
 LOOK_S = 0.25  # host seconds between two looks of the main thread
+INTERRUPT_S = 0.5  # host seconds in which they must after Ctrl-C, before the one that runs is interrupted
 END_S = 5.0  # host seconds in which some activity must end once the run is over, before the rest is given up
 
 
@@ -94,17 +96,23 @@ class Engine:
             TwinclockError: what an activity raised; WorkerFailed if it was no error of ours, or at a deadlock.
             KeyboardInterrupt: as soon as every thread has ended or been given up; at once at the second.
 
-        A rank that never comes back to the engine cannot be ended: its thread, and those it keeps waiting, are given
-        up. They are daemons, and unwind should it ever end.
+        A rank that does not come back to the engine is interrupted wherever its Python code is; one that does not come
+        back from C cannot be ended: its thread, and those it keeps waiting, are given up. They are daemons, and unwind
+        should it ever end.
         """
         with _small_stacks(), _old_objects_at_rest():
             try:
                 self._pass_baton(self._next(None))
                 while not self._over.wait(LOOK_S) and not self._stopping:
                     look()
-            finally:
+            except BaseException as error:
                 self._stopping = True
+                if isinstance(error, KeyboardInterrupt):
+                    self._interrupt()  # a second Ctrl-C, here or in what follows, waits for nobody
                 self._join()
+                raise
+            self._stopping = True
+            self._join()
         if self._failure is not None:
             raise self._failure
         look()
@@ -174,6 +182,10 @@ class Engine:
     def place(self) -> "CodePlace":
         """Where the current activity is."""
         return _place(sys._getframe())
+
+    def whereabouts(self) -> str:
+        """Who has the baton, and where in the user's code: "rank 0, at train.py:5"; may be asked by any thread."""
+        return f"{self.current.name}{_place(_frames([self.current]).get(self.current))}"
 
     def happen(self, signal: Signal) -> None:
         """Let it happen at SimPy's time."""
@@ -288,6 +300,11 @@ class Engine:
         if activity.leave is not None:
             activity.leave()
         self._pass_baton(self._next(None) if self._alive else None)
+
+    def _interrupt(self) -> None:
+        """End the activity that runs, where it is, unless it soon comes to an end by itself."""
+        if not self._over.wait(INTERRUPT_S) and (thread := self.current.thread) is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Aborted))
 
     def _join(self) -> None:
         begun = [activity for activity in self._activities if activity.thread is not None]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -146,6 +147,10 @@ class Channel:
     def library(self) -> str:
         """Torch's name of what moves the bytes."""
         return self._fabric.protocol.library
+
+    def fail(self, message: str) -> NoReturn:
+        """End the run with an error; see `Engine.fail`."""
+        self._fabric.engine.fail(message)
 
     def meet(
         self,

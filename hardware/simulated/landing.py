@@ -36,12 +36,12 @@ class Landing(Operators):
         read, written = self._shared(func, args, kwargs)
         if read:
             self._engine.catch_up()
-            self._charge(self._models.fetch_s(self._rank, read))
+            self._charge(self._models.read_s(self._rank, read))
         if not written:
             return func(*args, **kwargs)
         self._engine.sync()
         output = func(*args, **kwargs)
-        self._charge(self._models.own_s(self._rank, written))
+        self._charge(self._models.write_s(self._rank, written))
         return output
 
     def _shared(self, func: Any, args: tuple, kwargs: dict) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -108,8 +108,8 @@ class Simulated(Hardware):
         execution.timeline = partial(timeline.write, accounts=[place.timelines.account for place in simulation.places])
         if self.memory is not None:
             execution.facts["sockets"] = [self.memory.socket(rank) for rank in range(machine.num_ranks)]
-        if machine.tensors:
-            execution.facts["placement"] = {name: {"node": each.node} for name, each in machine.tensors.items()}
+        if placement := {name: machine.placed(each.node) for name, each in machine.tensors.items()} | machine.placement:
+            execution.facts["placement"] = placement
         if traffic := simulation.traffic():
             execution.facts["links"] = {name: asdict(carried) for name, carried in traffic.items()}
         return execution

@@ -1,6 +1,6 @@
 """A simulated rank, as its worker sees it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,9 +21,11 @@ from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.store import SimulatedStore
 from hardware.simulated.turns import Locks, Meeting
 from hardware.simulated.values import described
+from harness.data import Share
 from harness.errors import UserError
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model, SplitModel
+from harness.rows import Rows
 from harness.worker import COUNTERS, Observation, Place
 
 
@@ -32,16 +34,16 @@ class SharedTensor:
     """A tensor all ranks see.
 
     Args:
-        node: the socket in whose memory it lies.
+        node: the socket in whose memory it lies; None if its pages are interleaved.
         ready: happens when rank 0 has filled it.
     """
 
     tensor: torch.Tensor
-    node: int
+    node: int | None
     ready: Signal = field(default_factory=Signal)
 
     def __str__(self) -> str:
-        return f"{described(self.tensor)} on node {self.node}"
+        return f"{described(self.tensor)} on {'all nodes' if self.node is None else f'node {self.node}'}"
 
 
 @dataclass
@@ -56,12 +58,19 @@ class Machine:
     models: SharedModels | None
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     tensors: dict[str, SharedTensor] = field(default_factory=dict)
+    rows: dict[str, Kernel] = field(default_factory=dict)  # copies of rows, by name
+    placement: dict[str, dict[str, object]] = field(default_factory=dict)  # of rows, for the manifest
     observations: list[Observation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.store = SimulatedStore(self.engine)
         self.meeting = Meeting(self.engine, self.num_ranks)
         self.locks = Locks(self.engine, self.transfer_s)
+
+    def placed(self, node: int | None) -> dict[str, object]:
+        """What the manifest says of what lies in the memory of a node; None leaves that to the memory's policy."""
+        home = self.memory.home if node is None and self.memory is not None else node
+        return {"policy": "interleave"} if home is None else {"node": home}
 
     def transfer_s(self, rank: int, last: int) -> float:
         """Seconds until `rank` has a cache line that `last` wrote; 0 where no memory is modelled."""
@@ -75,6 +84,7 @@ class SimulatedPlace(Place):
         self.rank, self.num_workers = rank, machine.num_ranks
         if machine.memory is not None:
             self.node, self.num_nodes = machine.memory.socket(rank), machine.memory.num_sockets(machine.num_ranks)
+            self.num_memories = machine.memory.sockets
         self.device = torch.device("cpu")
         self.clock = VirtualClock(machine.engine)
         self._machine = machine
@@ -98,6 +108,7 @@ class SimulatedPlace(Place):
             try:
                 with self._computing():
                     body()
+                    self.timelines.futures.settle()
                 self.timelines.synchronize()
                 activity.now()
             finally:
@@ -105,10 +116,16 @@ class SimulatedPlace(Place):
             for helper in self._helpers:
                 engine.wait(helper, "the end of its background activity")
 
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The node of every rank."""
+        memory, ranks = self._machine.memory, range(self.num_workers)
+        return super().nodes if memory is None else tuple(memory.socket(rank) for rank in ranks)
+
     def add(self, counter: str, amount: int) -> int:
         """Add to a counter, at this rank's virtual time."""
         self._machine.engine.sync()
-        before = self._machine.counters[counter]
+        before = self._machine.counters.get(counter, 0)
         self._machine.counters[counter] = before + amount
         return before
 
@@ -119,7 +136,7 @@ class SimulatedPlace(Place):
     def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
         """One tensor seen by all ranks; handing it out costs no virtual time.
 
-        It lies on the node, or on the first one, whose rank 0 touches it first.
+        It lies on the node, or where hardware.memory.memory_policy says.
 
         Raises:
             UserError: on a machine without shared memory, or if ranks differ in shape, dtype or node.
@@ -131,7 +148,8 @@ class SimulatedPlace(Place):
                 "hardware with shared memory, such as sim_numa2"
             )
         machine.engine.sync()
-        own = SharedTensor(tensor, node or 0)
+        assert machine.memory is not None
+        own = SharedTensor(tensor, machine.memory.home if node is None else node)
         if name not in machine.tensors:
             with machine.engine.uncharged():
                 machine.tensors[name] = SharedTensor(torch.empty_like(tensor.detach()), own.node)
@@ -148,6 +166,44 @@ class SimulatedPlace(Place):
             machine.engine.happen(shared.ready)
         machine.engine.wait(shared.ready, f"rank 0 to share {name!r}")
         return shared.tensor
+
+    def rows(
+        self,
+        name: str,
+        kernel: Kernel,
+        shares: Mapping[int | None, Share],
+        share: Share,
+        fresh: bool = False,
+        sequential: bool = False,
+    ) -> Rows:
+        """The kernel itself, or one copy of all its rows for all nodes: where rows lie is but a cost.
+
+        What names no node lies where hardware.memory.memory_policy says.
+        """
+        machine, data = self._machine, kernel.row_data
+        if data is None or machine.models is None:
+            return Rows(kernel, share.first)
+        machine.models.lay_rows(self.rank, share.node, sequential)
+        for node in shares:
+            title = name if node is None else f"{name} of node {node}"
+            machine.placement[title] = machine.placed(node)
+        if fresh:
+            if name not in machine.rows:
+                machine.rows[name] = kernel.over(data.apply(lambda _, tensor: tensor.clone()))
+            kernel = machine.rows[name]
+        return Rows(kernel, share.first)
+
+    def gather(self, source: Rows, target: Rows, rows: torch.Tensor, begin: int, end: int) -> None:
+        """Copy rows, and spend the time of reading and writing their bytes."""
+        machine, data = self._machine, source.kernel.row_data
+        assert data is not None and machine.models is not None and machine.memory is not None
+        with machine.engine.uncharged():
+            super().gather(source, target, rows, begin, end)
+            nonzeros = source.kernel.nonzeros(rows[begin:end])
+        extra_s, nonzero_extra_s = machine.models.remote_row_s(self.rank, source.kernel)
+        local_s = 1 / machine.memory.local_bytes_per_s
+        row_s, nonzero_s = extra_s + data.sample_bytes * local_s, nonzero_extra_s + data.nonzero_bytes * local_s
+        self.timelines.charge(0.0, 2 * ((end - begin) * row_s + nonzeros * nonzero_s))
 
     def run(
         self,
@@ -184,8 +240,13 @@ class SimulatedPlace(Place):
         kernel(model, samples, learning_rate, replace(access, delay_s=0.0), salt)
         with machine.engine.uncharged():
             nonzeros = kernel.nonzeros(samples)
-        each_s = cost.sample_s + access.delay_s
-        self.timelines.charge(0.0, len(samples) * each_s + nonzeros * kernel.block * cost.nonzero_s)
+        row_s = row_nonzero_s = stall_s = 0.0
+        if machine.models is not None:
+            row_s, row_nonzero_s = machine.models.row_s(self.rank, kernel)
+            stall_s = machine.models.forgotten_s(self.rank, kernel, whole, samples)
+        each_s = cost.sample_s + access.delay_s + row_s
+        nonzero_s = kernel.block * kernel.relative_cost * cost.nonzero_s + row_nonzero_s
+        self.timelines.charge(0.0, len(samples) * each_s + nonzeros * nonzero_s + stall_s)
 
     def background(self, activity: Callable[[], None]) -> None:
         """Start another activity of this rank, at this rank's virtual time."""

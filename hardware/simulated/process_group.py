@@ -11,7 +11,7 @@ Where no rank dies and no link breaks, a wait without end that has one of torch'
 
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NoReturn
 
 import torch
@@ -261,12 +261,14 @@ class SimulatedGroup(dist.ProcessGroup):
             for tensors in (call.inputs,) if call.inputs is call.outputs else (call.inputs, call.outputs):
                 for tensor in tensors[:1]:
                     arguments.check_place(kind, tensor)
+        self._check_owner(kind)
         number, self._calls = self._calls, self._calls + 1
         part = self._channel.meet(number, self._my_rank, call, combine, kind, payload_bytes, root, unequal)
         return self._device.work(part, call.outputs, lambda: root, self._timeout_s, blocks)
 
     def _post(self, sends: bool, tensors: list[Tensor], peer: int | None, tag: int) -> dist.Work:
         (tensor,) = tensors
+        self._check_owner("send" if sends else "recv")
         arguments.check_peer(peer, tag, self._num_ranks)
         arguments.check_place("send" if sends else "recv", tensor)
         kept = self._device.handed(tensor) if sends else tensor
@@ -276,6 +278,14 @@ class SimulatedGroup(dist.ProcessGroup):
             return self._my_rank if sends or post.peer is None else post.peer
 
         return self._device.work(post.part, tensors, source, self._timeout_s)
+
+    def _check_owner(self, operation: str) -> None:
+        """A group is one rank's handle; a module that ranks share may hold on to that of the first one."""
+        if current_world().device is not self._device:
+            self._channel.fail(  # torch's report of an exception would trip over the same group
+                f"{operation} is called on another rank's process group, which a module that ranks share has kept, "
+                "such as the default of an argument (group=dist.group.WORLD): give it the group"
+            )
 
     @property
     def _library(self) -> str:
@@ -319,6 +329,22 @@ for _name in (
     "split_group",
 ):
     setattr(SimulatedGroup, _name, _missing(_name))
+
+
+def _in_any_form(name: str) -> Callable[..., dist.Work]:
+    """The method of this name, taking its arguments as torch's own does, which makes one form of several."""
+    method, general = getattr(SimulatedGroup, name), getattr(dist.ProcessGroup, name)
+
+    @wraps(method)
+    def call(self: SimulatedGroup, *given: Any, **named: Any) -> dist.Work:
+        plain = not named and given and type(given[-1]).__name__.endswith("Options")
+        return method(self, *given) if plain else general(self, *given, **named)
+
+    return call
+
+
+for _name in ("allreduce", "allreduce_coalesced", "broadcast", "allgather", "reduce_scatter"):
+    setattr(SimulatedGroup, _name, _in_any_form(_name))
 
 
 def _create(options: Any, backend_options: object) -> SimulatedGroup:

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from hardware.simulated import memory_loop
-from hardware.simulated.activity import Signal
+from hardware.simulated import memory_ledger, memory_locks, memory_loop, memory_records
+from hardware.simulated.activity import Died, Signal
+from hardware.simulated.cache_lines import CacheLines
 from hardware.simulated.compute import KernelCost
 from hardware.simulated.engine import Engine
 from hardware.simulated.memory import SharedMemory
-from hardware.simulated.memory_loop import Costs, Ledger, Locks
+from hardware.simulated.memory_ledger import Ledger, Loaded
+from hardware.simulated.memory_locks import Locks
+from hardware.simulated.memory_records import Costs
 from hardware.simulated.pace import Pace
 from harness.errors import UserError
-from harness.kernels.access import Access
+from harness.kernels.access import COORDINATES, Access
 from harness.kernels.base import Kernel, Model, SplitModel, native_model
 
 
@@ -55,41 +58,34 @@ class SharedModels:
     ) -> None:
         self._engine, self._memory, self._kernel_cost, self._paces = engine, memory, kernel_cost, paces
         num_ranks = len(paces)
-        self._workers = np.zeros(num_ranks, memory_loop.WORKER)
-        self._workers["next_s"] = np.inf
-        self._workers["remote"] = [memory.remote_ranks(rank, num_ranks) for rank in range(num_ranks)]
-        ranks, sockets = range(num_ranks), range(memory.sockets)
-        self._fetch_s = np.array(
-            [
-                [*(memory.fetch_s(rank, owner) for owner in ranks), *(memory.load_s(rank, home) for home in sockets)]
-                for rank in ranks
-            ]
-        )  # by reader and owner, or the home of a line that nobody owns: shape (ranks, ranks + sockets)
+        self._workers = np.zeros(num_ranks, memory_records.WORKER)
+        self._workers["next_s"] = self._workers["since_s"] = np.inf
+        self._lines = CacheLines(memory, num_ranks)
+        self._remote_s_per_byte = [memory.remote_s_per_byte(rank, None) for rank in range(num_ranks)]  # of rows
+        self._sequential = [False] * num_ranks  # whether each visits rows as they are stored
         self._samples = np.zeros((num_ranks, 0), np.int32)
-        self._lines = np.zeros(0, memory_loop.LINE)
         self._ledger = Ledger(
+            np.zeros(0, memory_ledger.COORDINATE),
             np.zeros(0, np.int64),
-            np.zeros(0, np.int64),
-            np.zeros(memory_loop.STALENESS_BINS, np.int64),
-            np.zeros(1, memory_loop.TALLY),
+            np.zeros(memory_ledger.STALENESS_BINS, np.int64),
+            np.zeros(1, memory_ledger.TALLY),
         )
         self._models: dict[int, _Model] = {}
         self._programme: _Programme | None = None
         self._ends = [Signal() for _ in range(num_ranks)]
+        self._died_with_lock: list[int] = []
         self._alarm = 0
 
-    def add(self, tensor: torch.Tensor, home: int) -> None:
-        """Make a tensor, whose memory is on socket `home`, known as shared; the caller keeps it alive."""
-        lines_needed = -(-tensor.nbytes // self._memory.line_bytes)
-        ledger = self._ledger
-        self._models[tensor.data_ptr()] = _Model(
-            len(ledger.versions), len(self._lines), len(ledger.written), tensor.numel()
-        )
-        fresh = np.zeros(lines_needed, memory_loop.LINE)
-        fresh["owner"] = len(self._workers) + home
-        self._lines = np.concatenate([self._lines, fresh])
+    def add(self, tensor: torch.Tensor, node: int | None) -> None:
+        """Make a tensor known as shared; the caller keeps it alive.
+
+        Args:
+            node: in whose memory it lies; None leaves that to the memory's policy.
+        """
+        ledger, first_line = self._ledger, self._lines.add(tensor.nbytes, node)
+        self._models[tensor.data_ptr()] = _Model(len(ledger.versions), first_line, len(ledger.written), tensor.numel())
         self._ledger = ledger._replace(
-            written=np.concatenate([ledger.written, np.zeros(tensor.numel(), np.int64)]),
+            written=np.concatenate([ledger.written, np.zeros(tensor.numel(), memory_ledger.COORDINATE)]),
             versions=np.concatenate([ledger.versions, np.zeros(1, np.int64)]),
         )
 
@@ -102,26 +98,18 @@ class SharedModels:
         """Whether `tensor` is one of these models or a view into one."""
         return tensor.untyped_storage().data_ptr() in self._models
 
-    def fetch_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
-        """Make `rank` a sharer of every line under `tensors`, views of these models; returns the stall in seconds."""
-        me, prices = np.uint64(1 << rank), []
-        for tensor in tensors:
-            lines = self._lines_under(tensor)
-            lacks = (lines["sharers"] & me) == 0
-            prices.append(self._fetch_s[rank, lines["owner"].astype(np.intp)] * lacks)
-            lines["sharers"] |= me
-        return self._stall_s(prices)
+    def read_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
+        """Let `rank` hold every line under `tensors`, views of these models; returns the stall in seconds."""
+        return self._lines.read_s(rank, [self._lines_under(tensor) for tensor in tensors])
 
-    def own_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
-        """Make `rank` the only holder of every line under `tensors`; returns the stall in seconds."""
-        me, remote, memory, prices = np.uint64(1 << rank), self._workers["remote"][rank], self._memory, []
-        for tensor in tensors:
-            lines = self._lines_under(tensor)
-            others = lines["sharers"] & ~me
-            price = np.where(others & remote, memory.cross_socket_s, memory.same_socket_s)
-            prices.append(price * (others != 0))
-            lines["sharers"], lines["owner"] = me, rank
-        return self._stall_s(prices)
+    def write_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
+        """Let `rank` alone hold every line under `tensors`; returns the stall in seconds."""
+        return self._lines.write_s(rank, [self._lines_under(tensor) for tensor in tensors])
+
+    def forgotten_s(self, rank: int, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor) -> float:
+        """Seconds by which a kernel takes longer on a model of the rank's own that its cache cannot hold."""
+        rows = (kernel.indptr.numpy(), kernel.indices.numpy(), samples.numpy())
+        return self._lines.forgotten_s(rank, model.data_ptr(), model.nbytes, model.itemsize, kernel.block, rows)
 
     def run(
         self,
@@ -142,10 +130,34 @@ class SharedModels:
         self._enter(rank, model, samples, learning_rate, salt)
         self._ends[rank] = Signal()
         self._schedule()
-        engine.wait(self._ends[rank], "the end of its chunk of samples")
+        try:
+            engine.wait(self._ends[rank], self._waits_for)
+        except Died:
+            self._bury(rank)
+            raise
+
+    def lay_rows(self, rank: int, node: int | None, sequential: bool) -> None:
+        """Note in whose memory lie the rows that kernels of `rank` visit, and whether in the order of visits."""
+        self._remote_s_per_byte[rank] = self._memory.remote_s_per_byte(rank, node)
+        self._sequential[rank] = sequential
+
+    def remote_row_s(self, rank: int, kernel: Kernel) -> tuple[float, float]:
+        """By how much longer a row and each of its nonzeros take to come because of where they lie."""
+        per_byte_s, data = self._remote_s_per_byte[rank], kernel.row_data
+        if data is None:  # of its rows no more is known than which coordinates they touch
+            return per_byte_s * kernel.indptr.itemsize, per_byte_s * kernel.indices.itemsize
+        return per_byte_s * data.sample_bytes, per_byte_s * data.nonzero_bytes
+
+    def row_s(self, rank: int, kernel: Kernel) -> tuple[float, float]:
+        """By how much longer a kernel takes for a sample and each of its nonzeros than for random rows at hand."""
+        assert self._kernel_cost is not None  # checked by who calls
+        row_s, nonzero_s = self.remote_row_s(rank, kernel)
+        factor = self._memory.sequential_rows if self._sequential[rank] else 1.0
+        own_s = self._kernel_cost.nonzero_s * kernel.block * kernel.relative_cost
+        return row_s, nonzero_s + (factor - 1.0) * own_s
 
     def metrics(self) -> dict[str, object]:
-        """Staleness and conflicts of all updates by kernels; empty if there were none."""
+        """Staleness, conflicts and losses of all updates by kernels; empty if there were none."""
         tally = self._ledger.tally[0]
         updates = int(tally["updates"])
         if updates == 0:
@@ -157,29 +169,25 @@ class SharedModels:
             "async/staleness_max": int(tally["stalest"]),
             "async/staleness_hist": counts.tolist(),
             "async/conflict_frac": int(tally["conflicts"]) / updates,
+            "async/lost_frac": int(tally["lost"]) / max(1, int(tally["additions"])),
         }
 
-    def _lines_under(self, tensor: torch.Tensor) -> np.ndarray:
+    def _lines_under(self, tensor: torch.Tensor) -> tuple[int, int]:
         """The lines a view covers, from its first element to its last: more than it touches if it has gaps."""
         base = self._models[tensor.untyped_storage().data_ptr()].first_line
         if tensor.numel() == 0:
-            return self._lines[:0]
+            return base, base
         reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         first_byte = tensor.storage_offset() * tensor.itemsize
         last_byte = first_byte + (reach + 1) * tensor.itemsize - 1
         line_bytes = self._memory.line_bytes
-        return self._lines[base + first_byte // line_bytes : base + last_byte // line_bytes + 1]
-
-    def _stall_s(self, prices: Sequence[np.ndarray]) -> float:
-        """Misses of one operator overlap, like those of one sample."""
-        dearest = max(float(price.max(initial=0.0)) for price in prices)
-        return max(dearest, sum(float(price.sum()) for price in prices) / self._memory.outstanding_misses)
+        return base + first_byte // line_bytes, base + last_byte // line_bytes + 1
 
     def _adopt(self, kernel: Kernel, model: Model, access: Access) -> None:
         """Make ready for a kernel; all that run at a time must run the same."""
         like = None if isinstance(model, SplitModel) else model.dtype
         known = self._programme
-        if known is not None and known.kernel is kernel and known.access.agrees(access) and known.like == like:
+        if known is not None and known.kernel.agrees(kernel) and known.access.agrees(access) and known.like == like:
             return
         if known is not None and np.isfinite(self._workers["next_s"]).any():
             raise UserError(
@@ -197,27 +205,31 @@ class SharedModels:
         number = model.cold if isinstance(model, SplitModel) else model
         costs = Costs(
             sample_s=cost.sample_s,
-            nonzero_s=cost.nonzero_s * kernel.block,
+            nonzero_s=cost.nonzero_s * kernel.block * kernel.relative_cost,
             delay_s=float(access.delay_s),
             atomic_s=float(memory.atomic_s),
             wake_s=float(memory.wake_s),
             sleep_s=float(memory.sleep_s),
-            fetch_s=self._fetch_s,
-            same_socket_s=float(memory.same_socket_s),
-            cross_socket_s=float(memory.cross_socket_s),
-            outstanding_misses=float(memory.outstanding_misses),
+            lock_s=float(memory.lock_s),
             line_shift=np.uint64((memory.line_bytes // number.itemsize).bit_length() - 1),
             block=np.uint64(kernel.block),
         )
-        return kernel.native(), like, slots, float(access.quantum), self._locks(access), costs
+        longest, num_ranks = int(np.diff(kernel.indptr.numpy()).max()), len(self._workers)
+        loaded = Loaded(
+            np.zeros((num_ranks, longest * kernel.block), number[:0].numpy().dtype),
+            np.zeros((num_ranks, longest), np.int64),
+            np.zeros((num_ranks, longest + 1), np.int32),
+        )
+        return kernel.native(), like, slots, float(access.quantum), loaded, self._locks(access), costs
 
     def _locks(self, access: Access) -> Locks:
-        words, first_line = access.words, 0
+        words, first_line, in_line = access.words, 0, self._memory.line_bytes // access.words.itemsize
         if words.numel():
-            first_line = self._models[words.data_ptr()].first_line
-        state = np.zeros(1, memory_loop.LOCK)
-        state["last"] = memory_loop.NOBODY
-        return Locks(access.code, state, np.zeros(len(words)), np.uint64(first_line))
+            first_line = self._models[words.data_ptr()].first_line + COORDINATES // in_line
+        state = np.zeros(1, memory_locks.LOCK)
+        state["last"] = memory_records.NOBODY
+        shift = in_line.bit_length() - 1
+        return Locks(access.code, state, np.zeros(len(words)), np.uint64(first_line), np.uint64(shift))
 
     def _enter(self, rank: int, model: Model, samples: torch.Tensor, learning_rate: float, salt: int) -> None:
         if len(samples) > self._samples.shape[1]:
@@ -236,6 +248,20 @@ class SharedModels:
         worker["first_line"], worker["first_coordinate"] = place.first_line, place.first_coordinate
         worker["position"], worker["count"], worker["event"], worker["salt"] = 0, len(samples), 0, salt
         worker["since_s"] = np.inf
+        assert self._programme is not None
+        worker["row_s"], worker["row_nonzero_s"] = self.row_s(rank, self._programme.kernel)
+
+    def _waits_for(self) -> str:
+        locking, died = self._programme.access.locking if self._programme else "", self._died_with_lock
+        return f"{locking}, which rank {died[0]} held when it died" if died else "the end of its chunk of samples"
+
+    def _bury(self, rank: int) -> None:
+        """Let the rank, which has died in mid-chunk, do no more."""
+        assert self._programme is not None
+        *_, locks, costs = self._programme.native
+        if memory_locks.bury(self._engine.env.now, rank, self._workers, self._lines.native, locks, costs):
+            self._died_with_lock.append(rank)
+        self._schedule()
 
     def _schedule(self) -> None:
         """Wake at the earliest event of any worker; an alarm set before for a later one is void."""
@@ -259,13 +285,13 @@ class SharedModels:
             self._engine.next_s(),
             self._workers,
             self._samples,
-            self._lines,
+            self._lines.native,
             *native,
             self._ledger,
             costs,
         )
         self._engine.events += 2 * (int(tally["updates"]) - updates_before)
-        if rank != memory_loop.NOBODY:
+        if rank != memory_records.NOBODY:
             self._engine.at(
                 float(self._workers["finish_s"][rank]), rank, partial(self._engine.happen, self._ends[rank])
             )

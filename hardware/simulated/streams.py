@@ -13,7 +13,6 @@ its peers have called it and the values are there; it may then issue, at its own
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import partial
 from math import inf
 
@@ -21,7 +20,7 @@ import torch
 import torch.distributed as dist
 
 from hardware.simulated.activity import Activity, Signal, TimedOut
-from hardware.simulated.device import Device, ExchangeTimedOut, future_of
+from hardware.simulated.device import Device, ExchangeTimedOut, ExchangeWork
 from hardware.simulated.engine import Engine
 from hardware.simulated.exchange import Part
 from hardware.simulated.pace import Pace
@@ -187,7 +186,7 @@ class StreamDevice(Device):
         dies_s = self._engine.current.dies_s
         lane.put(lambda stream: part.arrive(stream.end_s) if stream.end_s < dies_s else None)
         lane.put(part.ended)
-        return StreamWork(self, part, tensors, source, timeout_s, blocks)
+        return ExchangeWork(self, part, tensors, source, timeout_s, partial(self._let_stream_wait, part, blocks))
 
     def handed(self, tensor: torch.Tensor) -> torch.Tensor:
         """A copy: its sender's host goes on."""
@@ -255,6 +254,14 @@ class StreamDevice(Device):
         except TimedOut:
             raise self._aborted(part, timeout_s) from None
 
+    def _let_stream_wait(self, part: Part, blocks: bool, timeout_s: float) -> None:
+        """Let the current stream wait, and the host for that one after a barrier, as ProcessGroupNCCL does."""
+        self.hold(part, timeout_s)
+        stream = self.current_stream()
+        stream.put(part.ended)
+        if blocks:
+            stream.synchronize()
+
     def _aborted(self, part: Part, timeout_s: float) -> ExchangeTimedOut:
         """Give an exchange up, as ProcessGroupNCCL's watchdog does: the stream goes on."""
         error = ExchangeTimedOut(part, timeout_s, self.host_s())
@@ -269,47 +276,3 @@ class StreamDevice(Device):
     def _ended(self, part: Part) -> None:
         del self._open[part]
         self.account.exchanged(part)
-
-    def passed(self, signal: Signal) -> bool:
-        """Whether it has happened by the host's time."""
-        return self._engine.poll(signal)
-
-
-class StreamWork(dist.Work):
-    """An exchange on a stream of its lane; `wait` makes the current stream wait for it.
-
-    The host goes on, unless `blocks`: then it waits for the stream, as ProcessGroupNCCL lets it after a barrier.
-    """
-
-    def __init__(
-        self,
-        device: StreamDevice,
-        part: Part,
-        tensors: Sequence[torch.Tensor],
-        source: Callable[[], int],
-        timeout_s: float,
-        blocks: bool,
-    ) -> None:
-        super().__init__()
-        self._device, self._part, self._tensors, self._source = device, part, tensors, source
-        self._timeout_s, self._blocks = timeout_s, blocks
-
-    def wait(self, timeout: timedelta | None = None) -> bool:
-        """Let the current stream wait for its end."""
-        self._device.hold(self._part, timeout.total_seconds() if timeout else self._timeout_s)
-        stream = self._device.current_stream()
-        stream.put(self._part.ended)
-        if self._blocks:
-            stream.synchronize()
-        return True
-
-    def is_completed(self) -> bool:
-        """Whether it has ended by the host's time."""
-        return self._device.passed(self._part.ended)
-
-    def get_future(self) -> torch.futures.Future:
-        """A future of the tensors."""
-        return future_of(self, self._tensors)
-
-    def _source_rank(self) -> int:
-        return self._source()

@@ -31,7 +31,7 @@ def write(path: Path, accounts: Sequence[Account]) -> Written:
         until_s = min(until_s, spans[MAX_EVENTS]["ts"] / 1e6)
     spans = [span for span in spans if span["ts"] < until_s * 1e6]
     events = [*_names(accounts), *spans, *_arrows(spans), *_end(until_s)]
-    text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "clock": "virtual"})
+    text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "clock": "virtual"}, allow_nan=False)
     path.write_bytes(gzip.compress(text.encode(), compresslevel=4))
     return Written(len(spans), until_s)
 

@@ -1,26 +1,30 @@
-"""A `torch.distributed` world per simulated rank: the one module that touches torch's private state.
+"""A `torch.distributed` world per simulated rank: with futures.py, what touches torch's private state.
 
 `torch.distributed` keeps its groups in one world object per process. Here the world is looked up by thread, so that
 each simulated rank has its own; threads outside the simulation keep theirs. Everything is put back on exit.
 
-Touched: the stream calls of `torch.cpu` (in torch_streams.py), `distributed_c10d._world`, `_backend` and
-`_default_pg_init_method`, the thread isolation mode of the registry of group names, `sys.excepthook` (which
-`init_process_group` wraps anew for every rank), `_register_process_group` and `_unregister_all_process_groups`.
+Touched: the stream calls of `torch.cpu` (in torch_streams.py), waits for futures and works (in futures.py),
+`distributed_c10d._world`, `_backend` and `_default_pg_init_method`, the thread isolation mode of the registry of group
+names, `sys.excepthook` (which `init_process_group` wraps anew for every rank), `_register_process_group` and
+`_unregister_all_process_groups`.
 """
 # mypy: disable-error-code="assignment, attr-defined"
 
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # while there is no group that its defaults would be
 from torch._C import _distributed_c10d as native
 from torch.distributed import distributed_c10d as c10d
 
-from hardware.simulated import torch_streams
+from hardware.simulated import futures, torch_streams
+from harness.errors import UserError
 
 _thread = threading.local()
 
@@ -50,16 +54,34 @@ class RankWorld(c10d._World):
 
 
 class _WorldByThread:
-    """Stands for `distributed_c10d._world`: every attribute is that of the calling thread's world."""
+    """Stands for `distributed_c10d._world`: every attribute is that of the calling thread's world.
+
+    Args:
+        outside: the world of the threads there were before the simulation.
+    """
 
     def __init__(self, outside: Any) -> None:
-        object.__setattr__(self, "outside", outside)
+        vars(self).update(outside=outside, before=weakref.WeakSet(threading.enumerate()))
+
+    def world(self) -> Any:
+        """That of the calling thread.
+
+        Raises:
+            UserError: in a thread that a rank has started.
+        """
+        world = getattr(_thread, "world", None)
+        if world is None and threading.current_thread() not in self.before:
+            raise UserError(
+                "a thread that a rank has started asks for process groups, which the rank's own thread alone has: do "
+                "there what this thread does, such as checkpoint.save for async_save"
+            )
+        return world or self.outside
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(getattr(_thread, "world", self.outside), name)
+        return getattr(self.world(), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(getattr(_thread, "world", self.outside), name, value)
+        setattr(self.world(), name, value)
 
 
 @contextmanager
@@ -75,7 +97,7 @@ def isolated(seed: int) -> Iterator[None]:
     native._set_thread_isolation_mode(True)
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]), torch_streams.simulated(_device):
+        with torch.random.fork_rng(devices=[]), torch_streams.simulated(_device), futures.simulated(_outstanding):
             torch.manual_seed(seed)
             yield
     finally:
@@ -87,6 +109,11 @@ def isolated(seed: int) -> Iterator[None]:
 def _device() -> Any:
     """What the calling thread's rank computes on; None outside the simulation."""
     return _thread.world.device if hasattr(_thread, "world") else None
+
+
+def _outstanding() -> Any:
+    """The futures of the calling thread's rank; None outside the simulation."""
+    return _thread.world.device.futures if hasattr(_thread, "world") else None
 
 
 @contextmanager

@@ -14,8 +14,13 @@ import numba
 
 
 def _version() -> str:
-    """Of the files here. Numba looks only at the file of a cached function, not at what is compiled into it."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    """Of the files here, and of the simulator's that are compiled with them.
+
+    Numba looks only at the file of a cached function, not at what is compiled into it.
+    """
+    here = Path(__file__).parent
+    simulated = here.parents[1] / "hardware" / "simulated"
+    files = sorted([*here.glob("*.py"), simulated / "cache_lines.py", *simulated.glob("memory_*.py")])
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -6,7 +6,7 @@ A kernel is data (rows, labels, ...) and an update, cut in two so that the simul
     write     the additions to the model that follow from it, landing on the model as it is by then
     prefetch  asks for the rows of a sample that will be visited soon; optional in effect
 
-The three are compiled for each kind of kernel: `numba.extending.overload` chooses by the class of `Kernel.native()`.
+The three are compiled for each kind of kernel: `define` has numba choose by the class of `Kernel.native()`.
 """
 
 from abc import ABC, abstractmethod
@@ -15,9 +15,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numba import types
+from numba.extending import overload
 
 from harness.kernels.access import Access
+from harness.kernels.native import INLINE
 from harness.kernels.numbers import Hot, Step
+from harness.kernels.row_data import RowData
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class SplitModel:
 
     Args:
         cold: shape (parameters,), shared; its hot coordinates are not used.
-        hot: shape (K,), the replica.
+        hot: shape (K,), the replica, block after block.
         slots: int32, shape (parameters,): where in `hot` a coordinate lies, or -1.
     """
 
@@ -45,10 +49,13 @@ class Kernel(ABC):
 
     Attributes:
         name: under which a device file may know its cost.
+        relative_cost: time of a parameter at hand, in nonzeros of `SparseLinearKernel`
+            (experiments/benchmarks/relative_costs.py).
         block: parameters, contiguous, that a coordinate stands for.
     """
 
     name: ClassVar[str]
+    relative_cost: float = 1.0
     block: int = 1
 
     @property
@@ -72,6 +79,27 @@ class Kernel(ABC):
 
         Made anew for every call: sharing a tensor with another process moves its storage.
         """
+
+    @property
+    def row_data(self) -> RowData | None:
+        """The rows it reads; None where they cannot be moved. Where they can, `over` and `renumbered` work."""
+        return None
+
+    def over(self, data: RowData) -> "Kernel":
+        """The same updates over other rows of the same coordinates.
+
+        Args:
+            data: with the names of `row_data`.
+        """
+        raise NotImplementedError
+
+    def renumbered(self, places: torch.Tensor, num_coordinates: int) -> "Kernel":
+        """The same updates on a model whose coordinate j is at places[j].
+
+        Args:
+            places: int64, shape (coordinates,), different numbers below `num_coordinates`.
+        """
+        raise NotImplementedError
 
     def __call__(
         self,
@@ -108,6 +136,10 @@ class Kernel(ABC):
         """Whether its compiled code is kept between runs: a cache would not see that another file has changed."""
         return type(self).__module__.startswith("harness.kernels.")
 
+    def agrees(self, other: "Kernel") -> bool:
+        """Whether it is the same update of the same data, in the same memory."""
+        return self is other or (type(self) is type(other) and _places(self.native()) == _places(other.native()))
+
     def warm_up(self, model: Model, access: Access | None = None) -> None:
         """Compile, so that no clock sees it, for models like `model`, which is not changed."""
         self(model, torch.empty(0, dtype=torch.int32), 0.0, access)
@@ -115,6 +147,17 @@ class Kernel(ABC):
     def nonzeros(self, samples: torch.Tensor) -> int:
         """Coordinates that a chunk of samples touches, exactly: what the chunk costs."""
         return int((self.indptr[samples + 1] - self.indptr[samples]).sum())
+
+
+def _places(native: tuple) -> list[Any]:
+    """What a NamedTuple holds, with where its arrays lie instead of what is in them."""
+    places: list[Any] = []
+    for part in native:
+        if isinstance(part, np.ndarray):
+            places.append((part.ctypes.data, part.shape, part.dtype))
+        else:
+            places.append(_places(part) if isinstance(part, tuple) else part)
+    return places
 
 
 def native_model(model: Model) -> np.ndarray | Hot:
@@ -148,3 +191,30 @@ def write(kernel: Any, weights: Any, sample: int, slope: float, step: Step, salt
 def prefetch_sample(kernel: Any, weights: Any, sample: int) -> None:
     """Ask for the cache lines of a sample's data, without waiting for them."""
     raise NotImplementedError
+
+
+def prefetch_data(kernel: Any, sample: int) -> None:
+    """Ask for what `prefetch_sample` will read, earlier: a method of this name of `Kernel.native()`, if any."""
+    raise NotImplementedError
+
+
+@overload(prefetch_data, jit_options=INLINE)
+def _prefetch_data(kernel, sample):
+    return getattr(kernel.instance_class, "prefetch_data", lambda kernel, sample: None)
+
+
+def define(native: type, ask: Any, slope: Any, update: Any) -> None:
+    """Compile these functions where a kernel's `native()` is of the class `native`.
+
+    Args:
+        ask: as `prefetch_sample`.
+        slope: as `read`.
+        update: as `write`.
+    """
+
+    def chosen(kernel: Any, function: Any) -> Any:
+        return function if isinstance(kernel, types.NamedTuple) and kernel.instance_class is native else None
+
+    overload(prefetch_sample, jit_options=INLINE)(lambda kernel, weights, sample: chosen(kernel, ask))
+    overload(read, jit_options=INLINE)(lambda kernel, weights, sample, step: chosen(kernel, slope))
+    overload(write, jit_options=INLINE)(lambda kernel, weights, sample, slope, step, salt: chosen(kernel, update))

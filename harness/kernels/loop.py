@@ -6,12 +6,13 @@ import numpy as np
 from numba import njit, types
 
 from harness.kernels.access import ATOMIC
-from harness.kernels.base import prefetch_sample, read, write
+from harness.kernels.base import prefetch_data, prefetch_sample, read, write
 from harness.kernels.locks import before_write, begin, end
 from harness.kernels.native import INLINE
 from harness.kernels.numbers import Step
 
 AHEAD = 4  # samples between the prefetch of a row and its use
+FURTHER_AHEAD = 12  # samples between the prefetch of what a prefetch reads and the use of the sample
 
 _read_clock = types.ExternalFunction("clock_gettime", types.int32(types.int32, types.intp))
 _MONOTONIC = 1  # CLOCK_MONOTONIC
@@ -40,6 +41,7 @@ def run(
     last = len(samples) - 1
     straight = locking <= ATOMIC and delay_s == 0.0
     for visit in range(len(samples)):
+        prefetch_data(kernel, samples[min(visit + FURTHER_AHEAD, last)])
         prefetch_sample(kernel, weights, samples[min(visit + AHEAD, last)])
         sample, own_salt = samples[visit], salt + np.uint64(visit)
         if straight:

@@ -1,6 +1,7 @@
 """Samples as sparse rows."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,18 @@ class SparseRows:
         nonzeros = slice(int(indptr[0]), int(indptr[-1]))
         return SparseRows(indptr - indptr[0], self.indices[nonzeros], self.values[nonzeros], self.num_features)
 
+    def renumbered(self, places: torch.Tensor, num_features: int) -> "SparseRows":
+        """The same rows with feature j as places[j], ascending within each row.
+
+        Args:
+            places: int64, shape (features,), different numbers below `num_features`.
+        """
+        indices, values = places.to(torch.int32)[self.indices], self.values
+        if not bool((places.diff() > 0).all()):
+            values = values.clone()
+            _sort_rows(self.indptr.numpy(), indices.numpy(), values.numpy())
+        return SparseRows(self.indptr, indices, values, num_features)
+
     def normalized(self) -> "SparseRows":
         """Each row divided by its Euclidean norm; empty rows stay."""
         lengths = self.indptr.diff()
@@ -63,8 +76,25 @@ class SparseRows:
 
     def rarity(self) -> torch.Tensor:
         """Samples / samples that have the feature, shape (num_features,), of the dtype of `values`; 0 if none has."""
-        counts = torch.bincount(self.indices, minlength=self.num_features)
-        return torch.where(counts > 0, len(self) / counts.double(), 0.0).to(self.values.dtype)
+        counts = np.bincount(self.indices.numpy(), minlength=self.num_features)
+        rarity = np.divide(len(self), counts, out=np.zeros(self.num_features), where=counts > 0)
+        return torch.from_numpy(rarity).to(self.values.dtype)
+
+    @cached_property
+    def squared_norms(self) -> torch.Tensor:
+        """|x_i|^2, shape (samples,), of the dtype of `values`."""
+        row = np.repeat(np.arange(len(self)), np.diff(self.indptr.numpy()))
+        squares = np.bincount(row, self.values.numpy().astype(np.float64) ** 2, minlength=len(self))
+        return torch.from_numpy(squares).to(self.values.dtype)
+
+    @cached_property
+    def columns(self) -> "SparseRows":
+        """The transpose: the samples that have each feature."""
+        row = np.repeat(np.arange(len(self), dtype=np.int32), np.diff(self.indptr.numpy()))
+        order = np.argsort(self.indices.numpy(), kind="stable")
+        counts = np.bincount(self.indices.numpy(), minlength=self.num_features)
+        parts = (np.concatenate([[0], counts.cumsum()]), row[order], self.values.numpy()[order])
+        return SparseRows(*(torch.from_numpy(part) for part in parts), len(self))
 
     def to(self, dtype: torch.dtype) -> "SparseRows":
         """The same rows with values of another precision."""
@@ -100,3 +130,13 @@ def _margins(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray, weight
     for row in range(len(out)):
         start, stop = np.uint64(indptr[row]), np.uint64(indptr[row + 1])
         out[row] = dot(indices, values, weights, start, stop, _NUMBERS)
+
+
+@njit(nogil=True, cache=True)
+def _sort_rows(indptr: np.ndarray, indices: np.ndarray, values: np.ndarray) -> None:
+    """Sort each row by its indices, in place."""
+    for row in range(len(indptr) - 1):
+        start, stop = indptr[row], indptr[row + 1]
+        order = np.argsort(indices[start:stop])
+        indices[start:stop] = indices[start:stop][order]
+        values[start:stop] = values[start:stop][order]

@@ -88,7 +88,7 @@ class Problem(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """`train/loss`, the objective over all training data; `eval/loss`, `eval/accuracy` where there is test data."""
+        """`train/loss`, the objective over all training data; `eval/*` where there is test data."""
 
     @cached_property
     def kernel(self) -> Kernel | None:

@@ -1,4 +1,4 @@
-"""Least squares with a known optimum: f(w) = 1/2n |A w - b|^2.
+"""Least squares with a known optimum: f(w) = 1/2n |A w - b|^2 + l2/2 |w|^2.
 
 A = sqrt(n) U diag(s) V' with random orthonormal U and V, so that the Hessian A'A/n has exactly the eigenvalues s^2,
 which fall geometrically from 1 to 1 / condition. b = A w* + noise, w* normal.
@@ -38,6 +38,7 @@ class LeastSquares(Problem):
         features: columns of A, >= 2.
         condition: of the Hessian A'A/n, >= 1.
         noise: standard deviation of the noise in b, >= 0.
+        l2: factor of |w|^2 / 2 in the objective, >= 0.
         seed: of A and b, >= 0.
     """
 
@@ -45,6 +46,7 @@ class LeastSquares(Problem):
     features: int
     condition: float
     noise: float
+    l2: float
     seed: int
 
     def __post_init__(self) -> None:
@@ -54,6 +56,7 @@ class LeastSquares(Problem):
         require(self.samples >= self.features, "problem.samples", rule, self.samples)
         require(self.condition >= 1, "problem.condition", "must be >= 1", self.condition)
         require(self.noise >= 0, "problem.noise", "must be >= 0", self.noise)
+        require(self.l2 >= 0, "problem.l2", "must be >= 0", self.l2)
         require(self.seed >= 0, "problem.seed", "must be >= 0", self.seed)
 
     @property
@@ -75,7 +78,9 @@ class LeastSquares(Problem):
     def optimum(self) -> torch.Tensor:
         """The minimiser of f, float64, shape (features,)."""
         matrix, labels = self._exact
-        return torch.linalg.lstsq(matrix, labels.unsqueeze(1)).solution.squeeze(1)
+        penalty = math.sqrt(self.l2 * len(labels)) * torch.eye(self.features, dtype=torch.float64)
+        labels = torch.cat([labels, labels.new_zeros(self.features)])
+        return torch.linalg.lstsq(torch.cat([matrix, penalty]), labels.unsqueeze(1)).solution.squeeze(1)
 
     @cached_property
     def optimal_loss(self) -> float:
@@ -87,19 +92,20 @@ class LeastSquares(Problem):
         """Native per-sample SGD, on rows in which nothing is zero."""
         indptr = torch.arange(0, self.matrix.numel() + 1, self.features)
         indices = torch.arange(self.features, dtype=torch.int32).repeat(self.samples)
-        return SparseLinearKernel(
-            SparseRows(indptr, indices, self.matrix.view(-1), self.features), self.labels, SQUARES
-        )
+        rows = SparseRows(indptr, indices, self.matrix.view(-1), self.features)
+        return SparseLinearKernel(rows, self.labels, SQUARES, self.l2)
 
     def build_model(self, device: torch.device, seed: int) -> DenseLinear:
         """Zeros, whatever the seed."""
         return DenseLinear(self.features, self.matrix.dtype, device)
 
     def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
-        """1/2 mean (a_i . w - b_i)^2 over the batch."""
-        device = next(model.parameters()).device
+        """1/2 mean (a_i . w - b_i)^2 over the batch, and the regulariser."""
+        weight = next(model.parameters())
+        device = weight.device
         errors = model(self.matrix[samples].to(device)) - self.labels[samples].to(device)  # (batch,)
-        return 0.5 * errors.square().mean()
+        mean = 0.5 * errors.square().mean()
+        return mean + 0.5 * self.l2 * weight.square().sum() if self.l2 else mean
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -108,7 +114,7 @@ class LeastSquares(Problem):
 
     def _objective(self, weights: torch.Tensor) -> float:
         matrix, labels = self._exact
-        return float(0.5 * (matrix @ weights - labels).square().mean())
+        return float(0.5 * (matrix @ weights - labels).square().mean() + 0.5 * self.l2 * weights.square().sum())
 
     @cached_property
     def _exact(self) -> tuple[torch.Tensor, torch.Tensor]:

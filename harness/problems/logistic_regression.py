@@ -4,7 +4,6 @@ A standard problem of asynchronous SGD on sparse data; Hogwild! (Niu, Recht, Re,
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch.nn.functional import softplus
@@ -17,7 +16,10 @@ from harness.problems.sparse_linear import SparseLinear
 class LogisticRegression(SparseLinear):
     """Logistic loss on sparse rows."""
 
-    loss_code: ClassVar[int] = LOGISTIC
+    @property
+    def loss_code(self) -> int:
+        """The logistic one."""
+        return LOGISTIC
 
     def pointwise(self, margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """log(1 + exp(-ym)), shape (batch,)."""

@@ -4,7 +4,6 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -15,7 +14,7 @@ from harness.errors import UserError, require
 from harness.kernels.sparse_linear import SparseLinearKernel
 from harness.kernels.sparse_rows import SparseRows
 from harness.problems.base import Problem
-from harness.problems.synthetic import sparse_rows
+from harness.problems.synthetic import POPULARITIES, sparse_rows
 
 
 class LinearModel(nn.Module):
@@ -44,11 +43,10 @@ class SparseLinear(Problem):
         synthetic_samples: rows generated where there is no `path`, held-out ones included, >= 2.
         synthetic_features: length of the model then, >= 2.
         synthetic_nonzeros_per_sample: mean over rows then, in [1, synthetic_features / 2].
+        synthetic_popularity: of features then, zipf (as in text) or uniform.
         synthetic_label_noise: probability that a label is flipped then, in [0, 0.5].
         seed: of the synthetic rows, >= 0.
     """
-
-    loss_code: ClassVar[int]  # of the native kernel
 
     path: str | None
     test_path: str | None
@@ -59,6 +57,7 @@ class SparseLinear(Problem):
     synthetic_samples: int
     synthetic_features: int
     synthetic_nonzeros_per_sample: float
+    synthetic_popularity: str
     synthetic_label_noise: float
     seed: int
 
@@ -75,8 +74,16 @@ class SparseLinear(Problem):
         require(features >= 2, synthetic + "features", "must be >= 2", features)
         rule = f"must be in [1, synthetic_features / 2 = {features / 2:g}]"
         require(1 <= nonzeros <= features / 2, synthetic + "nonzeros_per_sample", rule, nonzeros)
+        rule = f"must be one of {', '.join(POPULARITIES)}"
+        known = self.synthetic_popularity
+        require(known in POPULARITIES, synthetic + "popularity", rule, known)
         require(0 <= noise <= 0.5, synthetic + "label_noise", "must be in [0, 0.5]", noise)
         require(self.seed >= 0, "problem.seed", "must be >= 0", self.seed)
+
+    @property
+    @abstractmethod
+    def loss_code(self) -> int:
+        """Of the native kernel."""
 
     @abstractmethod
     def pointwise(self, margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -163,6 +170,7 @@ class SparseLinear(Problem):
             self.synthetic_nonzeros_per_sample,
             self.synthetic_label_noise,
             self.seed,
+            self.synthetic_popularity,
         )
 
     def _split(self, rows: SparseRows, labels: torch.Tensor) -> list[tuple[SparseRows, torch.Tensor]]:

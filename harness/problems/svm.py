@@ -4,20 +4,29 @@ The sparse SVM of Hogwild! (Niu, Recht, Re, Wright, NIPS 2011, equation 3).
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from harness.kernels.sparse_linear import HINGE
+from harness.kernels.sparse_linear import HINGE, SQUARED_HINGE
 from harness.problems.sparse_linear import SparseLinear
 
 
 @dataclass(frozen=True)
 class LinearSVM(SparseLinear):
-    """Hinge loss on sparse rows; at the kink the subgradient is -y x."""
+    """Hinge loss on sparse rows; at the kink the subgradient is -y x.
 
-    loss_code: ClassVar[int] = HINGE
+    Args:
+        squared: take the square of the hinge, which is smooth (the L2-loss SVM of liblinear).
+    """
+
+    squared: bool
+
+    @property
+    def loss_code(self) -> int:
+        """Of the hinge or its square."""
+        return SQUARED_HINGE if self.squared else HINGE
 
     def pointwise(self, margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """max(0, 1 - ym), shape (batch,)."""
-        return (1 - labels * margins).clamp(min=0)
+        """max(0, 1 - ym), or its square, shape (batch,)."""
+        hinge = (1 - labels * margins).clamp(min=0)
+        return hinge.square() if self.squared else hinge

@@ -27,8 +27,8 @@ from tests.hardware.toys import (
 def test_one_thread_equals_the_kernel_alone():
     trained = program(Wild, budget=128)
     weights = torch.zeros(1, dtype=torch.float64)
-    order = trained.data.order(64, 128 + 4, trained.seed, 0)
-    trained.problem.kernel(weights, order[:128], 0.1)
+    order = trained.data.sequence(trained.data.share(64, 128, 0, (0,)), 128, trained.seed)
+    trained.problem.kernel(weights, order, 0.1)
     execution = machine(1).execute(trained, no_progress)
     assert torch.equal(execution.observations[-1].parameters, weights)
     assert execution.facts["workers"] == "threads"

@@ -38,7 +38,7 @@ def test_every_parallel_program_and_collective_computes_what_it_does_on_gloo(num
     real = values("torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", str(SCRIPT))
     launch = ["hardware.simulated.launch", "--num-workers", str(num_ranks), "--log-rank", "all", "--timeline", ""]
     simulated = values(*launch, str(SCRIPT))
-    assert len(real) == 25 * num_ranks
+    assert len(real) == 32 * num_ranks
     assert real.keys() == simulated.keys()
     for key, value in real.items():
         assert not isinstance(value, str), f"{key} fails on gloo: {value}"

@@ -139,19 +139,30 @@ def interrupted(body, interrupts):
 
 
 @pytest.mark.parametrize(("interrupts", "end_s"), [([0.3], 0.2), ([0.3, 0.8], 600.0)], ids=["once", "twice"])
-def test_ctrl_c_ends_the_run_though_a_rank_loops_for_ever(monkeypatch, released, interrupts, end_s):
+def test_ctrl_c_ends_the_run_though_a_rank_waits_for_ever(monkeypatch, released, interrupts, end_s):
     monkeypatch.setattr(engine_module, "END_S", end_s)
     world, stack = c10d._world, threading.stack_size()
 
     def body(worker):
         if worker.rank == 1:
-            while not released.is_set():
-                pass
+            released.wait()
         dist.barrier()
 
     assert isinstance(interrupted(body, interrupts).failure, KeyboardInterrupt)
     assert c10d._world is world and threading.stack_size() == stack
     assert results(lambda worker: dist.get_world_size(), 2) == [2, 2]
+
+
+def test_ctrl_c_ends_a_loop_of_python():
+    def body(worker):
+        if worker.rank == 1:
+            while True:
+                pass
+        dist.barrier()
+
+    before = set(threading.enumerate())
+    assert isinstance(interrupted(body, [0.3]).failure, KeyboardInterrupt)
+    assert set(threading.enumerate()) == before
 
 
 def test_a_rank_that_does_not_end_is_named_and_leaves_the_caller_s_group_alone(monkeypatch, released):

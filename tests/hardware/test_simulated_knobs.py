@@ -126,14 +126,19 @@ def test_every_knob_of_shared_memory_moves_the_answer():
         return done.run_s
 
     node, lockings = composed.node("hardware/sim_numa2"), {"atomic_s": "atomic", "wake_s": "global_mutex"}
-    lockings["sleep_s"] = "global_mutex"
-    numbers = {f"memory.{name}": value for name, value in node.memory.items() if not isinstance(value, str)}
+    lockings |= {"sleep_s": "global_mutex", "lock_s": "global_mutex"}
+    numbers = {f"memory.{name}": value for name, value in node.memory.items() if type(value) in (int, float)}
     numbers["compute.nonzero_s"] = node.compute.nonzero_s
 
     def moves(name, value):
-        how = f"algorithm.locking={lockings.get(name.removeprefix('memory.'), 'none')}"
-        return run_s(how, f"hardware.{name}={2 * value}") != run_s(how)
+        how = [f"algorithm.locking={lockings.get(name.removeprefix('memory.'), 'none')}"]
+        how += ["data.order=storage"] * (name == "memory.sequential_rows")
+        how += ["problem.synthetic_features=600000"] * ("cache" in name)  # a model that no core's cache holds
+        return run_s(*how, f"hardware.{name}={(0.5 if value < 1 else 2) * value}") != run_s(*how)
 
     still = [name for name, value in numbers.items() if not moves(name, value)]
     assert still == ["memory.cores_per_socket"]  # four workers need no more cores
-    assert run_s("hardware.memory.pin_policy=fill") < run_s()  # all on one socket, nothing crosses
+    assert run_s("hardware.memory.migrates=false") != run_s()
+    local = "hardware.memory.memory_policy=first_touch"
+    assert run_s("hardware.memory.pin_policy=fill", local) < run_s(local)  # all on one socket, nothing crosses
+    assert len({run_s(f"hardware.memory.memory_policy={policy}") for policy in ("interleave", "bind:1")}) == 2

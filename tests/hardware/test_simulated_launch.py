@@ -10,6 +10,7 @@ import sys
 import time
 from math import inf
 from textwrap import dedent
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -342,6 +343,127 @@ def test_the_clock_is_virtual_and_sleeping_is_free(script, launch):
     assert time.monotonic() - began_s < 300
 
 
+def test_who_is_told_virtual_time(script, launch, tmp_path):
+    packages = tmp_path / "lib" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "meter.py").write_text("from time import sleep, time\nclass Meter:\n    def now(self): return time()\n")
+    path = script(
+        f"""
+        import logging, subprocess, sys, threading, time, timeit
+        from time import sleep
+        import torch, torch.distributed as dist
+        import torch.utils.benchmark
+        sys.path.append({str(packages)!r})
+        import meter, own
+        dist.init_process_group("gloo")
+        rank, lock, clock = dist.get_rank(), threading.Lock(), meter.Meter()
+
+        def spent(what):
+            began_s = time.time()
+            what()
+            return round(time.time() - began_s, 3)
+
+        def locked():
+            with lock:
+                own.rest(100)
+
+        formatter = logging.Formatter("%(created)f")
+        def logged():
+            return float(formatter.format(logging.LogRecord("", 0, "", 0, "", (), None)))
+
+        print(spent(lambda: sleep(3600)), spent(lambda: meter.sleep(5)), spent(locked))
+        print(spent(lambda: subprocess.run(["sleep", "0.1"], timeout=60)), spent(lambda: threading.Event().wait(0.05)))
+        before = logged(), clock.now(), own.now(), time.time()
+        exec("sleep(10 + rank)")
+        print(*(round(now - then, 3) for now, then in zip((logged(), clock.now(), own.now(), time.time()), before)))
+        x = torch.ones(100, 100)
+        timed = timeit.timeit("x @ x", globals=globals(), number=10), timeit.timeit(lambda: x @ x, number=10)
+        measured = torch.utils.benchmark.Timer("x @ x", globals=globals()).timeit(10).mean * 10
+        print(*(round(seconds / spent_by_ten, 2) for spent_by_ten in [own.spent(x)] for seconds in (*timed, measured)))
+        """,
+        own="""
+        from time import monotonic as now, sleep as rest
+
+        def spent(x):
+            began_s = now()
+            for _ in range(10):
+                x @ x
+            return now() - began_s
+        """,
+    )
+    for rank in range(2):
+        _, lines, errors = launch(path, log=str(rank))
+        later = " ".join([f"{10.0 + rank}"] * 4)
+        assert [line[8:] for line in lines] == ["3600.0 5.0 100.0", "0.0 0.0", later, "1.0 1.0 1.0"], errors
+
+
+def test_what_was_imported_before_is_told_virtual_time_too(script, launch, monkeypatch):
+    def source():
+        return early.time, early.rest
+
+    early = ModuleType("early")
+    early.__file__ = "/somewhere/site-packages/early.py"
+    early.time, early.rest = time.time, time.sleep
+    code = compile("def spent():\n before = time()\n rest(5)\n return time() - before", early.__file__, "exec")
+    exec(code, vars(early))
+    monkeypatch.setitem(sys.modules, "early", early)
+    before = source()
+    assert launch(script("import early; print(round(early.spent(), 3))"), log="0")[1] == ["[rank0] 5.0"]
+    assert source() == before
+
+
+COMPILED = """
+    import torch, torch.distributed as dist
+    dist.init_process_group("gloo")
+
+    @torch.compile
+    def f(x):
+        return (x * 2).relu().sum()
+
+    print(f(torch.ones(8)).item(), torch.compile(torch.nn.ReLU())(torch.ones(1)).item())
+"""
+
+
+def launched(*arguments):
+    """The command as a process of its own, in which warnings are no errors; its output and what it says at the end."""
+    command = [sys.executable, "-m", "hardware.simulated.launch", "--num-workers", "2", "--timeline", ""]
+    done = subprocess.run([*command, "--log-rank", "all", *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.stderr
+
+
+def virtual_s(words):
+    return float(words.split(" virtual s")[0].split()[-1])
+
+
+def test_compiled_code_runs_operator_by_operator(script):
+    lines, words = launched(script(COMPILED))
+    assert lines == ["[rank0] 16.0 1.0", "[rank1] 16.0 1.0"]
+    assert "script.py:5: UserWarning: torch.compile compiles nothing here" in words and virtual_s(words) < 1
+
+
+def test_two_ranks_compile_where_their_time_is_measured(script):
+    traced = COMPILED.replace(
+        "@torch.compile", '@torch.compile(backend="aot_eager")'
+    )  # the default needs g++, and 10 s
+    lines, words = launched(
+        "hardware/compute=measured", script(traced.replace("ReLU())", "ReLU(), backend='aot_eager')"))
+    )
+    assert lines[-2:] == ["[rank0] 16.0 1.0", "[rank1] 16.0 1.0"]
+    assert "compiles nothing" not in words and virtual_s(words) < 600
+
+
+def test_a_rank_that_keeps_the_others_waiting_is_named(script, launch, monkeypatch):
+    monkeypatch.setattr("hardware.simulated.launch.run.PATIENCE_S", 0.3)
+    path = script("""
+        import os, threading
+        if os.environ["RANK"] == "1":
+            threading.Event().wait(1)
+    """)
+    status, _, errors = launch(path)
+    assert status == 0 and errors.count("note: rank 1, at ") == 1 and "script.py:4, has kept all others" in errors
+
+
 def test_a_loop_that_polls_ends(script, launch):
     path = script("""
         import timeit
@@ -383,6 +505,16 @@ def test_bytes_are_written_as_text(script, launch):
     assert launch(path, workers=1)[1] == ["[rank0] bytes", "[rank0] utf-8"]
 
 
+def test_nobody_reads_to_the_end(script):
+    path = script("for number in range(100_000): print(number, flush=True)")
+    command = [sys.executable, "-m", "hardware.simulated.launch", "--num-workers", "2", "--timeline", "", path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "[rank0] 0\n"
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (128 + signal.SIGPIPE, "")
+
+
 def test_the_streams_of_output_are_those_that_scripts_expect(script):
     path = script("""
         import faulthandler, sys
@@ -398,9 +530,9 @@ def test_the_streams_of_output_are_those_that_scripts_expect(script):
     assert shown == steps + b"\n[rank0] end\r\n[rank0] replaceFalse\n"
 
 
-def test_a_forked_worker_has_the_clock_of_the_host(script, launch):
-    path = script("""
-        import time
+def test_a_forked_worker_has_the_clock_and_the_cores_of_the_host(script, launch):
+    path = script(f"""
+        import os, time
         import torch
         from torch.utils.data import DataLoader
 
@@ -412,12 +544,63 @@ def test_a_forked_worker_has_the_clock_of_the_host(script, launch):
                 before = time.monotonic()
                 for _ in range(10_000_000):
                     if time.monotonic() > before:
-                        return True
+                        return os.sched_getaffinity(0) == {os.sched_getaffinity(0)}
                 return False
 
         print(next(iter(DataLoader(Clock(), num_workers=1))).item())
     """)
     assert launch(path, workers=1)[1][-1] == "[rank0] True"
+
+
+def test_ranks_are_started_once(script, launch):
+    path = script("""
+        import torch.multiprocessing as mp
+        def train(rank):
+            print("never")
+        if __name__ == "__main__":
+            mp.spawn(train, nprocs=2)
+    """)
+    status, lines, errors = launch(path)
+    assert (status, lines) == (1, []) and errors.splitlines()[-1].startswith(
+        "error: torch.multiprocessing.spawn has nothing to start, for the launcher has started the ranks already: call"
+    )
+
+
+def test_a_process_that_a_rank_forks_makes_no_group(script, launch):
+    path = script("""
+        import multiprocessing
+        import torch.distributed as dist
+        def train():
+            try:
+                dist.init_process_group("gloo", init_method="tcp://localhost:1", rank=0, world_size=1)
+            except ValueError as error:
+                raise SystemExit("only they are simulated" in str(error))
+        process = multiprocessing.get_context("fork").Process(target=train)
+        process.start()
+        process.join()
+        print(process.exitcode)
+    """)
+    assert launch(path)[:2] == (0, ["[rank0] 1", "[rank1] 1"])
+
+
+@pytest.mark.parametrize(
+    "options", ["rank=0, world_size=5", "rank=1 - rank, world_size=2", "store=store, rank=0, world_size=1"]
+)
+def test_a_world_that_contradicts_the_launchers_is_refused(script, launch, options):
+    path = script(f"""
+        import os
+        import torch.distributed as dist
+        rank, store = int(os.environ["RANK"]), dist.HashStore()
+        dist.init_process_group("gloo", {options})
+    """)
+    status, _, errors = launch(path)
+    assert status == 1 and errors.splitlines()[-1].startswith("error: init_process_group(rank=")
+    assert "this is rank 0 of 2: leave both out, or read RANK and WORLD_SIZE, at " in errors
+
+
+def test_signals_are_the_launchers(script):
+    lines, words = launched(script("import signal; print(signal.signal(signal.SIGTERM, print) is signal.SIG_DFL)"))
+    assert lines == ["[rank0] True", "[rank1] True"] and "signal.signal has no effect here" in words
 
 
 def test_a_profiler_of_the_host_is_refused(script, launch):
@@ -626,7 +809,7 @@ def test_output_of_one_rank_is_shown(script, launch):
         ("sys.exit(3)", 3, "error: rank 1 exited with status 3"),
         ("sys.exit('no data')", 1, "error: rank 1 exited with status 1: no data"),
         ("raise ValueError('no data')", 1, "error: rank 1 failed: ValueError: no data"),
-        ("dist.all_reduce(torch.ones(2))", 1, r"rank 0 calls all_reduce(SUM) of float32[3], rank 1 calls"),
+        ("dist.all_reduce(torch.ones(2))", 1, "(rank 0, at "),
         ("dist.recv(torch.ones(2), 0)", 1, "deadlock at"),
     ],
 )
@@ -781,6 +964,8 @@ def test_two_dashes_come_before_the_script(script, launch):
         (["algorithm.lr=1", __file__], "error: algorithm.lr=1 does not describe the hardware"),
         (["--num-workers", "2", "hardware.num_workers=3", __file__], "error: --num-workers and hardware.num_workers"),
         (["hardware.num_workers=3", "--seed", "-1", __file__], "error: --seed must be >= 0, got -1"),
+        (["hardware.stragglers={a: 4}", __file__], "hardware.stragglers.a must have a whole number as its key, got a"),
+        (["hardware.slowdowns={1: 4}", __file__], "hardware.slowdowns.1 must be a mapping, such as {10.0: 4.0}"),
         (["hardware.latency=1", __file__], "error: hardware.latency is not a setting"),
         (["hardware.stragglers={9: 2.0}", __file__], "hardware.stragglers must name ranks below hardware.num_workers"),
     ],

@@ -12,10 +12,9 @@ import torch
 import torch.distributed as dist
 from composed import setup
 from omegaconf import OmegaConf
-from simulated_ranks import compute_for, execute, program
+from simulated_ranks import compute_for, execute, program, shared_memory
 from simulated_ranks import machine as simulated
 
-from hardware.simulated.memory import SharedMemory
 from hardware.simulated.network.topologies import Switch
 from harness.build import build
 from harness.errors import Diverged, UserError
@@ -72,16 +71,24 @@ def everything(worker):
 
 def update(worker):
     """Runs a native kernel."""
-    indices = torch.arange(0, 1024, 4, dtype=torch.int32).repeat(8)
-    rows = SparseRows(torch.arange(0, 2049, 256), indices, torch.ones(2048), 1024)
+    indices = torch.arange(0, 4096, 16, dtype=torch.int32).repeat(8)  # on four pages
+    rows = SparseRows(torch.arange(0, 2049, 256), indices, torch.ones(2048), 4096)
     sparse = kernels.setdefault("kernel", SparseLinearKernel(rows, torch.ones(8), LOGISTIC))
     shares = worker._place._machine.models is not None
-    model = worker.shared("model", torch.zeros(1024)) if shares else torch.zeros(1024)
+    model = worker.shared("model", torch.zeros(4096)) if shares else torch.zeros(4096)
     locks = lock_words("global_mutex", 1)
     words = worker.shared("locks", locks) if shares else locks
     for locking in ("none", "atomic", "global_mutex") if shares else ("none",):
         dist.barrier()
         worker.run(sparse, model, torch.arange(8, dtype=torch.int32), 0.1, Access(locking, words))
+    dist.barrier()
+    if shares:
+        far = torch.tensor([0, 2**18], dtype=torch.int32).repeat(8)  # 1 MiB apart: both want one place in the cache
+        rows = SparseRows(torch.arange(0, 17, 2), far, torch.ones(16), 2**18 + 1)
+        wide = SparseLinearKernel(rows, torch.ones(8), LOGISTIC)
+        worker.run(wide, torch.zeros(2**18 + 1), torch.arange(8, dtype=torch.int32), 0.1)
+    for visited, samples in worker.visits(sparse, 1):  # as they are stored
+        worker.run(visited, model, samples, 0.1)
 
 
 kernels: dict = {}
@@ -97,6 +104,7 @@ OTHERS = {  # where twice as much is impossible, or of no effect: a ring that is
     "protocol.efficiency.Simple": 0.5,
     "num_workers": 3,
     "network.hosts_per_leaf": 1,
+    "memory.sequential_rows": 0.1,
 }
 
 WITHOUT_EFFECT = {
@@ -104,6 +112,9 @@ WITHOUT_EFFECT = {
     "sim_cpu memory.cores_per_socket",
     "sim_cpu memory.cross_socket_s",  # it has one socket
     "sim_cpu memory.remote_memory_s",
+    "sim_cpu memory.remote_bytes_per_s",
+    "sim_cpu memory.local_bytes_per_s",  # nor are rows permuted here
+    "sim_numa4 memory.cores_per_socket",
 }
 
 
@@ -266,17 +277,17 @@ def test_budget_is_dealt_once_in_order_of_virtual_time():
 
 
 def test_ranks_are_spread_over_sockets():
-    memory = SharedMemory(2, 2, 64, 0.0, 0.0, 0.0, 0.0, 1, 0.0, 0.0, 0.0, "spread")
+    memory = shared_memory(cores_per_socket=2)
     assert execute(lambda worker: None, 3, memory=memory).facts == {"sockets": [0, 1, 0]}
 
 
 def test_ranks_fill_a_socket_before_the_next():
-    memory = SharedMemory(2, 2, 64, 0.0, 0.0, 0.0, 0.0, 1, 0.0, 0.0, 0.0, "fill")
+    memory = shared_memory(cores_per_socket=2, pin_policy="fill")
     assert execute(lambda worker: None, 3, memory=memory).facts == {"sockets": [0, 0, 1]}
 
 
 def test_no_number_of_workers_means_every_core():
-    memory = SharedMemory(2, 3, 64, 0.0, 0.0, 0.0, 0.0, 1, 0.0, 0.0, 0.0, "spread")
+    memory = shared_memory(cores_per_socket=3)
     assert simulated(None, memory=memory).workers_offered == 6
     with pytest.raises(UserError, match=r"hardware\.num_workers must be a number where hardware\.memory is null"):
         simulated(None)

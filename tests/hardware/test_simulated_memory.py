@@ -3,10 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from simulated_ranks import execute, results
+from simulated_ranks import execute, results, shared_memory
 
 from hardware.simulated.compute import Fixed, Roofline
-from hardware.simulated.memory import SharedMemory
 from harness.errors import UserError
 from harness.kernels.sparse_linear import HINGE, LOGISTIC, SQUARES, SparseLinearKernel
 from harness.kernels.sparse_rows import SparseRows
@@ -14,8 +13,15 @@ from tests.hardware.toys import ToyKernel
 
 NONZERO_S = 1e-9
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, NONZERO_S)  # operators are free
-FREE = SharedMemory(2, 32, 64, 0.0, 0.0, 0.0, 0.0, 10, 0.0, 0.0, 0.0, "spread")
-NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0, "spread")
+FREE = shared_memory(outstanding_misses=10)
+NUMA = shared_memory(
+    cores_per_socket=8,
+    same_socket_s=50e-9,
+    cross_socket_s=120e-9,
+    local_memory_s=80e-9,
+    remote_memory_s=140e-9,
+    outstanding_misses=4,
+)
 FEATURES = 64
 
 
@@ -494,6 +500,13 @@ def test_more_workers_than_cores_are_refused(memory, workers, words):
         {"same_socket_s": -1.0},
         {"outstanding_misses": 0},
         {"pin_policy": "scatter"},
+        {"memory_policy": "anywhere"},
+        {"memory_policy": "bind:2"},
+        {"local_bytes_per_s": 0.0},
+        {"remote_bytes_per_s": 2e10},  # more than from the own socket
+        {"remote_bytes_per_s": 0.0},
+        {"sequential_rows": 1.5},
+        {"sequential_rows": 0.0},
     ],
 )
 def test_impossible_machines_are_refused(change):

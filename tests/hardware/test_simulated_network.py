@@ -131,9 +131,9 @@ def test_a_broken_link_carries_nothing():
         (Star({}, {}, [1.0, 1.0], [2.0, 2.0], [5.0, 7.0], 1.0, 9.0), 0, 3,
          ["host0.up", "site0.up", "site1.down", "host3.down"], 14.0),
         (edges(("host0", "a", 1.0, 1.0), ("a", "host1", 1.0, 1.0), ("host0", "host1", 3.0, 1.0)), 0, 1,
-         ["host0>a", "a>host1"], 2.0),
+         ["host0-a", "a-host1"], 2.0),
         (edges(("host0", "host1", 3.0, 1.0), devices_per_host=2, inside_latency_s=0.5), 0, 1, ["host0"], 0.5),
-        (edges(("host0", "host1", 3.0, 1.0), devices_per_host=2, inside_latency_s=0.5), 1, 2, ["host0>host1"], 3.0),
+        (edges(("host0", "host1", 3.0, 1.0), devices_per_host=2, inside_latency_s=0.5), 1, 2, ["host0-host1"], 3.0),
     ],
 )  # fmt: skip
 def test_routes_are_literal(network, source, destination, names, latency_s):

@@ -687,3 +687,25 @@ def test_several_tensors_at_once_as_one_message():
     for rank, found in enumerate(results(body, 3)):
         gathered = [[0.0, 1.0, 2.0], [10.0, 10.0, 11.0, 11.0, 12.0, 12.0]]
         assert found == [[2.0], [12.0, 12.0], *gathered, [6.0 * rank], [60.0 + 6.0 * rank] * 2]
+
+
+def test_the_group_of_another_rank_is_refused():
+    kept = []
+
+    def body(worker):
+        kept.append(dist.group.WORLD)
+        dist.barrier()
+        dist.all_reduce(torch.ones(1), group=kept[0])
+
+    with pytest.raises(WorkerFailed, match="all_reduce is called on another rank's process group, which a module"):
+        results(body, 2)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed.nn.functional.all_reduce is deprecated")
+def test_functions_that_are_differentiated():
+    def body(worker):
+        x = torch.ones(2, requires_grad=True)
+        torch.distributed.nn.functional.all_reduce(x).sum().backward()
+        return x.grad.tolist()
+
+    assert results(body, 3) == [[3.0, 3.0]] * 3

@@ -12,7 +12,7 @@ from torch._C import _distributed_c10d as native
 from torch.distributed import distributed_c10d as c10d
 
 from hardware.simulated.compute import Fixed
-from harness.errors import WorkerFailed
+from harness.errors import UserError, WorkerFailed
 
 
 def state():
@@ -117,3 +117,21 @@ def test_hundreds_of_ranks_do_not_pile_up_hooks():
 def test_destroying_the_group_inside_is_the_user_s_mistake():
     failure = execute(lambda worker: dist.destroy_process_group(), 1).failure
     assert isinstance(failure, WorkerFailed)
+
+
+def test_a_thread_that_a_rank_starts_is_told_that_it_has_no_group():
+    def body(worker):
+        errors = []
+
+        def ask():
+            try:
+                dist.get_rank()
+            except UserError as error:
+                errors.append(str(error))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        return errors
+
+    assert all(error.startswith("a thread that a rank has started asks for") for (error,) in results(body, 2))

@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from simulated_ranks import compute_for, execute, results
+from simulated_ranks import compute_for, execute, results, shared_memory
 from simulated_ranks import machine as simulated
 
-from hardware.simulated.memory import SharedMemory
 from harness.errors import UserError, WorkerFailed
 from tests.hardware.toys import (
     Counted,
@@ -27,7 +26,14 @@ from tests.hardware.toys import (
 
 REAL = ["threads", "processes"]
 EVERYWHERE = [*REAL, "simulated"]
-NUMA = SharedMemory(2, 8, 64, 50e-9, 120e-9, 80e-9, 140e-9, 4, 0.0, 0.0, 0.0, "spread")
+NUMA = shared_memory(
+    cores_per_socket=8,
+    same_socket_s=50e-9,
+    cross_socket_s=120e-9,
+    local_memory_s=80e-9,
+    remote_memory_s=140e-9,
+    outstanding_misses=4,
+)
 
 
 def run(kind, algorithm, num_workers=2, timeout_s=20.0, **options):
@@ -239,6 +245,37 @@ def test_the_dead_are_not_given_a_lock():
     done = execute(body, 3, deaths={1: 3.0})
     assert done.failure is None
     assert had == {0: (0.0, 5.0), 2: (5.0, 10.0)}
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_a_loop_that_takes_free_locks_gets_on_in_virtual_time(num_workers):
+    """All but rank 1, each by a lock of its own that costs nothing, wait for what rank 1 does at 1 ms."""
+
+    def body(worker):
+        flag, takes = worker.shared("flag", torch.zeros(1)), 0
+        if worker.rank == 1:
+            compute_for(worker, 1e-3)
+            flag.fill_(1.0)
+        while not flag:
+            with worker.lock(f"of {worker.rank}"):
+                takes += 1
+        return takes, worker.clock.now()
+
+    free = replace(NUMA, **{f"{name}_s": 0.0 for name in ("same_socket", "cross_socket")})
+    for takes, time_s in results(body, num_workers, memory=free):
+        assert takes < 1200 and 1e-3 <= time_s <= 1e-3 + 3e-6  # a microsecond each, after the first hundred
+
+
+def test_a_hundred_locks_at_one_instant_cost_nothing():
+    def body(worker):
+        for _ in range(10):
+            for _ in range(100):
+                with worker.lock("it"):
+                    pass
+            compute_for(worker, 1.0)
+        return worker.clock.now()
+
+    assert results(body, 1, memory=NUMA) == [10.0]
 
 
 def test_locks_are_taken_in_the_same_order_every_time():

@@ -19,10 +19,12 @@ from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters
 from hardware.real.machine import RealMachine
 from harness.data import Partitioned
+from harness.kernels.access import COORDINATES, MUTEX, SPIN, TICKET, Access, lock_words, open_mutex
 from harness.kernels.base import Kernel, prefetch_sample, read, write
 from harness.kernels.numbers import add, load
 from harness.problems.base import Problem
 from harness.program import Program
+from tests.counting import CountKernel
 from tests.small_steps import flat_gradient, set_gradient_, sgd_step_
 
 
@@ -107,6 +109,15 @@ class Mean(Problem):
     @cached_property
     def kernel(self):
         return ToyKernel(self.numbers)
+
+
+@dataclass(frozen=True)
+class Counts(Mean):
+    """Its kernel counts, and is compiled once and for all."""
+
+    @cached_property
+    def kernel(self):
+        return CountKernel([[0]] * self.count, 1)
 
 
 @dataclass(frozen=True)
@@ -483,6 +494,38 @@ class HolderIsKilled(Wild):
 
 
 @dataclass(frozen=True)
+class DiesInItsKernel(Wild):
+    """Rank 1 is killed with a lock of its kernel, which rank 0 waits for in its own."""
+
+    locking: str = "global_spin"
+
+    def train(self, worker, problem):
+        model = worker.shared("model", torch.zeros(1, dtype=torch.float64))
+        words = worker.shared("locks", lock_words(self.locking, 1))
+        if worker.rank == 0:
+            open_mutex(words)
+        worker.meet()
+        access = Access(self.locking, words, delay_s=60.0 * worker.rank)
+        taken = lambda: words[TAKEN[self.locking]]  # noqa: E731
+        if worker.rank == 1:
+            worker.background(lambda: (wait_until(taken), os.kill(os.getpid(), signal.SIGKILL)))
+            if self.locking == "per_coordinate":  # its kernel takes it only after the delay
+                words[COORDINATES] = 1
+        else:
+            wait_until(taken)
+        worker.run(problem.kernel, model, torch.zeros(1, dtype=torch.int32), 1.0, access)
+
+
+TAKEN = {"global_spin": SPIN, "global_mutex": MUTEX, "per_coordinate": COORDINATES, "round_robin": TICKET}
+
+
+def wait_until(condition):
+    """Look every millisecond."""
+    while not condition():
+        time.sleep(0.001)
+
+
+@dataclass(frozen=True)
 class HolderRaises(Wild):
     """Rank 1 raises while it holds a lock that rank 0 waits for; the latter would go on for ever."""
 
@@ -579,7 +622,7 @@ def program(algorithm=Averaging, learning_rate=0.1, batch_size=4, budget=256, mi
     )
     trained = algorithm(learning_rate=learning_rate, batch_size=batch_size, **options)
     quarters = milestones or [budget // 4, budget // 2, 3 * budget // 4, budget]
-    return Program(trained, minimised, Partitioned(shuffle=True), 0, budget, quarters)
+    return Program(trained, minimised, Partitioned("index"), 0, budget, quarters)
 
 
 def machine(num_workers=2, **settings):

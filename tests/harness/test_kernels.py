@@ -3,9 +3,8 @@ import time
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
-from sklearn.linear_model import SGDClassifier
+from oracle import as_scipy, oracle_weights
 
 from harness.kernels import loop
 from harness.kernels.sparse_linear import HINGE, LOGISTIC, SQUARES, SparseLinearKernel, slope_of
@@ -20,37 +19,21 @@ def data():
     return sparse_rows(SAMPLES, FEATURES, nonzeros_per_sample=20, label_noise=0.1, seed=3)
 
 
-def as_scipy(rows):
-    return sp.csr_matrix(
-        (rows.values.numpy(), rows.indices.numpy(), rows.indptr.numpy()), (len(rows), rows.num_features)
-    )
-
-
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     # 1,000 updates of weights below 4, each rounded to 2^-24 (2^-53) of the weight: at worst 2.4e-4 (4.4e-13) apart,
     # and in float32, where the signs of 1,000 roundings are random, about a thirtieth of it.
     [(torch.float32, 2e-5), (torch.float64, 4e-13)],
 )
-@pytest.mark.parametrize(("loss", "loss_code"), [("log_loss", LOGISTIC), ("hinge", HINGE)])
+@pytest.mark.parametrize(("loss", "loss_code"), [("log_loss", LOGISTIC), ("hinge", HINGE), ("squared_error", SQUARES)])
 def test_one_worker_equals_scikit_learn(data, loss, loss_code, dtype, tolerance):
     rows, labels = data[0].to(dtype), data[1].to(dtype)
     weights = torch.zeros(FEATURES, dtype=dtype)
     kernel = SparseLinearKernel(rows, labels, loss_code)
     for _ in range(2):
         kernel(weights, torch.arange(SAMPLES, dtype=torch.int32), 0.5)
-    oracle = SGDClassifier(
-        loss=loss,
-        alpha=0,
-        learning_rate="constant",
-        eta0=0.5,
-        shuffle=False,
-        fit_intercept=False,
-        max_iter=2,
-        tol=None,
-    ).fit(as_scipy(rows), labels.numpy())
     assert weights.abs().max() > 0.5
-    np.testing.assert_allclose(weights.numpy(), oracle.coef_[0], rtol=0, atol=tolerance)
+    torch.testing.assert_close(weights.double(), oracle_weights(rows, labels, loss, 0.5, 2), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("loss_code", [LOGISTIC, HINGE, SQUARES])

@@ -18,8 +18,15 @@ from tests.small_steps import flat_gradient, sgd_step_, view_parameters_
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONS = sorted(path.stem for path in (CONF / "problem").glob("*.yaml"))
 SPARSE = {"synthetic_samples": 400, "synthetic_features": 200, "synthetic_nonzeros_per_sample": 10.0}
-SMALL = {"logistic_regression": SPARSE, "svm": SPARSE, "least_squares": {"samples": 300, "features": 12}}
-NATIVE = ["logistic_regression", "svm", "least_squares"]
+RATINGS = {"synthetic_users": 50, "synthetic_items": 40, "synthetic_ratings": 1000, "rank": 5, "l2": 1e-3}
+SMALL = {
+    "logistic_regression": SPARSE,
+    "svm": SPARSE,
+    "least_squares": {"samples": 300, "features": 12},
+    "matrix_completion": RATINGS,
+}
+NATIVE = ["logistic_regression", "svm", "least_squares", "matrix_completion"]
+RANDOM_START = ["digits_mlp", "matrix_completion"]
 CPU = torch.device("cpu")
 
 
@@ -43,7 +50,8 @@ def somewhere(name, **settings):
 
 
 def order(p, epochs):
-    return Partitioned(shuffle=True).order(p.num_samples, epochs * p.num_samples, seed=0, rank=0)
+    data, budget = Partitioned("index"), epochs * p.num_samples
+    return data.sequence(data.share(p.num_samples, budget, 0, (0,)), budget, seed=0)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -73,9 +81,11 @@ def test_gradient_is_the_finite_difference(name):
     assert gradient.norm() > 1e-3
 
 
-@pytest.mark.parametrize("name", NATIVE)
-def test_native_step_is_the_torch_step(name):
-    p, model, flat = somewhere(name)
+@pytest.mark.parametrize(
+    ("name", "settings"), [*((name, {}) for name in NATIVE), ("svm", {"squared": True}), ("least_squares", {"l2": 0.3})]
+)
+def test_native_step_is_the_torch_step(name, settings):
+    p, model, flat = somewhere(name, **settings)
     native = flat.clone()
     samples = order(p, 1)[:60]
     p.kernel(native, samples, 0.05)
@@ -101,7 +111,7 @@ def test_model_depends_on_the_seed_alone(name):
     assert torch.equal(state, torch.random.get_rng_state())
     torch.rand(3)
     assert torch.equal(first, flat_parameters(p.build_model(CPU, seed=5)))
-    if name == "digits_mlp":
+    if name in RANDOM_START:
         assert not torch.equal(first, flat_parameters(p.build_model(CPU, seed=6)))
     else:
         assert not first.any()
@@ -124,8 +134,9 @@ def test_data_depend_on_the_problem_seed(name):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_dtype_of_model_and_data(name, dtype):
     p = problem(name, **SMALL[name], dtype=dtype)
-    assert flat_parameters(p.build_model(CPU, seed=0)).dtype == p.kernel.rows.values.dtype == getattr(torch, dtype)
-    assert p.labels.dtype == p.loss(p.build_model(CPU, seed=0), torch.tensor([0])).dtype == getattr(torch, dtype)
+    model = p.build_model(CPU, seed=0)
+    assert flat_parameters(model).dtype == p.loss(model, torch.tensor([0])).dtype == getattr(torch, dtype)
+    assert p.kernel.native().values.dtype == getattr(np, dtype)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -152,7 +163,10 @@ def test_a_pickled_problem_trains_alike(name):
     assert torch.equal(*ends)
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("logistic_regression", 5), ("svm", 5), ("least_squares", 6)])
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    [("logistic_regression", 5), ("svm", 5), ("least_squares", 6), ("matrix_completion", 5)],
+)
 def test_sequential_sgd_reaches_the_target_of_the_shipped_problem(name, epochs):
     p = problem(name)
     model = p.build_model(CPU, seed=0)
@@ -193,6 +207,15 @@ def test_digits_hidden_sizes():
     assert [tuple(p.shape) for p in softmax.parameters()] == [(10, 64), (10,)]
 
 
+def test_the_regularised_optimum_of_least_squares_is_one():
+    p = small("least_squares", l2=0.5)
+    model = p.build_model(CPU, seed=0)
+    view_parameters_(model, p.optimum.clone())
+    p.loss(model, torch.arange(p.num_samples)).backward()
+    assert flat_gradient(model).abs().max() < 1e-13
+    assert (p.optimum - small("least_squares").optimum).norm() > 0.1
+
+
 @pytest.mark.parametrize(("condition", "noise"), [(1.0, 0.0), (50.0, 0.0), (50.0, 0.2)])
 def test_least_squares_has_the_hessian_and_the_optimum_it_claims(condition, noise):
     p = small("least_squares", condition=condition, noise=noise)
@@ -225,6 +248,26 @@ def test_least_squares_has_the_hessian_and_the_optimum_it_claims(condition, nois
         ("least_squares", "condition", 0.5, "problem.condition must be >= 1, got 0.5"),
         ("least_squares", "noise", -1.0, "problem.noise must be >= 0, got -1.0"),
         ("least_squares", "seed", -1, "problem.seed must be >= 0, got -1"),
+        ("matrix_completion", "rank", 0, "problem.rank must be >= 1, got 0"),
+        ("matrix_completion", "l2", -1.0, "problem.l2 must be >= 0, got -1.0"),
+        ("matrix_completion", "test_fraction", 1.0, "problem.test_fraction must be in [0, 1), got 1.0"),
+        ("matrix_completion", "synthetic_users", 1, "problem.synthetic_users must be >= 2, got 1"),
+        ("matrix_completion", "synthetic_items", 0, "problem.synthetic_items must be >= 2, got 0"),
+        ("matrix_completion", "synthetic_rank", 0, "problem.synthetic_rank must be >= 1, got 0"),
+        ("matrix_completion", "synthetic_noise", -0.1, "problem.synthetic_noise must be >= 0, got -0.1"),
+        (
+            "matrix_completion",
+            "synthetic_item_exponent",
+            -1.0,
+            "problem.synthetic_item_exponent must be >= 0, got -1.0",
+        ),
+        (
+            "matrix_completion",
+            "synthetic_ratings",
+            20_000_000,
+            "problem.synthetic_ratings must be in [2, synthetic_users x synthetic_items / 2 = 11192120], got 20000000",
+        ),
+        ("matrix_completion", "seed", -1, "problem.seed must be >= 0, got -1"),
         ("digits_mlp", "hidden_sizes", [3, 0], "problem.hidden_sizes must be >= 1 each, got [3, 0]"),
         ("digits_mlp", "test_fraction", 0.0, "problem.test_fraction must be in (0, 1), got 0.0"),
         ("digits_mlp", "seed", -1, "problem.seed must be >= 0, got -1"),

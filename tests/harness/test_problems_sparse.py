@@ -41,6 +41,7 @@ def regression(**settings):
         "synthetic_samples": 400,
         "synthetic_features": 200,
         "synthetic_nonzeros_per_sample": 10.0,
+        "synthetic_popularity": "zipf",
         "synthetic_label_noise": 0.05,
         "seed": 0,
     }
@@ -69,6 +70,15 @@ def test_popularity_falls_like_zipf_and_hot_features_are_apart():
     assert slope == pytest.approx(-1, abs=0.05)  # sampling noise of counts above 40
     distance = np.abs(np.subtract.outer(hot[:20], hot[:20]))[np.triu_indices(20, 1)]
     assert np.median(distance) > 1_000
+
+
+def test_popularity_may_be_uniform():
+    rows, _ = sparse_rows(20_000, 1_000, nonzeros_per_sample=20, label_noise=0.0, seed=1, popularity="uniform")
+    counts = np.bincount(rows.indices.numpy(), minlength=1_000)
+    # each is about binomial(20,000, 0.02), of standard deviation 20: 1,000 of them are within 5; draws are whole
+    assert abs(counts - counts.mean()).max() < 100 and counts.mean() == pytest.approx(400, rel=0.05)
+    with pytest.raises(UserError, match=r"problem\.synthetic_popularity must be one of zipf, uniform"):
+        regression(synthetic_popularity="pareto")
 
 
 def test_label_noise_flips_its_share_of_labels():

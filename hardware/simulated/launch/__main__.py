@@ -1,11 +1,14 @@
 """python -m hardware.simulated.launch --hardware sim_ethernet --num-workers 8 train.py --epochs 1."""
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from hardware.simulated.launch.options import Options
+from hardware.simulated.launch.output import OutputClosed
 from harness.build import build
 from harness.cli import MISTAKES, composed, sentence
 from harness.errors import UserError
@@ -14,9 +17,10 @@ DESCRIPTION = """\
 Run a script that uses torch.distributed, unmodified, as all ranks of a simulated machine, in virtual time.
 
 The script finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and so on in its environment; init_process_group lands on the
-simulator whatever backend it names; the time module reads and spends virtual time (datetime does not). It computes on
-the device cpu, simulated GPUs too; torch.cpu.synchronize waits for them. Threads that the script starts find no process
-group."""
+simulator whatever backend it names; the time module, timeit and logging tell the script and installed packages virtual
+time (datetime does not; what the standard library and torch.compile wait for themselves is the host's). It computes on
+the device cpu, simulated GPUs too; torch.cpu.synchronize waits for them. torch.compile compiles nothing, but where
+hardware/compute=measured. Threads that the script starts find no process group, nor virtual time."""
 
 
 def parse(arguments: Sequence[str]) -> Options:
@@ -118,10 +122,17 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except OutputClosed:
+        return 128 + signal.SIGPIPE
     except MISTAKES as error:
         print(getattr(error, "details", ""), f"error: {sentence(error)}", sep="", file=sys.stderr)
         return int(getattr(error, "status", 1))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_status = main(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as `head` has gone: leave as quietly as other tools do
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(exit_status)

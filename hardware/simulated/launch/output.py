@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from harness.errors import TwinclockError
+
 _ENDS = re.compile(r"(?<=\n)|(?<=\r)(?!\n)")  # a carriage return ends a line that the next one overwrites
+
+
+class OutputClosed(TwinclockError):
+    """Whoever was to read the output, such as `head`, has gone."""
 
 
 @contextmanager
@@ -78,7 +84,10 @@ class _Prefixed(io.TextIOBase):
 
     def flush(self) -> None:
         """Flush what is written."""
-        self._target.flush()
+        try:
+            self._target.flush()
+        except BrokenPipeError:
+            raise OutputClosed("nobody reads the output any more") from None
 
     def finish(self) -> None:
         """Write lines that have no end."""
@@ -91,7 +100,10 @@ class _Prefixed(io.TextIOBase):
         line = "".join(begun)
         begun.clear()
         if line != "\r":
-            self._target.write(f"[rank{rank}] {line}")
+            try:
+                self._target.write(f"[rank{rank}] {line}")
+            except BrokenPipeError:
+                raise OutputClosed("nobody reads the output any more") from None
 
 
 class _Decoded(io.RawIOBase):

@@ -10,13 +10,18 @@ from rich.console import Console
 
 from hardware.base import Hardware
 from hardware.simulated import timeline
-from hardware.simulated.compute import Fixed
+from hardware.simulated.compute import Fixed, Measured
+from hardware.simulated.engine import Engine
 from hardware.simulated.launch.options import Options
+from hardware.simulated.launch.output import OutputClosed
 from hardware.simulated.launch.patches import as_rank, patched
 from hardware.simulated.launch.process import RankProcess, processes
+from hardware.simulated.launch.virtual_time import RankClock
 from hardware.simulated.machine import Simulated, Simulation
 from hardware.simulated.place import SimulatedPlace
 from harness.errors import UserError
+
+PATIENCE_S = 60.0  # host seconds that a rank may take between two events before it is talked of
 
 
 def run(hardware: Hardware, options: Options) -> int:
@@ -45,21 +50,42 @@ def run(hardware: Hardware, options: Options) -> int:
     def body(place: SimulatedPlace) -> None:
         process, activity = ranks[place.rank], engine.current
         activity.enter, activity.leave = process.enter, process.leave
-        with as_rank(place.rank):
+        with as_rank(place.rank, clock):
             process.enter()
             process.run()
 
     began_s = time.perf_counter()
-    patches = patched(engine, machine.store, machine.num_ranks, options.log_rank, time.time())
+    clock = RankClock(engine, time.time())
+    patches = patched(machine.store, machine.num_ranks, options.log_rank, isinstance(hardware.compute, Measured))
     with processes(options.script.parent, ranks), patches:
-        simulation.run(body, lambda: None, default_group=False)
+        simulation.run(body, Watch(engine).look, default_group=False)
     host_s = time.perf_counter() - began_s
+    if isinstance(simulation.failure, OutputClosed):
+        raise simulation.failure
     _show(simulation, host_s)
     if options.timeline:
         _write_timeline(simulation, Path(options.timeline))
     if simulation.failure is not None:
         raise simulation.failure
     return 0
+
+
+class Watch:
+    """Says, once each time, that a rank keeps all others waiting."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._events, self._since_s, self._told = engine, -1, 0.0, False
+
+    def look(self) -> None:
+        """Called now and then."""
+        if self._engine.events != self._events:
+            self._events, self._since_s, self._told = self._engine.events, time.perf_counter(), False
+        elif not self._told and time.perf_counter() > self._since_s + PATIENCE_S:
+            self._told = True
+            _console().print(
+                f"note: {self._engine.whereabouts()}, has kept all others waiting for {PATIENCE_S:.0f} s of the host's "
+                "time: it computes, or waits for what only another rank could do"
+            )
 
 
 def _check(options: Options, num_ranks: int) -> None:

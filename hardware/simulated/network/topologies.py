@@ -1,9 +1,11 @@
-"""Topologies as data. Links are directed and have the two names of their ends: `host3.up`, `leaf0.down`, `0>1`."""
+"""Topologies as data. Links are directed and have the two names of their ends: `host3.up`, `left-right`."""
 
+from collections import Counter
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import pairwise
 from math import prod
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -252,7 +254,7 @@ class Edges(Network):
         devices_per_host: workers of each host, which share its links, > 0.
         inside_latency_s: between two workers of a host, >= 0.
         inside_bandwidth_bytes_per_s: of a host, shared by all that its workers tell each other, > 0.
-        edges: [one end, other end, latency in s, bytes/s in each direction]; a link is named `one>other`.
+        edges: [one end, other end, latency in s, bytes/s in each direction]; a link is named `one-other`.
     """
 
     devices_per_host: int
@@ -270,16 +272,20 @@ class Edges(Network):
             require(_is_edge(edge), "hardware.network.edges", rule, edge)
             twins = [other for other in self.edges if {*other[:2]} == {*edge[:2]}]
             require(len(twins) == 1, "hardware.network.edges", "must name each pair of ends once", twins)
+        names = Counter(f"{a}-{b}" for one, other, *_ in self.edges for a, b in ((one, other), (other, one)))
+        name, times = max(names.items(), key=itemgetter(1), default=("", 1))
+        rule = "must have ends that give each link, named one-other, a name of its own"
+        require(times == 1, "hardware.network.edges", rule, name)
 
     def hosts(self, num_devices: int) -> np.ndarray:
         """Filled one after the other."""
         return np.arange(num_devices) // self.devices_per_host
 
     def wires(self, num_devices: int) -> Wires:
-        """`<a>><b>` and `<b>><a>` for every edge, `host<i>` inside."""
+        """`<a>-<b>` and `<b>-<a>` for every edge, `host<i>` inside."""
         num_hosts = -(-num_devices // self.devices_per_host)
         directed = [(a, b, *cost) for a, b, *cost in self.edges] + [(b, a, *cost) for a, b, *cost in self.edges]
-        names = [f"host{host}" for host in range(num_hosts)] + [f"{a}>{b}" for a, b, _, _ in directed]
+        names = [f"host{host}" for host in range(num_hosts)] + [f"{a}-{b}" for a, b, _, _ in directed]
         latency_s = [self.inside_latency_s] * num_hosts + [edge[2] for edge in directed]
         bandwidth = [self.inside_bandwidth_bytes_per_s] * num_hosts + [edge[3] for edge in directed]
         index = {(a, b): num_hosts + i for i, (a, b, _, _) in enumerate(directed)}

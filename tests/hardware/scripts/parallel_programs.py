@@ -2,12 +2,14 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
 from torch import nn
+from torch.distributed.algorithms.join import Join
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -302,11 +304,107 @@ def works():
     return [value, x.sum().item(), work.is_completed(), work.is_success(), work.exception() is None]
 
 
+class Sometimes(nn.Module):
+    """Has a buffer, and a layer that is not always used."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.other = model(2), nn.BatchNorm1d(WIDTH).double(), model(1)
+
+    def forward(self, x):
+        x = self.norm(self.first(x))
+        return self.other(x) if x[0, 0] > 0 else x
+
+
+def doubled_and_halved(state, bucket):
+    work = dist.all_reduce(bucket.buffer() * 2, async_op=True)
+    return torch.futures.collect_all([work.get_future()]).then(
+        lambda all_of_them: all_of_them.value()[0].value()[0] / 2
+    )
+
+
+def uneven():
+    rank, results = dist.get_rank(), []
+    for net, options, hook in (
+        (model(), {}, None),
+        (model(), {"divide_by_initial_world_size": False}, None),
+        (model(), {}, doubled_and_halved),
+        (Sometimes(), {}, None),
+    ):
+        unused = isinstance(net, Sometimes)
+        net = DistributedDataParallel(net, bucket_cap_mb=0.001, find_unused_parameters=unused)
+        if hook is not None:
+            net.register_comm_hook(None, hook)
+        with net.join(**options):
+            train(net, torch.optim.SGD(net.parameters(), lr=0.01), steps=1 + 2 * rank)
+        results.append(sum(parameter.sum().item() for parameter in net.parameters()))
+    return results
+
+
+def uneven_with_zero():
+    net = DistributedDataParallel(model())
+    optimizer = ZeroRedundancyOptimizer(net.parameters(), torch.optim.Adam, lr=0.01)
+    with Join([net, optimizer]):
+        return train(net, optimizer, steps=1 + dist.get_rank())[:1]
+
+
+def uneven_to_the_first_end():
+    net = DistributedDataParallel(model())
+    try:
+        with net.join(throw_on_early_termination=True):
+            train(net, steps=2 + dist.get_rank())
+    except RuntimeError as error:
+        return "exhausted all inputs" in str(error)
+
+
+def unused_and_accumulated():
+    net = DistributedDataParallel(Sometimes(), find_unused_parameters=True)
+    for step in range(4):
+        with net.no_sync() if step % 2 else nullcontext():
+            net(batch(10 * step + dist.get_rank())).square().mean().backward()
+    return [parameter.grad.sum().item() for parameter in net.parameters()]
+
+
+def static_graph():
+    net = DistributedDataParallel(model(), static_graph=True, bucket_cap_mb=0.001)
+    return train(net)
+
+
+def futures():
+    first, second = given(), given((3,))
+    one, two = (dist.all_reduce(x, async_op=True).get_future() for x in (first, second))
+    both = torch.futures.collect_all([two.then(lambda it: 2 * it.value()[0]), one])
+    later = both.then(lambda it: it.value()[0].wait().sum().item())
+    seen = []
+    three = dist.all_reduce(third := given(), async_op=True)
+    three.get_future().then(lambda it: seen.append(it.value()[0].sum().item()))
+    three.wait()
+    four = dist.all_reduce(given(), async_op=True).get_future()
+    while not four.done():
+        pass
+    return [later.wait(), one.wait()[0].tolist(), third.tolist(), seen, four.value()[0].tolist()]
+
+
+def methods():
+    """A group's own, in the forms that leave options out."""
+    group, ranks = dist.group.WORLD, dist.get_world_size()
+    x, y, box = given(), given(), [given() for _ in range(ranks)]
+    group.allreduce(x).wait()
+    group.allreduce([x], dist.ReduceOp.MAX).wait()
+    group.broadcast(y, 1).wait()
+    group.allgather(box, y + dist.get_rank()).wait()
+    group.reduce_scatter(z := given(), box).wait()
+    group.barrier().wait()
+    future = group.allreduce(given()).get_future()
+    return [it.tolist() for it in (x, y, *box, z, future.wait()[0])]
+
+
 CASES = [
     ddp, fsdp2, fsdp2_of_the_root, zero, tensor_parallel, gpipe, one_forward_one_backward, interleaved, zero_bubble,
     zero_bubble_v, all_reduces, all_reduces_async, reduces, reduces_async,
     reduce_scatters, reduce_scatters_async, movers, movers_async, coalesced, objects,
-    messages, functionals, groups, barriers, works,
+    messages, functionals, groups, barriers, works, uneven, uneven_with_zero, uneven_to_the_first_end,
+    unused_and_accumulated, static_graph, futures, methods,
 ]  # fmt: skip
 
 

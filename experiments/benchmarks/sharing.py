@@ -1,0 +1,220 @@
+"""Sharing a model between workers: how fast, and what the simulator makes of it.
+
+    python -m experiments.benchmarks.sharing [whole_run | locks | crossover | model | sockets] ...
+
+Prints one JSON line for each part, all of them by default; whatever is compared takes turns within one run.
+
+    whole_run  two workers with replicas merged by delta_sum against the best sequential kernel: throughput, seconds to
+               the target, final loss
+    locks      two workers, lock-free and with every lock, on sparse rows with many features and on hot ones with few
+    crossover  the same as gradients take longer: round robin against lock-free
+    model      throughput speedup of two workers, predicted by a calibration within this run, against the real one
+    sockets    simulated machines of two and four sockets, 1 to 64 workers: speedup by sharing; simulated updates/s
+"""
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hardware.base import Execution, Hardware
+from hardware.real.topology import read_topology
+from harness.build import build
+from harness.calibrate import core, files, memory
+from harness.cli import composed
+from harness.problems.base import Problem
+from harness.program import Program
+from harness.trial import evaluate
+
+Figures = dict[str, Any]
+TRIALS = 7  # of each, after one to warm up
+REPLICAS = ("sharing=replica_per_worker", "merge=delta_sum")
+LOCKINGS = ("none", "atomic", "global_spin", "global_mutex", "per_coordinate", "round_robin")
+SPARSE, HOT = ("synthetic_features=1000000", "synthetic_popularity=uniform"), ("synthetic_features=1000",)
+CASES = {  # of `model`: settings of the problem, and of hogwild
+    "shared Zipf": ((), ()),
+    "shared uniform": (SPARSE, ()),
+    "hot adjacent": ((), ("layout=by_heat",)),
+    "padded": ((), ("layout=padded",)),
+    "replicas": ((), REPLICAS),
+    "spin lock": ((), ("locking=global_spin",)),
+    "mutex": ((), ("locking=global_mutex",)),
+    "atomic": ((), ("locking=atomic",)),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """An algorithm on a hardware, ready to run.
+
+    Args:
+        epochs: passes over the problem's samples in a trial.
+        observations: snapshots of the model in a trial.
+    """
+
+    algorithm: str
+    settings: tuple[str, ...]
+    hardware: Hardware
+    problem: Problem
+    epochs: float = 5.0
+    observations: int = 1
+
+    def run(self) -> Execution:
+        """Once.
+
+        Raises:
+            TwinclockError: if it fails.
+        """
+        overrides = [f"algorithm={self.algorithm}", *(f"algorithm.{setting}" for setting in self.settings)]
+        node = composed([*overrides, f"algorithm.learning_rate={self.problem.learning_rate}"])
+        budget = round(self.epochs * self.problem.num_samples)
+        milestones = [budget * (turn + 1) // self.observations for turn in range(self.observations)]
+        program = Program(
+            build(node.algorithm, "algorithm"), self.problem, build(node.data, "data"), 0, budget, milestones
+        )
+        execution = self.hardware.execute(program, lambda samples: None)
+        if execution.failure is not None:
+            raise execution.failure
+        return execution
+
+    def samples_per_s(self) -> float:
+        """Of a run, by its own clock."""
+        return round(self.epochs * self.problem.num_samples) / self.run().run_s
+
+
+def problem_of(*settings: str) -> Problem:
+    """Logistic regression, with some settings changed."""
+    return build(composed([f"problem.{setting}" for setting in ("dtype=float32", *settings)]).problem, "problem")
+
+
+def hardware_of(name: str, workers: int, *overrides: str, config_dir: Path | None = None) -> Hardware:
+    """A hardware of conf/, with some settings changed."""
+    chosen = [f"hardware={name}", *overrides, f"hardware.num_workers={workers}"]
+    return build(composed(chosen, config_dir).hardware, "hardware")
+
+
+def in_turn(cases: dict[str, Case], trials: int = TRIALS) -> dict[str, float]:
+    """Samples per second of each, the median of trials that take turns, after one to warm up."""
+    speeds: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(trials + 1):
+        for name, case in cases.items():
+            speeds[name].append(case.samples_per_s())
+    return {name: statistics.median(speed[1:]) for name, speed in speeds.items()}
+
+
+def whole_run() -> Figures:
+    """Ten epochs; seconds to the target are those of the first snapshot that reaches it."""
+    problem = problem_of()
+    cases = {
+        "sequential": Case("sgd", (), hardware_of("cpu", 1), problem, epochs=10.0, observations=100),
+        "replicas": Case("hogwild", REPLICAS, hardware_of("cpu", 2), problem, epochs=10.0, observations=100),
+    }
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in cases}
+    for _ in range(TRIALS + 1):
+        for name, case in cases.items():
+            done = case.run()
+            losses = [row["train/loss"] for row in evaluate(problem, 0, done.observations)]
+            reached = next(at for at, loss in enumerate(losses) if loss <= problem.target_loss)
+            found[name].append((done.run_s, done.observations[reached].time_s, losses[-1]))
+    ratios = [
+        (alone[0] / both[0], alone[1] / both[1], both[2] / alone[2])
+        for alone, both in list(zip(found["sequential"], found["replicas"], strict=True))[1:]
+    ]
+    names = ("throughput_speedup", "time_to_target_speedup", "final_loss_ratio")
+    return {
+        name: round(statistics.median(ratio), 3) for name, ratio in zip(names, zip(*ratios, strict=True), strict=True)
+    }
+
+
+def locks() -> Figures:
+    """Throughput speedup over the best sequential kernel."""
+    return {
+        name: speedups(
+            problem_of(*settings, "synthetic_samples=40000"), {lock: (f"locking={lock}",) for lock in LOCKINGS}
+        )
+        for name, settings in (("sparse", SPARSE), ("hot", HOT))
+    }
+
+
+def crossover() -> Figures:
+    """Round robin over lock-free throughput, by seconds that a gradient takes longer."""
+    ratios = {}
+    for delay_s, samples in ((0.0, 20_000), (1e-6, 20_000), (1e-5, 10_000), (1e-4, 2_000), (1e-3, 400)):
+        problem = problem_of(f"synthetic_samples={samples}")
+        ways = {lock: (f"locking={lock}", f"gradient_delay_s={delay_s}") for lock in ("none", "round_robin")}
+        cases = {name: Case("hogwild", how, hardware_of("cpu", 2), problem, epochs=1.0) for name, how in ways.items()}
+        speed = in_turn(cases, trials=5)
+        ratios[f"{delay_s:g}"] = round(speed["round_robin"] / speed["none"], 3)
+    return {"round_robin_over_lock_free": ratios}
+
+
+def speedups(problem: Problem, ways: dict[str, tuple[str, ...]]) -> dict[str, float]:
+    """Of two real workers over the best sequential kernel, in throughput."""
+    cases = {name: Case("hogwild", settings, hardware_of("cpu", 2), problem) for name, settings in ways.items()}
+    speed = in_turn({"sequential": Case("sgd", (), hardware_of("cpu", 1), problem), **cases})
+    return {name: round(speed[name] / speed["sequential"], 3) for name in ways}
+
+
+def model() -> Figures:
+    """Predicted and real speedups, and the signed error of the first."""
+    topology = read_topology()
+    with tempfile.TemporaryDirectory() as folder:
+        found = [*memory.constants(topology), *core.constants(topology.cores[0].cpus[0])]
+        files.write(Path(folder), "here", "this machine", found)
+        chosen = ("hardware/memory=here", "hardware/compute=here")
+        figures = {}
+        for name, (problem_settings, settings) in CASES.items():
+            problem = problem_of(*problem_settings, "synthetic_samples=60000")
+            real = speedups(problem, {name: settings})[name]
+            one, two = (hardware_of("sim_cpu", count, *chosen, config_dir=Path(folder)) for count in (1, 2))
+            alone = Case("sgd", (), one, problem).samples_per_s()
+            predicted = Case("hogwild", settings, two, problem).samples_per_s() / alone
+            figures[name] = {"predicted": round(predicted, 3), "real": real, "error": round(predicted / real - 1, 3)}
+    return figures
+
+
+def sockets() -> Figures:
+    """Simulated speedups over one worker, and simulated updates per second of host time."""
+    problem, figures = problem_of("synthetic_samples=20000"), Figures()
+    for machine in ("sim_numa2", "sim_numa4"):
+        alone = Case("sgd", (), hardware_of(machine, 1), problem).samples_per_s()
+        for sharing in ("shared", "replica_per_node", "replica_per_worker"):
+            curve = {}
+            for workers in (1, 2, 4, 8, 16, 32, 64):
+                hardware = hardware_of(machine, workers, "hardware.memory.cores_per_socket=32")
+                case = Case("hogwild", (f"sharing={sharing}", "merge_every=1024"), hardware, problem)
+                curve[workers] = round(case.samples_per_s() / alone, 2)
+            figures[f"{machine} {sharing}"] = curve
+    figures["updates_per_s"] = {f"{nonzeros} nonzeros": rate(nonzeros) for nonzeros in (10, 75)}
+    return figures
+
+
+def rate(nonzeros: int) -> float:
+    """Simulated updates per second of host time, of four workers on a shared model."""
+    problem = problem_of("synthetic_samples=100000", f"synthetic_nonzeros_per_sample={nonzeros}")
+    case, rates = Case("hogwild", (), hardware_of("sim_numa2", 4), problem), []
+    for _ in range(4):
+        begin_s = time.perf_counter()
+        case.run()
+        rates.append(problem.num_samples / (time.perf_counter() - begin_s))
+    return round(max(rates[1:]))
+
+
+PARTS: dict[str, Callable[[], Figures]] = {
+    part.__name__: part for part in (whole_run, locks, crossover, model, sockets)
+}
+
+
+def main(names: list[str]) -> None:
+    """Print one JSON line for each part."""
+    for name in names or PARTS:
+        print(json.dumps({"benchmark": "sharing", "part": name, **PARTS[name]()}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,185 @@
+"""Locks of simulated updates, compiled: who has them next, and what that costs.
+
+spin lock     who lets go, and all who wait, are equally likely to have it next: a race of nanoseconds for its line
+mutex         letting go wakes who has waited longest (`wake_s`), who looks again `sleep_s` later
+per coord.    one after the other, ascending: whoever waits for one holds those before; an atomic operation each
+round robin   writes in the order of tickets; the next one hears of it when the line has come
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from hardware.simulated.cache_lines import write_lines_s
+from hardware.simulated.memory_records import BEGIN, NOBODY, READ
+from harness.kernels.access import ATOMIC, GLOBAL_MUTEX, GLOBAL_SPIN, PER_COORDINATE, ROUND_ROBIN
+from harness.kernels.numbers import hashed
+
+LOCK = np.dtype([("held", np.int64), ("last", np.int64), ("tickets", np.int64), ("serving", np.int64)])
+
+
+class Locks(NamedTuple):
+    """What workers wait for.
+
+    Args:
+        state: one LOCK record, shape (1,).
+        free_s: until when each coordinate's lock is held, inf if that is not known yet, shape (coordinates,).
+        first_line: of the locks of coordinates, in `lines`.
+        line_shift: log2 of the locks in a line.
+    """
+
+    locking: int
+    state: np.ndarray
+    free_s: np.ndarray
+    first_line: np.uint64
+    line_shift: np.uint64
+
+
+@njit(nogil=True)
+def _transfer_s(lines, rank, last):
+    """For the line of a lock that `last` wrote."""
+    return 0.0 if last in (rank, NOBODY) else lines.fetch_s[rank, last]
+
+
+@njit(nogil=True)
+def has_begun(workers, rank, lines, locks, costs):
+    """Take the lock or a ticket and pay for it, or begin to wait; returns whether the update has begun."""
+    worker, lock = workers[rank], locks.state[0]
+    if locks.locking in (GLOBAL_SPIN, GLOBAL_MUTEX):
+        if lock.held:
+            worker.since_s = min(worker.since_s, worker.next_s)
+            worker.next_s = np.inf
+            return False
+        lock.held, worker.since_s = 1, np.inf
+    elif locks.locking == ROUND_ROBIN:
+        worker.ticket = lock.tickets
+        lock.tickets += 1
+    worker.next_s += worker.pace * (costs.lock_s + _transfer_s(lines, rank, lock.last))
+    lock.last = rank
+    return True
+
+
+@njit(nogil=True)
+def may_write(worker, lines, rank, touched, locks, costs):
+    """Take the locks of coordinates, or see that it is this worker's turn; else it waits. Returns seconds or -1."""
+    if locks.locking == ROUND_ROBIN and locks.state[0].serving != worker.ticket:
+        worker.since_s, worker.next_s = worker.next_s, np.inf
+        return -1.0
+    if locks.locking != PER_COORDINATE:
+        return 0.0
+    while worker.taken < len(touched):
+        j = np.uint32(touched[worker.taken])
+        if locks.free_s[j] > worker.next_s:
+            worker.since_s, worker.next_s = worker.next_s, locks.free_s[j]
+            return -1.0
+        locks.free_s[j] = np.inf
+        worker.taken += 1
+    worker.since_s = np.inf
+    overlapping = lines.outstanding_misses  # what follows waits for none of them
+    stall_s = write_lines_s(lines, locks.first_line, rank, touched, np.uint64(1), locks.line_shift, overlapping)
+    return stall_s + 2 * costs.atomic_s * len(touched)  # to take them and to let go
+
+
+@njit(nogil=True)
+def let_go_of_coordinates(workers, rank, touched, locks):
+    """Give up the locks of coordinates when the update ends, and have those who wait for locks look then."""
+    worker = workers[rank]
+    for j in touched:
+        locks.free_s[np.uint32(j)] = worker.next_s
+    worker.taken = 0
+    for other in range(len(workers)):
+        if workers[other].since_s < np.inf and workers[other].next_s == np.inf:
+            workers[other].next_s = worker.next_s
+
+
+@njit(nogil=True)
+def let_go(workers, rank, lines, locks, costs, update):
+    """Give up the lock or the turn, and tell who waits for it.
+
+    Args:
+        update: its number, of which the next holder of a spin lock is drawn.
+    """
+    worker, lock = workers[rank], locks.state[0]
+    if locks.locking == GLOBAL_SPIN:
+        lock.held = 0
+        _race(workers, rank, lines, locks, costs, update)
+        return
+    if locks.locking == ROUND_ROBIN:
+        lock.serving += 1
+        _tell(workers, rank, worker.next_s, lines, locks, 0.0)
+        return
+    lock.held = 0
+    if _tell(workers, rank, worker.next_s, lines, locks, costs.wake_s + costs.sleep_s):
+        worker.next_s += worker.pace * costs.wake_s
+
+
+@njit(nogil=True)
+def _waits(worker):
+    """For a lock of which it has heard nothing yet."""
+    return worker.since_s < np.inf and worker.next_s == np.inf
+
+
+@njit(nogil=True)
+def _race(workers, rank, lines, locks, costs, update):
+    """Give a spin lock to one of those who want it: all who wait, and `rank` itself if it has more to do."""
+    worker, lock = workers[rank], locks.state[0]
+    waiting = 0
+    for other in range(len(workers)):
+        waiting += _waits(workers[other])
+    runners = waiting + (worker.position + 1 < worker.count)
+    if waiting == 0 or runners == 0:
+        return
+    drawn = np.int64(hashed(update, rank) % np.uint64(runners))
+    if drawn == waiting:  # the line comes back from those who look at it
+        worker.next_s += worker.pace * lines.claim_s[0]
+        return
+    for other in range(len(workers)):
+        if _waits(workers[other]):
+            if drawn == 0:
+                winner = workers[other]
+                winner.next_s = worker.next_s + winner.pace * (_transfer_s(lines, other, rank) + costs.lock_s)
+                winner.event, winner.since_s, lock.held, lock.last = READ, np.inf, 1, other
+                return
+            drawn -= 1
+
+
+@njit(nogil=True)
+def _tell(workers, rank, now_s, lines, locks, later_s):
+    """Let whose turn it is, or who has waited longest, know that `rank` has let go; returns whether anybody waits.
+
+    Args:
+        later_s: than the line of the lock, the news comes.
+    """
+    next_rank = NOBODY
+    for other in range(len(workers)):
+        if not _waits(workers[other]):
+            continue
+        if locks.locking == ROUND_ROBIN:
+            if workers[other].ticket == locks.state[0].serving:
+                next_rank = other
+        elif next_rank == NOBODY or workers[other].since_s < workers[next_rank].since_s:
+            next_rank = other
+    if next_rank == NOBODY:
+        return False
+    if locks.locking == ROUND_ROBIN:
+        workers[next_rank].since_s = np.inf
+    workers[next_rank].next_s = now_s + workers[next_rank].pace * (_transfer_s(lines, next_rank, rank) + later_s)
+    return True
+
+
+@njit(nogil=True, cache=True)
+def bury(now_s, rank, workers, lines, locks, costs):
+    """Let a worker that has died do no more. What it holds stays held; if it was about to take a lock, the next may.
+
+    Returns:
+        whether it holds a lock, or a turn.
+    """
+    worker = workers[rank]
+    told = worker.event == BEGIN and worker.since_s < np.inf and worker.next_s < np.inf
+    worker.next_s = worker.since_s = np.inf
+    if told:
+        _tell(workers, rank, now_s, lines, locks, costs.sleep_s if locks.locking == GLOBAL_MUTEX else 0.0)
+    if locks.locking == PER_COORDINATE:
+        return worker.taken > 0
+    return locks.locking > ATOMIC and worker.event > BEGIN

@@ -1,0 +1,98 @@
+"""The constants of `hardware.simulated.compute.Roofline`, and what kernels add to `SharedMemory`, measured on one core.
+
+The kernel is the sparse logistic one, in float32, on rows with the shape of RCV1: more of them than the caches that a
+core has for itself hold, and a model that these do hold.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+
+from harness.calibrate import probes
+from harness.calibrate.constant import LOW, Constant
+from harness.kernels.access import Access, lock_words
+from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
+from harness.problems.synthetic import sparse_rows
+
+SAMPLES, FEATURES, NONZEROS = 40_000, 47_236, 75.0  # rows of 24 MB, a model of 189 KB
+CHUNK = 1024  # samples in a call
+TRIALS, ROUNDS = 12, 7
+SIDE = 1024  # of the matrices whose product is timed
+LITTLE, LITTLES = 8, 2000  # numbers of the smallest operator, and how many of them are timed
+LARGE = 1 << 25  # numbers of the largest
+
+
+def constants(cpu: int) -> Iterator[Constant]:
+    """Measure all of them on a CPU, in about half a minute.
+
+    Yields:
+        first those of Roofline, then those of SharedMemory.
+    """
+    found: list[Constant] = []
+    probes.on_cores([cpu], [lambda: found.extend([*_operators(), *_kernel()])])
+    yield from found
+
+
+def _operators() -> Iterator[Constant]:
+    """What torch's operators cost."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for dtype in (torch.float32, torch.float64):
+            matrix = torch.randn(SIDE, SIDE, dtype=dtype)
+            name = str(dtype).removeprefix("torch.")
+            flops = 2 * SIDE**3 / _fastest_s(partial(torch.mm, matrix, matrix))
+            yield Constant(f"flops_per_s.{name}", flops, f"a product of matrices of {SIDE} x {SIDE}")
+        large = torch.ones(LARGE)
+        moved = 2 * LARGE * 4 / _fastest_s(lambda: torch.neg(large, out=large))
+        yield Constant("memory_bytes_per_s", moved, f"the negative of {LARGE >> 20} M numbers, in place")
+        little = torch.ones(LITTLE)
+        each_s = _fastest_s(lambda: [torch.neg(little) for _ in range(LITTLES)]) / LITTLES
+        yield Constant("operator_overhead_s", each_s, f"the negative of {LITTLE} numbers")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _kernel() -> Iterator[Constant]:
+    """What native kernels cost."""
+    rows, labels = sparse_rows(SAMPLES, FEATURES, NONZEROS, label_noise=0.05, seed=0)
+    kernel = SparseLinearKernel(rows.to(torch.float32), labels.float(), LOGISTIC)
+    spin = Access("global_spin", lock_words("global_spin", FEATURES))
+    random = torch.from_numpy(np.random.default_rng(0).permutation(SAMPLES).astype(np.int32))
+    ways = {"random": (random, Access()), "stored": (torch.arange(SAMPLES, dtype=torch.int32), Access())}
+    ways["locked"] = (random, spin)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(TRIALS):
+        for way, (order, access) in ways.items():
+            seconds[way].append(_pass_s(kernel, order, access))
+    each_s = {way: float(np.quantile(times[1:], LOW)) for way, times in seconds.items()}
+    nonzeros = len(rows.values)
+    how = f"sparse logistic, float32, {NONZEROS:g} nonzeros a row"
+    yield Constant("nonzero_s", each_s["random"] / nonzeros, f"{how}, random rows prefetched")
+    ratio = min(1.0, each_s["stored"] / each_s["random"])
+    yield Constant("sequential_rows", ratio, "rows visited as stored, against random ones")
+    lock_s = max(0.0, (each_s["locked"] - each_s["random"]) / SAMPLES)
+    yield Constant("lock_s", lock_s, "an update under a spin lock that nobody else wants, less one without")
+
+
+def _pass_s(kernel: SparseLinearKernel, order: torch.Tensor, access: Access) -> float:
+    weights = torch.zeros(FEATURES)
+    kernel.warm_up(weights, access)
+    chunks = order.split(CHUNK)
+    begin_s = time.perf_counter()
+    for chunk in chunks:
+        kernel(weights, chunk, 0.1, access)
+    return time.perf_counter() - begin_s
+
+
+def _fastest_s(call: Callable[[], object]) -> float:
+    """Seconds of a call, the low quantile of a few."""
+    times = []
+    for _ in range(ROUNDS):
+        begin_s = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - begin_s)
+    return float(np.quantile(times[1:], LOW))

@@ -1,0 +1,210 @@
+"""The constants of `hardware.simulated.memory.SharedMemory`, measured on this machine, two cores at a time.
+
+Each is what the simulator means by it: where it lets misses overlap, the constant comes from misses that overlap alike.
+None is fitted to an algorithm.
+
+Two cores in step, each of whose updates reads k random lines out of n and then writes them, touch q = 1 - (1 - 1/n)^k
+of the lines in an update, d = n q / k lines for every one they ask for. By the simulator's rules a line read was last
+touched by the other core with probability 1 / (2 - q), a *miss*, and taken by it before it is written with
+probability q, a *clash*. What updates of shared lines take longer than those of lines of one's own is therefore, for
+each line asked for, d / (2 - q) misses and d q clashes: two equations at two n (`HOT` and `WARM`) give the cost of
+both.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hardware.real.placement import allocate
+from hardware.real.topology import Topology
+from harness.calibrate import probes
+from harness.calibrate.constant import LOW, Constant
+from harness.errors import UserError
+from harness.kernels.access import lock_words, open_mutex
+
+TOUCHED = 64  # lines that an update reads, then writes
+HOT, WARM = 64, 4096  # lines that two cores share: the other one is always at work on them, or hardly ever
+UPDATES = 128  # in a round
+ROUNDS = 60
+MEMORY_BYTES = 1 << 30  # more than the caches that a core has for itself
+HELD_NS = 100_000  # a mutex on which another core is to sleep
+NUMBERS_PER_LINE = 16  # float32
+Pair = tuple[int, int]  # CPUs
+_SYSFS = Path("/sys/devices/system/cpu")
+
+
+def constants(topology: Topology) -> Iterator[Constant]:
+    """Measure all of them, in about half a minute.
+
+    Raises:
+        UserError: on a machine with one core.
+    """
+    near, far = pairs(topology)
+    here, there = topology.cores[0].node, topology.cores[-1].node
+    cores = -(-topology.num_cores // topology.num_sockets)
+    yield Constant("sockets", topology.num_sockets, "NUMA nodes")
+    yield Constant("cores_per_socket", cores, "physical cores that this process may use")
+    yield Constant("line_bytes", _word(near[0], 0, "coherency_line_size"), "as the kernel says")
+    cache_bytes = _word(near[0], 2, "size")
+    yield Constant("cache_bytes", cache_bytes, "second level, the last of a core's own, as the kernel says")
+
+    transfer_s, write_s = transfer(near)
+    yield Constant("same_socket_s", transfer_s, "pointers followed through lines that another core has written")
+    across = "the same, across sockets" if far else "there is one socket: as same_socket_s"
+    yield Constant("cross_socket_s", transfer(far)[0] if far else transfer_s, across)
+    miss_s, clash_s = contention(near)
+    yield Constant(
+        "outstanding_misses", max(1.0, transfer_s / miss_s), f"{_ns(miss_s)} a miss of updates on {WARM} shared lines"
+    )
+    yield Constant(
+        "outstanding_clashes",
+        max(1.0, transfer_s / clash_s),
+        f"{_ns(clash_s)} a clash of updates on {HOT} shared lines",
+    )
+    yield Constant(
+        "migrates", bool(write_s < miss_s / 2), f"{_ns(write_s)} to write a line just read from another core's cache"
+    )
+
+    lines = cache_bytes // _word(near[0], 0, "coherency_line_size")
+    beyond_s = 2 * (alone(near[0], 2 * lines) - alone(near[0], lines // 4))  # half of those lines are not in the cache
+    how = f"{_ns(beyond_s)} a miss of updates on {2 * lines} lines of one's own"
+    yield Constant("shared_cache_s", max(0.0, beyond_s) * transfer_s / miss_s, how)
+    local_s, local_bytes_per_s = from_memory(near[0], here)
+    yield Constant("local_memory_s", local_s, f"pointers followed through {MEMORY_BYTES >> 20} MiB")
+    yield Constant("local_bytes_per_s", local_bytes_per_s, "the sum of as much")
+    remote_s, remote_bytes_per_s = from_memory(near[0], there) if far else (local_s, local_bytes_per_s)
+    across = "the same, of another socket" if far else "there is one socket: as local"
+    yield Constant("remote_memory_s", remote_s, across)
+    yield Constant("remote_bytes_per_s", min(remote_bytes_per_s, local_bytes_per_s), across)
+
+    yield Constant("atomic_s", atomic(near[0]), "additions to lines of one's own, atomic less plain")
+    wake_s, sleep_s = mutex(near)
+    yield Constant("wake_s", wake_s, "to let go of a mutex on which another core sleeps")
+    yield Constant("sleep_s", sleep_s, "from then until that core has it")
+
+
+def pairs(topology: Topology) -> tuple[Pair, Pair | None]:
+    """Two cores of one socket, where one has two, and two of different sockets, where there are several.
+
+    Raises:
+        UserError: where there are no two cores.
+    """
+    found: dict[bool, Pair] = {}
+    for one, other in combinations(topology.cores, 2):
+        if one.cpus != other.cpus:
+            found.setdefault(one.node != other.node, (one.cpus[0], other.cpus[0]))
+    if not found:
+        raise UserError("calibrating memory needs two cores, and this process may use one: see os.sched_getaffinity")
+    return found.get(False) or found[True], found.get(True)
+
+
+def transfer(cpus: Pair) -> tuple[float, float]:
+    """Seconds of a line from another core's cache, one at a time, and to write it then, when writes overlap."""
+    memory, tour = probes.ring(256)
+    flag, last, times = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros((ROUNDS, 2))
+    bodies = [
+        lambda: probes.dirty(flag, memory, tour, ROUNDS),
+        lambda: probes.dirty_ns(flag, memory, tour, ROUNDS, times, last),
+    ]
+    probes.on_cores(cpus, bodies)
+    reads_ns, writes_ns = np.quantile(times, LOW, axis=0)
+    return 1e-9 * reads_ns, 1e-9 * writes_ns
+
+
+def contention(cpus: Pair) -> tuple[float, float]:
+    """Seconds of a miss, and of a clash, each as part of an update."""
+    rows, stalls_s = [], []
+    for lines in (HOT, WARM):
+        touched = 1 - (1 - 1 / lines) ** TOUCHED
+        distinct = lines * touched / TOUCHED
+        rows.append([distinct / (2 - touched), distinct * touched])
+        stalls_s.append(together(cpus, lines, shared=True) - together(cpus, lines, shared=False))
+    miss_s, clash_s = np.linalg.solve(rows, stalls_s)
+    return max(float(miss_s), 1e-12), max(float(clash_s), 1e-12)
+
+
+def together(cpus: Pair, lines: int, shared: bool) -> float:
+    """Seconds for each line of updates of two cores at once, on the same lines or each on its own."""
+    models = [np.zeros(lines * NUMBERS_PER_LINE, np.float32) for _ in cpus]
+    flag, times = np.zeros(1, np.int64), np.zeros((2, ROUNDS, 2))
+    coordinates = [_coordinates(lines, seed) for seed in range(2)]
+
+    def body(core: int) -> None:
+        model = models[0 if shared else core]
+        probes.gather_scatter_ns(flag, model, coordinates[core], TOUCHED, times[core])
+
+    probes.on_cores(cpus, [lambda: body(0), lambda: body(1)])
+    rounds_ns = times[:, :, 1].max(axis=0) - times[:, :, 0].min(axis=0)
+    return 1e-9 * float(np.quantile(rounds_ns, LOW)) / (UPDATES * TOUCHED)
+
+
+def alone(cpu: int, lines: int) -> float:
+    """Seconds for each line of updates of one core."""
+    model, times = np.zeros(lines * NUMBERS_PER_LINE, np.float32), np.zeros(ROUNDS)
+    coordinates = _coordinates(lines, 0)
+    probes.on_cores([cpu], [lambda: probes.alone_ns(model, coordinates, TOUCHED, times)])
+    return 1e-9 * float(np.quantile(times, LOW))
+
+
+def atomic(cpu: int) -> float:
+    """Seconds by which an addition to a line of one's own is longer if it is atomic."""
+    model, times = np.zeros(WARM * NUMBERS_PER_LINE, np.float32), np.zeros((2, ROUNDS))
+    coordinates = _coordinates(WARM, 0)
+    for atomically in (False, True):
+        body = partial(probes.additions_ns, model, coordinates, atomically, times[int(atomically)])
+        probes.on_cores([cpu], [body])
+    plain_ns, atomic_ns = np.quantile(times, LOW, axis=1)
+    return 1e-9 * max(0.0, float(atomic_ns - plain_ns))
+
+
+def mutex(cpus: Pair) -> tuple[float, float]:
+    """Seconds to wake who sleeps on a mutex, and from then until it has it."""
+    words = lock_words("global_mutex", 0)
+    open_mutex(words)
+    flag, gone, had = np.zeros(1, np.int64), np.zeros((ROUNDS, 2)), np.zeros(ROUNDS)
+    bodies = [
+        lambda: probes.hold_mutex_ns(flag, words.numpy(), ROUNDS, HELD_NS, gone),
+        lambda: probes.take_mutex_ns(flag, words.numpy(), ROUNDS, had),
+    ]
+    probes.on_cores(cpus, bodies)
+    wake_ns = float(np.median(gone[:, 1] - gone[:, 0]))
+    sleep_ns = float(np.median(had - gone[:, 1]))
+    return 1e-9 * wake_ns, 1e-9 * max(0.0, sleep_ns)
+
+
+def from_memory(cpu: int, node: int) -> tuple[float, float]:
+    """Seconds of a line from the memory of a node, one at a time, and bytes per second of all, to a core."""
+    count = MEMORY_BYTES // 8
+    tensor, _ = allocate((count,), torch.int64, f"bind:{node}", [node])
+    memory, times, kept = tensor.numpy(), np.zeros(2), np.zeros(1, np.int64)
+    probes.lay_ring(memory)
+
+    def body() -> None:
+        times[:] = probes.chase_ns(memory, 1 << 17, kept), probes.stream_ns(memory, kept)
+
+    probes.on_cores([cpu], [body])
+    return 1e-9 * times[0], 8e9 / times[1]
+
+
+def _coordinates(lines: int, seed: int) -> np.ndarray:
+    """Of updates, int32, shape (ROUNDS, UPDATES * TOUCHED): the first number of random lines."""
+    random = np.random.default_rng(seed)
+    return (random.integers(0, lines, (ROUNDS, UPDATES * TOUCHED)) * NUMBERS_PER_LINE).astype(np.int32)
+
+
+def _word(cpu: int, level: int, name: str) -> int:
+    """What the kernel says of a cache: of its level, or of any for level 0."""
+    for folder in sorted((_SYSFS / f"cpu{cpu}" / "cache").glob("index*")):
+        kind, own = (folder / "type").read_text().strip(), int((folder / "level").read_text())
+        if kind != "Instruction" and own >= level:
+            text = (folder / name).read_text().strip()
+            return int(text.rstrip("K")) * (1024 if text.endswith("K") else 1)
+    raise UserError(f"the kernel does not tell the caches of CPU {cpu} ({_SYSFS}): measure on another machine")
+
+
+def _ns(seconds: float) -> str:
+    return f"{1e9 * seconds:.2g} ns"

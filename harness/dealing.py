@@ -1,0 +1,122 @@
+"""Deals the samples of a run to one worker: how many, which, and on which rows."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from harness.data import Share
+from harness.errors import UserError
+from harness.kernels.base import Kernel
+from harness.program import Program
+from harness.rows import PermutedRows, StoredRows, within_epochs
+
+if TYPE_CHECKING:
+    from harness.worker import Place
+
+
+def counter(pool: int) -> str:
+    """Of the samples that a pool of workers has been handed out; that of the first is one of `worker.COUNTERS`."""
+    return f"dealt by {pool}" if pool else "dealt"
+
+
+class Dealer:
+    """What the data policy of a program deals to the worker at a place.
+
+    Synchronous algorithms take equal batches (the budget is rounded up to a multiple of the number of workers);
+    asynchronous ones take the next batch of their pool as soon as they ask.
+    """
+
+    def __init__(self, place: "Place", program: Program) -> None:
+        self._place, self._data, self._seed = place, program.data, program.seed
+        self._synchronous, self._budget = program.algorithm.synchronous, program.budget_samples
+        self._sequences: dict[int, torch.Tensor] = {}
+
+    def sequence(self, num_samples: int) -> torch.Tensor:
+        """The row at every position of the worker's order, counted from the first one of its share, int32."""
+        if num_samples not in self._sequences:
+            share = self._share(num_samples, self._place.rank)
+            length = share.budget + self._place.num_workers  # for a budget that is rounded up
+            self._sequences[num_samples] = self._data.sequence(share, length, self._seed)
+        return self._sequences[num_samples]
+
+    def positions(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
+        """The epoch of each batch of this worker, where in its order the batch starts, and its size."""
+        share = self._share(num_samples, self._place.rank)
+        if self._synchronous:
+            return self._rounds(share, num_samples, batch_size)
+        return self._claims(share, batch_size)
+
+    def epochs(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int, int, int]]:
+        """Batches that a worker claims, none of which reaches into the next epoch of all workers.
+
+        Yields:
+            the epoch, where in it the batch starts, where in the worker's own order, and its size; every epoch occurs,
+            if need be with an empty batch.
+        """
+        reached = 0
+        for start, own, size in self._claimed(self._share(num_samples, self._place.rank), batch_size):
+            self._place.dealt(size)
+            while size:
+                epoch, first = divmod(start, num_samples)
+                yield from ((passed, 0, 0, 0) for passed in range(reached, epoch))
+                part = min(size, num_samples - first)
+                yield epoch, first, own, part
+                reached, start, own, size = epoch + 1, start + part, own + part, size - part
+        yield from ((passed, 0, 0, 0) for passed in range(reached, self._epochs(num_samples)))
+
+    def check_unmoved(self) -> None:
+        """Refuse a policy that moves rows.
+
+        Raises:
+            UserError: naming it.
+        """
+        if self._data.moves_rows:
+            raise UserError(
+                f"data={self._data} moves rows, and this algorithm asks only for their numbers (worker.batches), not "
+                "for the rows (worker.visits): use data=partitioned and data.order=index"
+            )
+
+    def rows(self, kernel: Kernel, num_samples: int) -> StoredRows | PermutedRows:
+        """The rows of this worker, where the policy wants them. All workers call it alike."""
+        place, share, shares = self._place, self._share(num_samples, self._place.rank), self._shares(num_samples)
+        if self._data.order == "permuted":
+            sequence = self._data.sequence(share, self._epochs(num_samples) * share.rows, self._seed)
+            return PermutedRows(place, kernel, shares, share, sequence)
+        placed = place.rows("rows", kernel, shares, share, sequential=self._data.order == "storage")
+        return StoredRows(placed, self.sequence(num_samples), share.rows)
+
+    def within_epochs(self, positions: Iterator[tuple[int, int]], num_samples: int) -> Iterator[tuple[int, int, int]]:
+        """Batches cut where an epoch of the worker's share ends; see `rows.within_epochs`."""
+        return within_epochs(positions, self._share(num_samples, self._place.rank).rows, self._epochs(num_samples))
+
+    def _share(self, num_samples: int, rank: int) -> Share:
+        return self._data.share(num_samples, self._budget, rank, self._place.nodes)
+
+    def _shares(self, num_samples: int) -> dict[int | None, Share]:
+        """By the node in whose memory their rows lie."""
+        shares = [self._share(num_samples, rank) for rank in range(self._place.num_workers)]
+        return {share.node: share for share in shares}
+
+    def _epochs(self, num_samples: int) -> int:
+        """That at least one share goes through."""
+        return max(-(-share.budget // share.rows) for share in self._shares(num_samples).values())
+
+    def _rounds(self, share: Share, num_samples: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
+        rank, num_workers = self._place.rank, self._place.num_workers
+        for start in range(0, self._budget, batch_size * num_workers):
+            size = min(batch_size, -(-(self._budget - start) // num_workers))
+            position = start // num_workers * share.workers + share.index * size
+            yield (start + rank * size) // num_samples, position, size
+
+    def _claims(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
+        for start, position, size in self._claimed(share, batch_size):
+            yield start // share.rows, position, size
+
+    def _claimed(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
+        """Where each batch starts in the order of the pool, and in the worker's own, and its size."""
+        own = 0
+        while (start := self._place.add(counter(share.pool), batch_size)) < share.budget:
+            size = min(batch_size, share.budget - start)
+            yield start, own if share.workers == 1 else start, size
+            own += size

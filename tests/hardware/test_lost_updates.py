@@ -1,0 +1,152 @@
+"""Additions that are lost: as many as counters lack, in virtual time to the last one."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from composed import setup
+from simulated_ranks import execute, results, shared_memory
+
+from hardware.simulated.compute import Roofline
+from harness.kernels.access import LOCKING, Access, lock_words
+from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
+from harness.problems.synthetic import sparse_rows
+from tests.counting import CountKernel
+
+COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)
+NUMA = shared_memory(
+    cores_per_socket=8,
+    same_socket_s=50e-9,
+    cross_socket_s=120e-9,
+    local_memory_s=80e-9,
+    remote_memory_s=140e-9,
+    outstanding_misses=4,
+    atomic_s=7e-9,
+    wake_s=1e-6,
+    sleep_s=5e-6,
+)
+FREE = replace(NUMA, **{f"{name}_s": 0.0 for name in ("same_socket", "cross_socket", "local_memory", "remote_memory")})
+ROWS = [[0, 1, 2], [0, 30], [1, 2, 3, 31], [40]]  # of 64 coordinates, some of them on one line
+
+
+def counted(workers, locking="none", memory=NUMA, samples=None, block=1, dtype=torch.float64):
+    """Every worker takes the rows in an order of its own. Returns the additions made, those found, and the metrics."""
+    kernel, words = CountKernel(ROWS, 64, block), lock_words(locking, 64)
+    found = {}
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(64 * block, dtype=dtype))
+        access = Access(locking, worker.shared("locks", words) if len(words) else words)
+        order = torch.from_numpy(np.random.default_rng(worker.rank).integers(0, 4, 3000, dtype=np.int32))
+        for part in order.split(100):
+            worker.run(kernel, model, part, 1.0, access)
+        worker.meet()
+        found[worker.rank] = model.sum().item(), kernel.nonzeros(order) * block
+
+    done = execute(body, workers, memory=memory, compute=COMPUTE)
+    assert done.failure is None
+    return sum(made for _, made in found.values()), found[0][0], done.metrics
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 16])
+@pytest.mark.parametrize("locking", LOCKING)
+def test_what_is_lost_is_what_counters_lack(locking, workers):
+    made, found, metrics = counted(workers, locking)
+    assert metrics["async/lost_frac"] == (made - found) / made
+    assert (found < made) == (locking == "none" and workers > 1)
+
+
+@pytest.mark.parametrize("memory", [FREE, NUMA])
+@pytest.mark.parametrize("locking", LOCKING)
+def test_one_worker_is_sequential_bit_for_bit(locking, memory):
+    rows, labels = sparse_rows(500, 300, 10, 0.1, 0)
+    kernel, words = SparseLinearKernel(rows, labels, LOGISTIC), lock_words(locking, 300)
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(0)).int()
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(300, dtype=rows.values.dtype))
+        access = Access(locking, worker.shared("locks", words) if len(words) else words)
+        for part in order.split(70):
+            worker.run(kernel, model, part, 0.5, access)
+        return model.clone()
+
+    native = torch.zeros(300, dtype=rows.values.dtype)
+    kernel(native, order, 0.5)
+    (model,) = results(body, 1, memory=memory, compute=COMPUTE)
+    assert torch.equal(model, native) and native.abs().max() > 0.5
+
+
+@pytest.mark.parametrize("block", [3, 16])
+def test_blocks_are_lost_whole(block):
+    made, found, metrics = counted(4, block=block)
+    assert 0 < metrics["async/lost_frac"] == pytest.approx((made - found) / made, rel=1e-12)
+
+
+@pytest.mark.parametrize("workers", [2, 16])
+def test_memory_that_costs_nothing_loses_nothing(workers):
+    made, found, metrics = counted(workers, memory=FREE)
+    assert made == found and metrics["async/lost_frac"] == 0.0
+    assert metrics["async/conflict_frac"] > 0.4  # though they update the same coordinates
+
+
+def test_a_coordinate_that_nobody_shares_is_not_lost():
+    kernel = CountKernel([[0], [16]], 32)  # float32: on lines of their own
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(32))
+        worker.run(kernel, model, torch.full((500,), worker.rank, dtype=torch.int32), 1.0)
+        worker.meet()
+        return model[[0, 16]].tolist()
+
+    assert results(body, 2, memory=NUMA, compute=COMPUTE) == [[500, 500]] * 2
+
+
+def test_the_later_store_overwrites_the_earlier_one():
+    """Both read at 0. Rank 0 has the line at 80 ns, computes for 1, loads at 81, and has it alone 120 later, at 201.
+
+    Rank 1, on the other socket, has it at 140, loads at 141, before that, and stores at 261: 1, on what it has loaded.
+    """
+    kernel = CountKernel([[0]], 64)
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(64))
+        worker.run(kernel, model, torch.zeros(1, dtype=torch.int32), 1.0)
+        stored_s = worker.clock.now()
+        worker.meet()
+        return stored_s, model[0].item()
+
+    (first_s, count), (second_s, same) = results(body, 2, memory=NUMA, compute=COMPUTE)
+    assert (first_s, second_s) == pytest.approx((201e-9, 261e-9), rel=1e-9) and count == same == 1.0
+    assert execute(body, 2, memory=NUMA, compute=COMPUTE).metrics["async/lost_frac"] == 0.5
+
+
+@pytest.mark.parametrize(("dtype", "in_line"), [(torch.float32, 16), (torch.float64, 8)])
+def test_sixteen_locks_of_coordinates_share_a_line_whatever_the_model_is(dtype, in_line):
+    """Two workers on coordinates of their own, on lines of their own but for the locks of those less than 16 apart."""
+
+    def run_s(apart):
+        kernel, words = CountKernel([[0], [apart]], 128), lock_words("per_coordinate", 128)
+
+        def body(worker):
+            model = worker.shared("model", torch.zeros(128, dtype=dtype))
+            access = Access("per_coordinate", worker.shared("locks", words))
+            worker.run(kernel, model, torch.full((100,), worker.rank, dtype=torch.int32), 1.0, access)
+
+        return execute(body, 2, memory=NUMA, compute=COMPUTE).run_s
+
+    assert run_s(16) == run_s(64) < run_s(15) / 3
+    assert in_line == 16 or run_s(8) / 3 > run_s(16)
+
+
+def test_hot_coordinates_of_replicas_meet_nobody():
+    hot = ["algorithm=hogwild", "algorithm.sharing=hot_replica", "hardware=sim_numa2", "problem.synthetic_samples=1000"]
+    few = ["problem.synthetic_features=100", "problem.synthetic_nonzeros_per_sample=10", "tracking=none"]
+
+    def metrics(count):
+        composed = setup(*hot, *few, "budget.epochs=1", f"algorithm.hot_coordinates={count}")
+        return composed.hardware.execute(composed.program(), lambda samples: None).metrics
+
+    some, none = metrics(20), metrics(100)
+    assert some["async/conflict_frac"] > 0 and some["async/lost_frac"] > 0
+    assert none["async/conflict_frac"] == none["async/lost_frac"] == 0.0

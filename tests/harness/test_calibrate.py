@@ -1,0 +1,71 @@
+"""This machine is measured, quickly and badly, and the simulator takes what comes of it."""
+
+import os
+
+import pytest
+from composed import execution
+
+from hardware.real.topology import Core, Topology, read_topology
+from harness.build import build
+from harness.calibrate import core, files, memory
+from harness.calibrate.__main__ import main
+from harness.cli import composed
+from harness.errors import UserError
+
+needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 cores")
+QUICK = [(memory, "ROUNDS", 4), (memory, "UPDATES", 16), (memory, "MEMORY_BYTES", 1 << 24), (core, "SAMPLES", 1000)]
+QUICK += [(core, "TRIALS", 2), (core, "ROUNDS", 2), (core, "SIDE", 64), (core, "LARGE", 1 << 16)]
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    for module, name, value in QUICK:
+        monkeypatch.setattr(module, name, value)
+
+
+@needs_two_cores
+def test_device_files_are_written_and_used(quick, tmp_path, capsys):
+    assert main(["memory", "--output", str(tmp_path), "--name", "mine"]) == 0
+    printed = capsys.readouterr().out
+    assert "outstanding_misses" in printed and f"--config-dir {tmp_path}" in printed
+    chosen = ["hardware=sim_cpu", "hardware/memory=mine", "hardware/compute=mine", "hardware.num_workers=2"]
+    hardware = build(composed(chosen, tmp_path).hardware, "hardware")
+    assert hardware.memory.cache_bytes >= 2**14 and hardware.memory.same_socket_s > 0
+    assert hardware.compute.nonzero_s > 0 and 0 < hardware.memory.sequential_rows <= 1
+    for name in (*files.MEMORY, *files.CORE):
+        assert f"\n{name}: " in "\n".join(path.read_text() for path in tmp_path.rglob("mine.yaml"))
+    tiny = ["problem.synthetic_samples=200", "problem.synthetic_features=50", "problem.synthetic_nonzeros_per_sample=5"]
+    chosen = [f"hydra.searchpath=['file://{tmp_path}']", "algorithm=hogwild", *chosen, *tiny, "tracking=none"]
+    done = execution(*chosen)
+    assert done.failure is None and done.run_s > 0
+
+
+def test_one_core_is_refused():
+    with pytest.raises(UserError, match="calibrating memory needs two cores"):
+        memory.pairs(Topology((Core((0, 1), node=0, socket=0),)))
+
+
+def test_pairs_are_of_one_socket_and_of_two():
+    cores = tuple(Core((cpu,), node=cpu // 2, socket=cpu // 2) for cpu in range(4))
+    assert memory.pairs(Topology(cores)) == ((0, 1), (0, 2))
+    assert memory.pairs(Topology(cores[:2])) == ((0, 1), None)
+    assert memory.pairs(Topology((cores[0], cores[2]))) == ((0, 2), (0, 2))
+
+
+@needs_two_cores
+def test_a_folder_that_cannot_be_written_is_one_sentence(quick, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["memory", "--output", str(tmp_path / "file")]) == 1
+    assert "error: --output" in capsys.readouterr().err
+
+
+def test_a_name_that_is_none_is_refused_before_anything_is_measured(capsys):
+    assert main(["memory", "--name", "my machine"]) == 1
+    assert capsys.readouterr().err == "error: --name must be letters, digits and underscores, got 'my machine'\n"
+
+
+@needs_two_cores
+def test_every_core_of_a_topology_is_measurable(quick):
+    found = {constant.name: constant.value for constant in memory.constants(read_topology())}
+    assert set(found) | {"lock_s", "sequential_rows"} == set(files.MEMORY)
+    assert all(value >= 0 for value in found.values())
