@@ -45,6 +45,7 @@ class Algorithm(ABC):
     synchronous: ClassVar[bool]  # all workers take the same number of steps, in lockstep
     needs_shared_memory: ClassVar[bool] = False
     max_workers: ClassVar[int | None] = None
+    visits_rows: ClassVar[bool] = False  # runs the problem's own kernel by `worker.visits`, wherever its rows lie
     is_sgd: ClassVar[bool] = True  # one worker does what sequential SGD of the same step does
 
     learning_rate: float

@@ -135,6 +135,8 @@ def _check(algorithm: SharedModelAlgorithm, problem: Problem) -> None:
             "coordinate descent needs a linear model on rows: use problem=logistic_regression, svm or least_squares, "
             "or algorithm=hogwild"
         )
+    rule, layout = "must be as_given with coordinate descent", algorithm.layout
+    require(layout == "as_given", "algorithm.layout", rule, layout)
     step, size, precision = algorithm.learning_rate, algorithm.batch_size, algorithm.precision
     require(step <= 1, "algorithm.learning_rate", "must be in (0, 1]: it is a share of an exact step", step)
     require(size == 1, "algorithm.batch_size", "must be 1: coordinates are visited one by one", size)

@@ -9,6 +9,7 @@ samples come from a shuffled queue instead of with replacement, and the step is 
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 from algorithms.flat import flat_parameters
 from algorithms.sgd import descend, run_kernel
@@ -20,6 +21,8 @@ from harness.worker import Worker
 @dataclass(frozen=True)
 class Hogwild(SharedModelAlgorithm):
     """Every worker updates the shared model without asking anyone, unless told to."""
+
+    visits_rows: ClassVar[bool] = True
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend on the shared model, or a replica of it."""

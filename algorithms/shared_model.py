@@ -79,6 +79,9 @@ class SharedModelAlgorithm(Algorithm):
         Raises:
             UserError: naming the field.
         """
+        if not self.visits_rows:
+            rule = f"must be as_given with {type(self).__name__}, which runs a kernel of its own"
+            require(self.layout == "as_given", "algorithm.layout", rule, self.layout)
         if self.releases_gil(problem):
             assert problem.kernel is not None
             movable = self.layout == "as_given" or problem.kernel.row_data is not None
@@ -125,7 +128,8 @@ class SharedModelAlgorithm(Algorithm):
             return Shared(worker, weights, access, self.precision, restore)
         if self.sharing == "hot_replica":
             assert problem.kernel is not None
-            hot = parameters_of(problem.kernel, hottest(problem.kernel, self.hot_coordinates))
+            with worker.clock.paused():
+                hot = parameters_of(problem.kernel, hottest(problem.kernel, self.hot_coordinates))
             places = hot if layout is None or layout.places is None else layout.places[hot]
             return HotReplica(worker, weights, access, places, self.merge, self.merge_every, restore)
         per_worker = self.sharing == "replica_per_worker"

@@ -100,6 +100,10 @@ def expected(setup: Setup) -> torch.Tensor:
     algorithm, kernel, epochs = setup.algorithm, setup.problem.kernel, setup.settings.budget.epochs
     if not isinstance(algorithm, SharedModelAlgorithm) or kernel is None or algorithm.batch_size > 1:
         raise UserError("counting needs workers that run a native kernel on a shared model, such as algorithm=hogwild")
+    require(algorithm.visits_rows, "algorithm", "must be hogwild to count: others run kernels of their own", "another")
+    require(algorithm.layout == "as_given", "algorithm.layout", "must be as_given to count", algorithm.layout)
+    order = setup.data.order
+    require(order != "permuted", "data.order", "must be index or storage to count", order)
     require(algorithm.precision == "full", "algorithm.precision", "must be full to count", algorithm.precision)
     averages = algorithm.sharing != "shared" and algorithm.merge == "average"
     require(not averages, "algorithm.merge", "must not be average: it keeps a share of what is counted", "average")

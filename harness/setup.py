@@ -190,7 +190,8 @@ def _check_rows(setup: Setup) -> None:
     algorithm, kernel = setup.choices["algorithm"], setup.problem.kernel
     asked = f"data={policy}" if data.per_node else "data.order=permuted"
     instead = "data=partitioned" if data.per_node else "data.order=index"
-    if not setup.algorithm.releases_gil(setup.problem) or kernel is None or kernel.row_data is None:
+    runs_it = setup.algorithm.visits_rows and setup.algorithm.releases_gil(setup.problem)
+    if not runs_it or kernel is None or kernel.row_data is None:
         raise UserError(
             f"{asked} moves the rows of a native kernel, and algorithm={algorithm} runs none here that allows it "
             f"(algorithm.batch_size=1, and a problem that has one): use {instead}"

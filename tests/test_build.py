@@ -65,7 +65,7 @@ EXAMPLES = [
 
 
 def test_every_simulated_hardware_has_its_five_examples():
-    assert len(EXAMPLES) == 5 * len({hardware for hardware, _ in EXAMPLES}) == 5 * 10
+    assert len(EXAMPLES) == 5 * len({hardware for hardware, _ in EXAMPLES}) == 5 * 11
 
 
 @pytest.mark.parametrize(("hardware", "override"), EXAMPLES, ids=map("-".join, EXAMPLES))

@@ -13,6 +13,7 @@ Prints one JSON line for each part, all of them by default; whatever is compared
 """
 
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -36,6 +37,11 @@ TRIALS = 7  # of each, after one to warm up
 REPLICAS = ("sharing=replica_per_worker", "merge=delta_sum")
 LOCKINGS = ("none", "atomic", "global_spin", "global_mutex", "per_coordinate", "round_robin")
 SPARSE, HOT = ("synthetic_features=1000000", "synthetic_popularity=uniform"), ("synthetic_features=1000",)
+CORES_OF_32 = (  # of a socket, which share its memory's 113.1 and 34.3 GB/s (conf/hardware/memory/cascade_lake.yaml)
+    "hardware.memory.cores_per_socket=32",
+    f"hardware.memory.local_bytes_per_s={113.1e9 / 32}",
+    f"hardware.memory.remote_bytes_per_s={34.3e9 / 32}",
+)
 CASES = {  # of `model`: settings of the problem, and of hogwild
     "shared Zipf": ((), ()),
     "shared uniform": (SPARSE, ()),
@@ -119,8 +125,10 @@ def whole_run() -> Figures:
         for name, case in cases.items():
             done = case.run()
             losses = [row["train/loss"] for row in evaluate(problem, 0, done.observations)]
-            reached = next(at for at, loss in enumerate(losses) if loss <= problem.target_loss)
-            found[name].append((done.run_s, done.observations[reached].time_s, losses[-1]))
+            times_s = [
+                seen.time_s for seen, loss in zip(done.observations, losses, strict=True) if loss <= problem.target_loss
+            ]
+            found[name].append((done.run_s, min(times_s, default=math.nan), losses[-1]))
     ratios = [
         (alone[0] / both[0], alone[1] / both[1], both[2] / alone[2])
         for alone, both in list(zip(found["sequential"], found["replicas"], strict=True))[1:]
@@ -171,7 +179,8 @@ def model() -> Figures:
         for name, (problem_settings, settings) in CASES.items():
             problem = problem_of(*problem_settings, "synthetic_samples=60000")
             real = speedups(problem, {name: settings})[name]
-            one, two = (hardware_of("sim_cpu", count, *chosen, config_dir=Path(folder)) for count in (1, 2))
+            machine = "sim_cpu" if topology.num_sockets == 1 else "sim_numa2"
+            one, two = (hardware_of(machine, count, *chosen, config_dir=Path(folder)) for count in (1, 2))
             alone = Case("sgd", (), one, problem).samples_per_s()
             predicted = Case("hogwild", settings, two, problem).samples_per_s() / alone
             figures[name] = {"predicted": round(predicted, 3), "real": real, "error": round(predicted / real - 1, 3)}
@@ -186,7 +195,7 @@ def sockets() -> Figures:
         for sharing in ("shared", "replica_per_node", "replica_per_worker"):
             curve = {}
             for workers in (1, 2, 4, 8, 16, 32, 64):
-                hardware = hardware_of(machine, workers, "hardware.memory.cores_per_socket=32")
+                hardware = hardware_of(machine, workers, *CORES_OF_32)
                 case = Case("hogwild", (f"sharing={sharing}", "merge_every=1024"), hardware, problem)
                 curve[workers] = round(case.samples_per_s() / alone, 2)
             figures[f"{machine} {sharing}"] = curve

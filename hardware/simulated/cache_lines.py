@@ -82,7 +82,7 @@ def read_line(lines: Any, rank: int, line: int) -> float:
         lines.state[line].sharers |= me
         return lines.fetch_s[rank, owner]
     if owner == rank or not _holds(lines, owner, line):
-        lines.state[line].sharers = me
+        lines.state[line].sharers = (lines.state[line].sharers & ~(np.uint64(1) << owner)) | me
         lines.state[line].owner = rank
         return lines.forgotten_s[rank, owner]
     alone = lines.state[line].sharers == np.uint64(1) << owner

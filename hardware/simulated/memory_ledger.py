@@ -68,7 +68,7 @@ def put_back(values, additions, weights, written, base, touched, block, loaded):
         by how many additions the model is poorer for it.
     """
     lost = np.int64(0)
-    for position in range(np.uint64(len(touched))):  # no branches, as in `_fetch_s`
+    for position in range(np.uint64(len(touched))):  # no branches: what is late alternates unpredictably
         j = np.uint64(np.uint32(touched[position]))
         late, now, then = written[base + j].version > loaded, written[base + j].additions, additions[position]
         lost += now - then if late else 0

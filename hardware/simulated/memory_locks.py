@@ -2,7 +2,7 @@
 
 spin lock     who lets go, and all who wait, are equally likely to have it next: a race of nanoseconds for its line
 mutex         letting go wakes who has waited longest (`wake_s`), who looks again `sleep_s` later
-per coord.    one after the other, ascending: whoever waits for one holds those before; an atomic operation each
+per coord.    one after the other, ascending: whoever waits for one holds those before; two atomic operations each
 round robin   writes in the order of tickets; the next one hears of it when the line has come
 """
 
@@ -124,15 +124,17 @@ def _waits(worker):
 def _race(workers, rank, lines, locks, costs, update):
     """Give a spin lock to one of those who want it: all who wait, and `rank` itself if it has more to do."""
     worker, lock = workers[rank], locks.state[0]
-    waiting = 0
+    waiting, apart = 0, 0
     for other in range(len(workers)):
-        waiting += _waits(workers[other])
+        if _waits(workers[other]):
+            waiting += 1
+            apart |= (lines.remote[rank] >> np.uint64(other)) & np.uint64(1)
     runners = waiting + (worker.position + 1 < worker.count)
     if waiting == 0 or runners == 0:
         return
     drawn = np.int64(hashed(update, rank) % np.uint64(runners))
     if drawn == waiting:  # the line comes back from those who look at it
-        worker.next_s += worker.pace * lines.claim_s[0]
+        worker.next_s += worker.pace * lines.claim_s[apart]
         return
     for other in range(len(workers)):
         if _waits(workers[other]):
@@ -176,9 +178,8 @@ def bury(now_s, rank, workers, lines, locks, costs):
         whether it holds a lock, or a turn.
     """
     worker = workers[rank]
-    told = worker.event == BEGIN and worker.since_s < np.inf and worker.next_s < np.inf
     worker.next_s = worker.since_s = np.inf
-    if told:
+    if locks.locking in (GLOBAL_SPIN, GLOBAL_MUTEX) and not locks.state[0].held:
         _tell(workers, rank, now_s, lines, locks, costs.sleep_s if locks.locking == GLOBAL_MUTEX else 0.0)
     if locks.locking == PER_COORDINATE:
         return worker.taken > 0

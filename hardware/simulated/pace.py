@@ -53,6 +53,11 @@ class Pace:
             left_s, now_s, index = left_s - possible_s, until_s, index + 1
         return now_s - at_s + left_s * self._factors[index]
 
+    def factor(self, at_s: float) -> float:
+        """Virtual seconds of one second's work, of which no more is done than until the next change."""
+        jitter = 1.0 if self._jitter is None else self._jitter.next()
+        return self._factor * jitter * self._factors[bisect_right(self._from_s, at_s)]
+
 
 class _Factors:
     """Random factors, drawn in blocks."""

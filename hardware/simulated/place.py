@@ -227,6 +227,8 @@ class SimulatedPlace(Place):
                 "or choose a hardware/compute with nonzero_s"
             )
         machine.engine.current.owe(0.0)  # a kernel's samples cost what the kernel costs
+        if machine.models is not None and access.locking != "none":
+            machine.models.adopt(whole, self.node)  # one's own too: locks are waited for, and cost, whatever they guard
         if machine.models is not None and machine.models.holds(whole):
             begin_s = self.clock.now()
             machine.models.run(self.rank, kernel, model, samples, learning_rate, access, salt)

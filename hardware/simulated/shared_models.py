@@ -89,6 +89,11 @@ class SharedModels:
             versions=np.concatenate([ledger.versions, np.zeros(1, np.int64)]),
         )
 
+    def adopt(self, tensor: torch.Tensor, node: int) -> None:
+        """Make a tensor known that is none of these models, nor a part of one, but is locked as they are."""
+        if not self.shares_storage(tensor):
+            self.add(tensor, node)
+
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` is one of these models."""
         model = self._models.get(tensor.data_ptr())
@@ -240,7 +245,7 @@ class SharedModels:
         cold = model.cold if isinstance(model, SplitModel) else model
         place, worker = self._models[cold.data_ptr()], self._workers[rank]
         worker["next_s"], worker["learning_rate"] = self._engine.env.now, learning_rate
-        worker["pace"] = self._paces[rank].stretch(1.0, self._engine.env.now)
+        worker["pace"] = self._paces[rank].factor(self._engine.env.now)
         worker["weights"], worker["num_weights"] = cold.data_ptr(), cold.numel()
         if isinstance(model, SplitModel):
             worker["hot"] = model.hot.data_ptr()

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     known = _parser().parse_args(arguments)
     try:
-        require(known.name.isidentifier(), "--name", "must be letters, digits and underscores", known.name)
+        require(known.name.isidentifier(), "--name", "must be a name of letters, digits and underscores", known.name)
         found = _measured()
         from harness.calibrate.files import write  # noqa: PLC0415
 
@@ -32,7 +32,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"\nwrote {' and '.join(str(path) for path in paths)}; to use them:")
-    chosen = f"hardware=sim_cpu hardware/memory={known.name} hardware/compute={known.name}"
+    sockets = next(constant.value for constant in found if constant.name == "sockets")
+    machine = "sim_cpu" if sockets == 1 else "sim_numa2"  # the former is one socket, whatever the file says
+    chosen = f"hardware={machine} hardware/memory={known.name} hardware/compute={known.name}"
     print(f"  python run.py --config-dir {known.output} algorithm=hogwild {chosen}")
     return 0
 

@@ -26,7 +26,7 @@ LARGE = 1 << 25  # numbers of the largest
 
 
 def constants(cpu: int) -> Iterator[Constant]:
-    """Measure all of them on a CPU, in about half a minute.
+    """Measure all of them on a CPU, in some seconds.
 
     Yields:
         first those of Roofline, then those of SharedMemory.
@@ -44,13 +44,13 @@ def _operators() -> Iterator[Constant]:
         for dtype in (torch.float32, torch.float64):
             matrix = torch.randn(SIDE, SIDE, dtype=dtype)
             name = str(dtype).removeprefix("torch.")
-            flops = 2 * SIDE**3 / _fastest_s(partial(torch.mm, matrix, matrix))
+            flops = 2 * SIDE**3 / _usual_s(partial(torch.mm, matrix, matrix))
             yield Constant(f"flops_per_s.{name}", flops, f"a product of matrices of {SIDE} x {SIDE}")
         large = torch.ones(LARGE)
-        moved = 2 * LARGE * 4 / _fastest_s(lambda: torch.neg(large, out=large))
+        moved = 2 * LARGE * 4 / _usual_s(lambda: torch.neg(large, out=large))
         yield Constant("memory_bytes_per_s", moved, f"the negative of {LARGE >> 20} M numbers, in place")
         little = torch.ones(LITTLE)
-        each_s = _fastest_s(lambda: [torch.neg(little) for _ in range(LITTLES)]) / LITTLES
+        each_s = _usual_s(lambda: [torch.neg(little) for _ in range(LITTLES)]) / LITTLES
         yield Constant("operator_overhead_s", each_s, f"the negative of {LITTLE} numbers")
     finally:
         torch.set_num_threads(threads)
@@ -88,8 +88,8 @@ def _pass_s(kernel: SparseLinearKernel, order: torch.Tensor, access: Access) -> 
     return time.perf_counter() - begin_s
 
 
-def _fastest_s(call: Callable[[], object]) -> float:
-    """Seconds of a call, the low quantile of a few."""
+def _usual_s(call: Callable[[], object]) -> float:
+    """Seconds of a call: a low quantile of a few."""
     times = []
     for _ in range(ROUNDS):
         begin_s = time.perf_counter()

@@ -38,7 +38,7 @@ _SYSFS = Path("/sys/devices/system/cpu")
 
 
 def constants(topology: Topology) -> Iterator[Constant]:
-    """Measure all of them, in about half a minute.
+    """Measure all of them, in some seconds.
 
     Raises:
         UserError: on a machine with one core.
@@ -57,9 +57,8 @@ def constants(topology: Topology) -> Iterator[Constant]:
     across = "the same, across sockets" if far else "there is one socket: as same_socket_s"
     yield Constant("cross_socket_s", transfer(far)[0] if far else transfer_s, across)
     miss_s, clash_s = contention(near)
-    yield Constant(
-        "outstanding_misses", max(1.0, transfer_s / miss_s), f"{_ns(miss_s)} a miss of updates on {WARM} shared lines"
-    )
+    overlap = max(1.0, transfer_s / miss_s)
+    yield Constant("outstanding_misses", overlap, f"{_ns(miss_s)} a miss of updates on {WARM} shared lines")
     yield Constant(
         "outstanding_clashes",
         max(1.0, transfer_s / clash_s),
@@ -72,7 +71,7 @@ def constants(topology: Topology) -> Iterator[Constant]:
     lines = cache_bytes // _word(near[0], 0, "coherency_line_size")
     beyond_s = 2 * (alone(near[0], 2 * lines) - alone(near[0], lines // 4))  # half of those lines are not in the cache
     how = f"{_ns(beyond_s)} a miss of updates on {2 * lines} lines of one's own"
-    yield Constant("shared_cache_s", max(0.0, beyond_s) * transfer_s / miss_s, how)
+    yield Constant("shared_cache_s", max(0.0, beyond_s) * overlap, how)
     local_s, local_bytes_per_s = from_memory(near[0], here)
     yield Constant("local_memory_s", local_s, f"pointers followed through {MEMORY_BYTES >> 20} MiB")
     yield Constant("local_bytes_per_s", local_bytes_per_s, "the sum of as much")
@@ -123,8 +122,10 @@ def contention(cpus: Pair) -> tuple[float, float]:
         distinct = lines * touched / TOUCHED
         rows.append([distinct / (2 - touched), distinct * touched])
         stalls_s.append(together(cpus, lines, shared=True) - together(cpus, lines, shared=False))
-    miss_s, clash_s = np.linalg.solve(rows, stalls_s)
-    return max(float(miss_s), 1e-12), max(float(clash_s), 1e-12)
+    miss_s, clash_s = map(float, np.linalg.solve(rows, stalls_s))
+    if min(miss_s, clash_s) <= 0:
+        raise UserError("shared lines were cheaper than own ones, which cannot be: measure when nothing else runs")
+    return miss_s, clash_s
 
 
 def together(cpus: Pair, lines: int, shared: bool) -> float:

@@ -48,7 +48,7 @@ class Kernel(ABC):
     Real hardware runs a chunk of samples in one call; the simulator interleaves the updates in virtual time.
 
     Attributes:
-        name: under which a device file may know its cost.
+        name: of the algorithm that runs it.
         relative_cost: time of a parameter at hand, in nonzeros of `SparseLinearKernel`
             (experiments/benchmarks/relative_costs.py).
         block: parameters, contiguous, that a coordinate stands for.

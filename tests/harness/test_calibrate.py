@@ -61,7 +61,9 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(quick, tmp_path, capsys
 
 def test_a_name_that_is_none_is_refused_before_anything_is_measured(capsys):
     assert main(["memory", "--name", "my machine"]) == 1
-    assert capsys.readouterr().err == "error: --name must be letters, digits and underscores, got 'my machine'\n"
+    assert (
+        capsys.readouterr().err == "error: --name must be a name of letters, digits and underscores, got 'my machine'\n"
+    )
 
 
 @needs_two_cores
