@@ -85,7 +85,7 @@ class SharedModelAlgorithm(Algorithm):
         if self.releases_gil(problem):
             assert problem.kernel is not None
             movable = self.layout == "as_given" or problem.kernel.row_data is not None
-            rule = "must be as_given with a kernel whose coordinates cannot be renumbered"
+            rule = "must be as_given with this problem, whose kernel's coordinates cannot be renumbered"
             require(movable, "algorithm.layout", rule, self.layout)
             return
         rule = "needs a native kernel (algorithm.batch_size=1, and a problem that has one)"

@@ -1,5 +1,6 @@
 """The command line around Hydra: the help page, and errors in one sentence. Imports nothing heavy."""
 
+import errno
 import os
 import re
 import signal
@@ -60,6 +61,9 @@ def command_line(main: Callable[[], None]) -> None:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
+        if error.errno == errno.ENOSPC and not wants_traceback:
+            print("error: the disk is full: free some space, or choose another runs_dir=...", file=sys.stderr)
+            sys.exit(1)
         if wants_traceback or not error.filename:
             raise
         print(f"error: cannot use {error.filename}: {error.strerror}; runs_dir=... writes elsewhere", file=sys.stderr)

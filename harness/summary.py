@@ -84,7 +84,7 @@ def _conflicts(summary: dict[str, Any]) -> str:
     if summary.get("async/staleness_max", 0) == 0:
         return ""
     conflicts = f"{100 * summary['async/conflict_frac']:.0f}% of updates met coordinates written since they read them"
-    lost = f"{100 * summary['async/lost_frac']:.2g}% of additions lost"
+    lost = f"at most {100 * summary['async/lost_frac']:.2g}% of additions lost"
     return f"staleness {summary['async/staleness_mean']:.3g} updates (mean); {conflicts}; {lost}"
 
 

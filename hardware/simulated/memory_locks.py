@@ -43,6 +43,14 @@ def _transfer_s(lines, rank, last):
 
 
 @njit(nogil=True)
+def _end_wait(worker, until_s):
+    """Count what it has waited, if it has."""
+    if worker.since_s < np.inf:
+        worker.waited_s += until_s - worker.since_s
+        worker.since_s = np.inf
+
+
+@njit(nogil=True)
 def has_begun(workers, rank, lines, locks, costs):
     """Take the lock or a ticket and pay for it, or begin to wait; returns whether the update has begun."""
     worker, lock = workers[rank], locks.state[0]
@@ -51,7 +59,8 @@ def has_begun(workers, rank, lines, locks, costs):
             worker.since_s = min(worker.since_s, worker.next_s)
             worker.next_s = np.inf
             return False
-        lock.held, worker.since_s = 1, np.inf
+        lock.held = 1
+        _end_wait(worker, worker.next_s)
     elif locks.locking == ROUND_ROBIN:
         worker.ticket = lock.tickets
         lock.tickets += 1
@@ -68,6 +77,7 @@ def may_write(worker, lines, rank, touched, locks, costs):
         return -1.0
     if locks.locking != PER_COORDINATE:
         return 0.0
+    _end_wait(worker, worker.next_s)
     while worker.taken < len(touched):
         j = np.uint32(touched[worker.taken])
         if locks.free_s[j] > worker.next_s:
@@ -75,7 +85,6 @@ def may_write(worker, lines, rank, touched, locks, costs):
             return -1.0
         locks.free_s[j] = np.inf
         worker.taken += 1
-    worker.since_s = np.inf
     overlapping = lines.outstanding_misses  # what follows waits for none of them
     stall_s = write_lines_s(lines, locks.first_line, rank, touched, np.uint64(1), locks.line_shift, overlapping)
     return stall_s + 2 * costs.atomic_s * len(touched)  # to take them and to let go
@@ -140,8 +149,9 @@ def _race(workers, rank, lines, locks, costs, update):
         if _waits(workers[other]):
             if drawn == 0:
                 winner = workers[other]
+                _end_wait(winner, worker.next_s)
                 winner.next_s = worker.next_s + winner.pace * (_transfer_s(lines, other, rank) + costs.lock_s)
-                winner.event, winner.since_s, lock.held, lock.last = READ, np.inf, 1, other
+                winner.event, lock.held, lock.last = READ, 1, other
                 return
             drawn -= 1
 
@@ -164,9 +174,9 @@ def _tell(workers, rank, now_s, lines, locks, later_s):
             next_rank = other
     if next_rank == NOBODY:
         return False
-    if locks.locking == ROUND_ROBIN:
-        workers[next_rank].since_s = np.inf
     workers[next_rank].next_s = now_s + workers[next_rank].pace * (_transfer_s(lines, next_rank, rank) + later_s)
+    if locks.locking == ROUND_ROBIN:
+        _end_wait(workers[next_rank], workers[next_rank].next_s)
     return True
 
 

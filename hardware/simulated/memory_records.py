@@ -13,6 +13,7 @@ WORKER = np.dtype(
         ("next_s", np.float64),  # virtual time of its next event, inf without a chunk or while it waits for a lock
         ("finish_s", np.float64),  # when its last chunk ended
         ("since_s", np.float64),  # since when it waits for a lock, inf if it does not
+        ("waited_s", np.float64),  # for locks, in its chunk
         ("learning_rate", np.float64),
         ("pace", np.float64),  # virtual seconds of a second's work
         ("slope", np.float64),  # between read and write

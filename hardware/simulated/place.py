@@ -232,7 +232,8 @@ class SimulatedPlace(Place):
         if machine.models is not None and machine.models.holds(whole):
             begin_s = self.clock.now()
             machine.models.run(self.rank, kernel, model, samples, learning_rate, access, salt)
-            self.timelines.account.computing.add(begin_s, self.clock.now())
+            waited_s = machine.models.waited_s(self.rank)  # all over the chunk; the account has it at the end
+            self.timelines.account.computing.add(begin_s, self.clock.now() - waited_s)
             return
         if machine.models is not None and machine.models.shares_storage(whole):
             raise UserError(

@@ -141,6 +141,10 @@ class SharedModels:
             self._bury(rank)
             raise
 
+    def waited_s(self, rank: int) -> float:
+        """Virtual seconds for which a rank waited for locks in its last chunk."""
+        return float(self._workers[rank]["waited_s"])
+
     def lay_rows(self, rank: int, node: int | None, sequential: bool) -> None:
         """Note in whose memory lie the rows that kernels of `rank` visit, and whether in the order of visits."""
         self._remote_s_per_byte[rank] = self._memory.remote_s_per_byte(rank, node)
@@ -252,7 +256,7 @@ class SharedModels:
         worker["model"] = place.index
         worker["first_line"], worker["first_coordinate"] = place.first_line, place.first_coordinate
         worker["position"], worker["count"], worker["event"], worker["salt"] = 0, len(samples), 0, salt
-        worker["since_s"] = np.inf
+        worker["since_s"], worker["waited_s"] = np.inf, 0.0
         assert self._programme is not None
         worker["row_s"], worker["row_nonzero_s"] = self.row_s(rank, self._programme.kernel)
 

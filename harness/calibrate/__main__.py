@@ -12,7 +12,7 @@ from harness.errors import TwinclockError, require
 DESCRIPTION = """\
 Measure this machine, and write device files with which the simulator predicts it.
 
-memory: caches, sockets, locks and native kernels, on two cores at a time, in about ten seconds. Measure on a machine
+memory: caches, sockets, locks and native kernels, on two cores at a time, in some seconds. Measure on a machine
 that does nothing else; `chrt -f 50` before the command keeps others away from the cores, where one may use it."""
 
 
@@ -21,9 +21,10 @@ def main(arguments: Sequence[str]) -> int:
     known = _parser().parse_args(arguments)
     try:
         require(known.name.isidentifier(), "--name", "must be a name of letters, digits and underscores", known.name)
-        found = _measured()
-        from harness.calibrate.files import write  # noqa: PLC0415
+        from harness.calibrate.files import check_folder, write  # noqa: PLC0415
 
+        check_folder(known.output)  # before anything is measured
+        found = _measured()
         paths = write(known.output, known.name, f"{_model()}, measured {datetime.date.today()}", found)
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"\nwrote {' and '.join(str(path) for path in paths)}; to use them:")
     sockets = next(constant.value for constant in found if constant.name == "sockets")
     machine = "sim_cpu" if sockets == 1 else "sim_numa2"  # the former is one socket, whatever the file says
-    chosen = f"hardware={machine} hardware/memory={known.name} hardware/compute={known.name}"
+    chosen = f"hardware={machine} hardware.num_workers=2 hardware/memory={known.name} hardware/compute={known.name}"
     print(f"  python run.py --config-dir {known.output} algorithm=hogwild {chosen}")
     return 0
 

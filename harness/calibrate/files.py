@@ -67,6 +67,15 @@ def write(folder: Path, name: str, machine: str, found: Sequence[Constant]) -> l
     return [_put(folder / "hardware" / group / f"{name}.yaml", lines) for group, lines in groups.items()]
 
 
+def check_folder(folder: Path) -> None:
+    """Refuse a folder in which nothing can be written.
+
+    Raises:
+        UserError: naming it.
+    """
+    _put(folder / ".probe", []).unlink()
+
+
 def _line(constant: Constant, unit: str, name: str = "") -> str:
     return f"{name or constant.name}: {_text(constant.value)}  # {unit}; {constant.how}"
 

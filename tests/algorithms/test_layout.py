@@ -191,7 +191,9 @@ def test_kernels_that_cannot_be_renumbered_are_refused():
     algorithm = setup("algorithm=hogwild", "hardware=cpu", *ROWS, "algorithm.layout=padded").algorithm
     toy = program().problem
     assert isinstance(toy.kernel, ToyKernel)
-    with pytest.raises(UserError, match=r"layout must be as_given with a kernel whose coordinates cannot be"):
+    with pytest.raises(
+        UserError, match=r"layout must be as_given with this problem, whose kernel's coordinates cannot be"
+    ):
         algorithm.check(toy)
 
 

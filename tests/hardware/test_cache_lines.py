@@ -211,3 +211,22 @@ def test_every_field_has_a_line_in_a_device_file():
     from harness.calibrate.files import MEMORY
 
     assert {field.name for field in fields(SharedMemory)} == {*MEMORY, "pin_policy", "memory_policy"}
+
+
+@pytest.mark.parametrize("locking", ["global_spin", "global_mutex", "round_robin", "per_coordinate"])
+def test_waiting_for_locks_is_idleness(locking):
+    """Two workers on one coordinate: under a lock around the whole update, one of them always waits.
+
+    Who lets go of a mutex has it again before the other one, until it has no more to do: the other one waits half the run.
+    """
+    kernel = rows(400, 1, 1)
+
+    def body(worker):
+        model, words = worker.shared("model", torch.zeros(1)), worker.shared("locks", lock_words(locking, 1))
+        worker.run(kernel, model, torch.arange(400, dtype=torch.int32), 1e-3, Access(locking, words))
+
+    done = execute(body, 2, memory=shared_memory(sockets=1, atomic_s=1e-9), compute=COMPUTE)
+    idle = sum(report.idle_s for report in done.workers) / (2 * done.run_s)
+    assert all(report.compute_s + report.idle_s == pytest.approx(report.finish_s, rel=1e-6) for report in done.workers)
+    expected = {"global_spin": 0.5, "global_mutex": 0.25}.get(locking, 0.35)
+    assert idle == pytest.approx(expected, abs=0.05 if locking.startswith("global") else 0.35)  # but at the ends
