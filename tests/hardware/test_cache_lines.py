@@ -217,7 +217,7 @@ def test_every_field_has_a_line_in_a_device_file():
 def test_waiting_for_locks_is_idleness(locking):
     """Two workers on one coordinate: under a lock around the whole update, one of them always waits.
 
-    Who lets go of a mutex has it again before the other one, until it has no more to do: the other one waits half the run.
+    Who lets go of a mutex has it again before the other one, until it has no more to do: half the run of the other one.
     """
     kernel = rows(400, 1, 1)
 
