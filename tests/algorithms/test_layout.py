@@ -191,9 +191,7 @@ def test_kernels_that_cannot_be_renumbered_are_refused():
     algorithm = setup("algorithm=hogwild", "hardware=cpu", *ROWS, "algorithm.layout=padded").algorithm
     toy = program().problem
     assert isinstance(toy.kernel, ToyKernel)
-    with pytest.raises(
-        UserError, match=r"layout must be as_given with this problem, whose kernel's coordinates"
-    ):
+    with pytest.raises(UserError, match=r"layout must be as_given with this problem, whose kernel's coordinates"):
         algorithm.check(toy)
 
 
