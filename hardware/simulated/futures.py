@@ -3,8 +3,9 @@
 Torch's own threads would complete such a future; here a rank has none to spare, so the rank that asks completes it: one
 of an exchange by waiting for that exchange, one that torch has made of others (`collect_all`, the buckets of a
 DistributedDataParallel that has joined) by completing those outstanding, the oldest first, until it has a value. Torch
-waits for what a backward pass was given in a callback at the end of the pass; what completes it is queued before. What
-is begun in such a callback (a static graph's first gradients) is completed at once.
+waits for what a backward pass was given in a callback at the end of the pass; what completes it is queued before, and
+raises its error there: C++ would take the error, which Python keeps as a value, for the tensors it expects. What is
+begun in such a callback (a static graph's first gradients) is completed at once.
 """
 # mypy: disable-error-code="attr-defined"
 
@@ -89,7 +90,7 @@ class ExchangeFuture(torch.futures.Future):
         self.over = over
         self._work: dist.Work | None = work  # until it is over: it knows this future
         self._followers: list[_Follower] = []
-        _at_the_end_of_backward(self.complete)
+        _at_the_end_of_backward(self._complete_or_raise)
 
     def resolve(self, value: object) -> None:
         """It has a value, if it had none."""
@@ -115,6 +116,11 @@ class ExchangeFuture(torch.futures.Future):
         self.complete()
         return _wait(self)
 
+    def _complete_or_raise(self) -> None:
+        self.complete()
+        if _has_value(self):  # while its exchange is being begun it has none
+            _wait(self)
+
     def value(self) -> object:
         """Its value."""
         self.complete()
@@ -132,7 +138,7 @@ class ExchangeFuture(torch.futures.Future):
 
     def follow(self, follower: "_Follower") -> "_Follower":
         """Complete another one behind this one."""
-        _at_the_end_of_backward(self.complete)
+        _at_the_end_of_backward(self._complete_or_raise)
         if _has_value(self):
             follower.make()
         else:
@@ -198,7 +204,7 @@ def _in_backward() -> bool:
     return torch._C._current_graph_task_id() >= 0
 
 
-def _at_the_end_of_backward(action: Callable[[], None]) -> None:
+def _at_the_end_of_backward(action: Callable[[], Any]) -> None:
     if not _in_backward():
         return
     if torch._C._current_autograd_node() is None:  # it is there: callbacks are being called
@@ -225,7 +231,7 @@ def simulated(outstanding_of_thread: Callable[[], Outstanding | None]) -> Iterat
 
     def by_the_end_of_backward(futures: Sequence[_Future]) -> None:
         for future in futures:
-            _at_the_end_of_backward(partial(here().complete, future))
+            _at_the_end_of_backward(partial(asking(_wait), future))
 
     def register_hook(reducer: dist.Reducer, state: object, hook: Callable[..., _Future]) -> None:
         @wraps(hook)

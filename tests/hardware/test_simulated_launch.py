@@ -1081,3 +1081,35 @@ def test_the_host_waits_at_a_barrier_of_streams(script, launch):
         print(time.time() - begin - at_barrier < 1e-9 < at_barrier)
     """)
     assert sorted(launch("--hardware", "sim_dgx", path)[1]) == ["[rank0] True", "[rank1] True"]
+
+
+DIES_IN_BACKWARD = """
+    import torch, torch.distributed as dist
+    from contextlib import nullcontext
+    from torch.nn.parallel import DistributedDataParallel
+    dist.init_process_group("gloo")
+    model = DistributedDataParallel(torch.nn.Linear(100, 100))
+    def averaged(state, bucket):
+        future = dist.all_reduce(bucket.buffer(), async_op=True).get_future()
+        return future.then(lambda done: done.value()[0] / dist.get_world_size())
+    if {hook}:
+        model.register_comm_hook(None, averaged)
+    with model.join() if {join} else nullcontext():
+        for _ in range(50):
+            model(torch.ones(1, 100)).sum().backward()
+"""
+
+
+@pytest.mark.parametrize("hardware", ["sim_ethernet", "sim_dgx"])
+@pytest.mark.parametrize(
+    ("hook", "join"), [(False, True), (True, False), (False, False)], ids=["join", "hook", "plain"]
+)
+def test_what_cpp_waits_for_in_a_backward_pass_fails_as_torch_does(script, hardware, hook, join):
+    """Not by taking the error for the tensors it expects: as a process, which that would end."""
+    path = script(DIES_IN_BACKWARD.format(hook=hook, join=join))
+    command = [sys.executable, "-m", "hardware.simulated.launch", "--hardware", hardware, "--num-workers", "3"]
+    done = subprocess.run(
+        [*command, "--timeline", "", "hardware.deaths={1: 0.002}", path], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1, done.stderr
+    assert "error: rank" in done.stderr and "rank 1 died at 0.002 s" in done.stderr
