@@ -18,25 +18,21 @@ import gc
 import heapq
 import os
 import sys
-import sysconfig
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from itertools import count
-from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import simpy
 
 from hardware.simulated.activity import Aborted, Activity, Died, Reason, Signal, TimedOut
-from harness import worker as harness_worker
+from hardware.simulated.code_place import CodePlace, code_place, frames
 from harness.errors import TwinclockError, WorkerFailed
 
 STACK_BYTES = 4 * 2**20  # of a baton thread: address space, touched only as far as it is used
-_OURS = (os.path.dirname(__file__), harness_worker.__file__)
-_NOT_THE_USERS = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), *_OURS, "<")
 USUAL_S = (600.0, 1800.0)  # torch's time-outs where a script asks for none: NCCL's and gloo's
 POLL_S = 1e-6  # virtual seconds of a look that finds nothing, so that a loop of them ends; assumed
 LOOK_S = 0.25  # host seconds between two looks of the main thread
@@ -179,13 +175,13 @@ class Engine:
         self._fail(WorkerFailed(message if placed else f"{message}{self.place()}"))
         raise Aborted
 
-    def place(self) -> "CodePlace":
+    def place(self) -> CodePlace:
         """Where the current activity is."""
-        return _place(sys._getframe())
+        return code_place(sys._getframe())
 
     def whereabouts(self) -> str:
         """Who has the baton, and where in the user's code: "rank 0, at train.py:5"; may be asked by any thread."""
-        return f"{self.current.name}{_place(_frames([self.current]).get(self.current))}"
+        return f"{self.current.name}{code_place(frames([self.current]).get(self.current))}"
 
     def happen(self, signal: Signal) -> None:
         """Let it happen at SimPy's time."""
@@ -322,7 +318,7 @@ class Engine:
         cause = "" if self._failure is None else f", after {self._failure}"
         self._failure = WorkerFailed(
             f"{self.current.name} does not end: it makes no call that could stop it, and its thread runs on"
-            f"{_place(_frames([self.current]).get(self.current))}{cause}"
+            f"{code_place(frames([self.current]).get(self.current))}{cause}"
         )
 
     def _fail(self, failure: BaseException) -> None:
@@ -331,11 +327,11 @@ class Engine:
 
     def _who_waits(self) -> str:
         """What every activity waits for, and where in its code; those who wait alike are named together."""
-        frames = _frames(self._activities)
+        at = frames(self._activities)
         waiting: dict[str, list[str]] = {}
         for activity in self._activities:
             reason = activity.waits_for if isinstance(activity.waits_for, str) else activity.waits_for()
-            waiting.setdefault(f"{reason}{_place(frames.get(activity))}", []).append(activity.name)
+            waiting.setdefault(f"{reason}{code_place(at.get(activity))}", []).append(activity.name)
         return "; ".join(
             f"{names[0]} waits for {what}" if len(names) == 1 else f"{', '.join(names)} wait for {what}"
             for what, names in waiting.items()
@@ -361,38 +357,6 @@ def _old_objects_at_rest() -> Iterator[None]:
     finally:
         if not others_froze:
             gc.unfreeze()
-
-
-def _frames(activities: Iterable[Activity]) -> dict[Activity, FrameType]:
-    """Where those that run or wait are."""
-    known = sys._current_frames()
-    alive = {a: a.thread.ident or 0 for a in activities if a.thread is not None and not a.finished}
-    return {activity: known[ident] for activity, ident in alive.items() if ident in known}
-
-
-class CodePlace(NamedTuple):
-    """A line of the user's code; in words ", at <file>:<line>", or nothing if there is none."""
-
-    path: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        return f", at {os.path.relpath(self.path)}:{self.line}" if self.path else ""
-
-
-def _place(frame: FrameType | None) -> CodePlace:
-    """Where in the user's code a frame is: the innermost line that is neither torch's, Python's nor ours."""
-    while frame is not None:
-        path = frame.f_code.co_filename
-        if _is_the_users(path):
-            return CodePlace(path, frame.f_lineno)
-        frame = frame.f_back
-    return CodePlace()
-
-
-@cache
-def _is_the_users(path: str) -> bool:
-    return not path.startswith(_NOT_THE_USERS)
 
 
 def _as_failure(error: BaseException, what: str) -> TwinclockError:

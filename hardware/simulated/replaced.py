@@ -45,6 +45,8 @@ def _chosen_class(outside: type, make: Callable, made: type) -> type:
     """A class that is called as `make` is; one derived from it, as torch derives some late, is derived from its own."""
 
     class Chosen(type(outside)):  # type: ignore[misc]
+        """The class of such classes."""
+
         def __call__(cls, *arguments: Any, **options: Any) -> Any:
             return make(*arguments, **options) if cls is chosen else super().__call__(*arguments, **options)
 
