@@ -12,6 +12,8 @@ import torch.distributed as dist
 
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
+from algorithms.gradient import add_gradient, check_passes
+from algorithms.optimizers import Descent, Optimizer
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -22,20 +24,30 @@ class AllReduce(Algorithm):
 
     Args:
         linear_scaling: multiply the step by the number of workers.
+        accumulate: passes over parts of a batch that make up its gradient, >= 1.
+        optimizer: what makes a step of the average gradient, on every worker alike.
     """
 
     synchronous: ClassVar[bool] = True
 
     linear_scaling: bool
+    accumulate: int
+    optimizer: Optimizer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_passes(self.accumulate)
 
     def train(self, worker: Worker, problem: Problem) -> None:
-        """Take steps w <- w - eta * 1/P sum_i g_i."""
+        """Take steps along 1/P sum_i g_i."""
         model = problem.build_model(worker.device, worker.seed)
         weights, gradient = flatten_(model)
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
+        descent = Descent(self.optimizer, weights, gradient, learning_rate)
         for batch in worker.batches(problem, self.batch_size):
-            problem.loss(model, batch).backward()
+            add_gradient(problem, model, batch, self.accumulate)
             dist.all_reduce(gradient)
-            weights.sub_(gradient, alpha=learning_rate / worker.num_workers)
+            gradient /= worker.num_workers
+            descent.step()
             gradient.zero_()
             worker.observe(weights, samples=len(batch))

@@ -47,6 +47,7 @@ class Algorithm(ABC):
     max_workers: ClassVar[int | None] = None
     visits_rows: ClassVar[bool] = False  # runs the problem's own kernel by `worker.visits`, wherever its rows lie
     is_sgd: ClassVar[bool] = True  # one worker does what sequential SGD of the same step does
+    decentralised: ClassVar[bool] = False  # every worker has a model of its own, and the run's is their average
 
     learning_rate: float
     batch_size: int
@@ -58,6 +59,14 @@ class Algorithm(ABC):
     @abstractmethod
     def train(self, worker: Worker, problem: Problem) -> None:
         """Do one worker's whole training."""
+
+    def servers(self) -> int:
+        """How many ranks there are beyond the workers; they run `serve`."""
+        return 0
+
+    def serve(self, worker: Worker, problem: Problem) -> None:
+        """Do one server's whole work: `worker.rank` is num_workers or more."""
+        raise NotImplementedError(f"{type(self).__name__}.servers() asks for servers, and it has no method `serve`")
 
     def check(self, problem: Problem) -> None:  # noqa: B027 - most can do any problem
         """Refuse a problem that cannot be done with these settings.

@@ -1,6 +1,6 @@
 """Sequential stochastic gradient descent (Robbins and Monro, Ann. Math. Statist. 1951): everything else's baseline.
 
-    w <- w - eta * gradient of the mean loss over the batch
+    w <- w - eta * gradient of the mean loss over the batch, or another step along it (algorithms/optimizers.py)
 
 With one sample per update, a problem that has a native kernel runs it: the best sequential code there is.
 """
@@ -14,6 +14,8 @@ from torch import nn
 
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters, flatten_
+from algorithms.gradient import add_gradient, check_passes
+from algorithms.optimizers import Descent, Optimizer
 from algorithms.replicas import Alone, Replica
 from harness.errors import require
 from harness.kernels.base import Kernel
@@ -27,6 +29,8 @@ class SGD(Algorithm):
 
     Args:
         step_decay: factor of the step after every epoch, in (0, 1].
+        accumulate: passes over parts of a batch that make up its gradient, >= 1: less memory, the same step.
+        optimizer: what makes a step of a gradient.
     """
 
     synchronous: ClassVar[bool] = True
@@ -34,24 +38,32 @@ class SGD(Algorithm):
     visits_rows: ClassVar[bool] = True
 
     step_decay: float
+    accumulate: int
+    optimizer: Optimizer
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_passes(self.accumulate)
         require(0 < self.step_decay <= 1, "algorithm.step_decay", "must be in (0, 1]", self.step_decay)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend on a model of its own."""
         model = problem.build_model(worker.device, worker.seed)
-        replica = Alone(worker, flat_parameters(model))
 
         def step() -> float:
             return self.learning_rate * self.step_decay**worker.epoch
 
         if self.releases_gil(problem):
             assert problem.kernel is not None
-            run_kernel(problem.kernel, worker, replica, step)
-        else:
-            descend(worker, problem, model, replica, self.batch_size, step)
+            run_kernel(problem.kernel, worker, Alone(worker, flat_parameters(model)), step)
+            return
+        weights, gradient = flatten_(model)
+        descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
+        for batch in worker.batches(problem, self.batch_size):
+            add_gradient(problem, model, batch, self.accumulate)
+            descent.step(step())
+            gradient.zero_()
+            worker.observe(weights, samples=len(batch))
 
     def warm_up(self, problem: Problem) -> None:
         """Compile the kernel."""
@@ -60,8 +72,8 @@ class SGD(Algorithm):
             problem.kernel.warm_up(flat_parameters(problem.build_model(torch.device("cpu"), seed=0)))
 
     def releases_gil(self, problem: Problem) -> bool:
-        """With one sample per update and a native kernel."""
-        return self.batch_size == 1 and problem.kernel is not None
+        """With one sample per update, plain steps and a native kernel."""
+        return self.batch_size == 1 and self.optimizer.is_plain and problem.kernel is not None
 
 
 def descend(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.errors import require
+from harness.interleaving import Interleaving
 from harness.program import Program
 from harness.worker import Observation
 
@@ -70,6 +71,7 @@ class Execution:
         metrics: metrics only this hardware can measure, with keys of docs/metrics.md (`async/*`, `sim/*`).
         timeline: writes what each worker did when to a file, in the trace event format; None where that is not known.
         tags: marks that belong on every record of this run, e.g. "virtual-sockets".
+        interleavings: by rank, what timing decided.
         failure: why the run did not finish, or None; what was observed until then is kept.
     """
 
@@ -79,6 +81,7 @@ class Execution:
     metrics: dict[str, Any] = field(default_factory=dict)
     timeline: Callable[[Path], object] | None = None
     tags: list[str] = field(default_factory=list)
+    interleavings: list[Interleaving] = field(default_factory=list)
     failure: BaseException | None = None
 
     @property

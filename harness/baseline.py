@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from algorithms.optimizers import PlainSGD
 from algorithms.sgd import SGD
 from harness.errors import TwinclockError, UserError, WorkerFailed, require
 from harness.index import RunIndex, code_digest, key
@@ -58,16 +59,16 @@ def sequential(setup: Setup) -> Setup:
     """
     own, problem = setup.algorithm, setup.problem
     if problem.kernel is not None and setup.hardware.runs_kernels and (own.batch_size > 1 or not own.is_sgd):
-        best = SGD(learning_rate=problem.learning_rate, batch_size=1, step_decay=1.0)
+        best = SGD(problem.learning_rate, batch_size=1, step_decay=1.0, accumulate=1, optimizer=PlainSGD(0.0))
     else:
-        decay = getattr(own, "step_decay", 1.0)
-        best = SGD(learning_rate=own.learning_rate, batch_size=own.batch_size, step_decay=decay)
+        decay, optimizer = getattr(own, "step_decay", 1.0), getattr(own, "optimizer", PlainSGD(0.0))
+        best = SGD(own.learning_rate, own.batch_size, decay, accumulate=1, optimizer=optimizer)
     return replace(alone(setup), algorithm=best, choices=setup.choices | {"algorithm": "sgd"})
 
 
 def alone(setup: Setup) -> Setup:
     """The same algorithm, with one worker."""
-    return setup.with_workers(1)
+    return replace(setup.with_workers(1), settings=replace(setup.settings, replay=None))
 
 
 def find_references(setup: Setup, index: RunIndex, progress: Progress) -> References | None:
@@ -97,7 +98,7 @@ def run_key(setup: Setup) -> str:
         {
             "components": [[_path(component), asdict(component)] for component in components],
             "data": setup.problem.data_version(),
-            "settings": [setup.settings.seed, asdict(setup.settings.budget)],
+            "settings": [setup.settings.seed, asdict(setup.settings.budget), setup.settings.replay],
             "code": code_digest(_sources(components)),
             "versions": versions(),
             "host": host() if setup.hardware.kind == "real" else None,

@@ -181,6 +181,7 @@ def help_page(root: Any) -> str:
 
 GROUPS = (
     "algorithm",
+    "algorithm/optimizer",
     "hardware",
     "hardware/compute",
     "hardware/memory",

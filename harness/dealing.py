@@ -29,6 +29,8 @@ class Dealer:
 
     def __init__(self, place: "Place", program: Program) -> None:
         self._place, self._data, self._seed = place, program.data, program.seed
+        self._num_workers = place.num_workers - program.algorithm.servers()
+        self._replayed = iter(program.replay[place.rank].claims) if program.replay else None
         self._synchronous, self._budget = program.algorithm.synchronous, program.budget_samples
         self._sequences: dict[int, torch.Tensor] = {}
 
@@ -36,7 +38,7 @@ class Dealer:
         """The row at every position of the worker's order, counted from the first one of its share, int32."""
         if num_samples not in self._sequences:
             share = self._share(num_samples, self._place.rank)
-            length = share.budget + self._place.num_workers  # for a budget that is rounded up
+            length = share.budget + self._num_workers  # for a budget that is rounded up
             self._sequences[num_samples] = self._data.sequence(share, length, self._seed)
         return self._sequences[num_samples]
 
@@ -91,11 +93,11 @@ class Dealer:
         return within_epochs(positions, self._share(num_samples, self._place.rank).rows, self._epochs(num_samples))
 
     def _share(self, num_samples: int, rank: int) -> Share:
-        return self._data.share(num_samples, self._budget, rank, self._place.nodes)
+        return self._data.share(num_samples, self._budget, rank, self._place.nodes[: self._num_workers])
 
     def _shares(self, num_samples: int) -> dict[int | None, Share]:
         """By the node in whose memory their rows lie."""
-        shares = [self._share(num_samples, rank) for rank in range(self._place.num_workers)]
+        shares = [self._share(num_samples, rank) for rank in range(self._num_workers)]
         return {share.node: share for share in shares}
 
     def _epochs(self, num_samples: int) -> int:
@@ -103,7 +105,7 @@ class Dealer:
         return max(-(-share.budget // share.rows) for share in self._shares(num_samples).values())
 
     def _rounds(self, share: Share, num_samples: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
-        rank, num_workers = self._place.rank, self._place.num_workers
+        rank, num_workers = self._place.rank, self._num_workers
         for start in range(0, self._budget, batch_size * num_workers):
             size = min(batch_size, -(-(self._budget - start) // num_workers))
             position = start // num_workers * share.workers + share.index * size
@@ -116,7 +118,16 @@ class Dealer:
     def _claimed(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
         """Where each batch starts in the order of the pool, and in the worker's own, and its size."""
         own = 0
-        while (start := self._place.add(counter(share.pool), batch_size)) < share.budget:
+        while (start := self._claim(share, batch_size)) < share.budget:
             size = min(batch_size, share.budget - start)
             yield start, own if share.workers == 1 else start, size
             own += size
+
+    def _claim(self, share: Share, batch_size: int) -> int:
+        """Where the next batch begins: that of the run which is repeated, or the first that nobody has."""
+        if self._replayed is not None:
+            return next(self._replayed, share.budget)
+        start = self._place.add(counter(share.pool), batch_size)
+        if start < share.budget:
+            self._place.interleaving.claims.append(start)
+        return start

@@ -83,7 +83,7 @@ def summarise(
         "time/run_s": run_s,
         "run/num_workers": num_workers,
         **_rates(last["progress/sample"], last["progress/update"], run_s, num_samples),
-        **_fractions(execution.workers, num_workers, run_s),
+        **_fractions(execution.workers, run_s),
         **_traffic(execution.workers, last["progress/update"]),
         **_memory(execution.workers),
         **to_target(rows, target_loss),
@@ -192,17 +192,16 @@ def _rates(samples: int, updates: int, run_s: float, num_samples: int) -> Summar
     }
 
 
-def _fractions(workers: Sequence[WorkerReport], num_workers: int, run_s: float) -> Summary:
+def _fractions(workers: Sequence[WorkerReport], run_s: float) -> Summary:
     if not workers or run_s <= 0:
         return {}
-    assert len(workers) == num_workers
     seconds = {
         "perf/compute_frac": sum(worker.compute_s for worker in workers),
         "perf/comm_frac": sum(worker.comm_s for worker in workers),
         "perf/idle_frac": sum(worker.idle_s for worker in workers),
     }
     # Timers of different resolution may account for slightly more than there was.
-    seconds["perf/other_frac"] = max(0.0, num_workers * run_s - sum(seconds.values()))
+    seconds["perf/other_frac"] = max(0.0, len(workers) * run_s - sum(seconds.values()))
     total = sum(seconds.values())
     return {key: value / total for key, value in seconds.items()}
 

@@ -1,11 +1,12 @@
 """What hardware executes: one algorithm on one problem, with a budget. It travels whole to every worker."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from algorithms.base import Algorithm
 from harness.data import DataPolicy
+from harness.interleaving import Interleaving
 from harness.problems.base import Problem
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class Program:
         seed: of the initial model and the order of samples.
         budget_samples: global samples to process, over all workers, >= 1.
         milestones: increasing global sample counts at which the model is observed; the last is `budget_samples`.
+        replay: by rank, what an earlier run decided by its timing, to be decided alike; empty to let time decide.
     """
 
     algorithm: Algorithm
@@ -28,11 +30,16 @@ class Program:
     seed: int
     budget_samples: int
     milestones: Sequence[int]
+    replay: Sequence[Interleaving] = field(default=())
 
     def warm_up(self) -> None:
         """Compile what workers will run."""
         self.algorithm.warm_up(self.problem)
 
     def run(self, worker: "Worker") -> None:
-        """Do one worker's whole training."""
-        self.algorithm.train(worker, self.problem)
+        """Do one worker's whole training, or one server's work."""
+        if worker.rank >= worker.num_workers:
+            self.algorithm.serve(worker, self.problem)
+        else:
+            self.algorithm.train(worker, self.problem)
+            worker.finish()

@@ -17,9 +17,11 @@ from harness.canonical import digest
 from harness.cli import option_files
 from harness.data import DataPolicy
 from harness.errors import TwinclockError, UserError, require
+from harness.interleaving import FILE, Interleaving, read
 from harness.manifest import RunInfo, new_run_id, pair_id, run_name
 from harness.problems.base import Problem
 from harness.program import Program
+from harness.record import Record
 from harness.tracking import Tracking
 
 
@@ -59,6 +61,7 @@ class Settings:
     budget: Budget
     target: Target
     baseline: str
+    replay: str | None
     runs_dir: str
 
     def __post_init__(self) -> None:
@@ -83,8 +86,19 @@ class Setup:
 
     @property
     def num_workers(self) -> int:
-        """Workers that will run: those offered, or fewer if the algorithm cannot use them."""
-        return min(self.hardware.workers_offered, self.algorithm.max_workers or self.hardware.workers_offered)
+        """Workers that will run: those offered, or fewer if the algorithm cannot use them.
+
+        Servers come on top, unless hardware.num_workers is null: then all fit on the machine, if they can.
+        """
+        offered = self.hardware.workers_offered
+        if self.hardware.num_workers is None:
+            offered = max(1, offered - self.algorithm.servers())
+        return min(offered, self.algorithm.max_workers or offered)
+
+    @property
+    def machine(self) -> Hardware:
+        """The hardware, with a rank for each worker and each server: what executes the program."""
+        return replace(self.hardware, num_workers=self.num_workers + self.algorithm.servers())
 
     def with_workers(self, num_workers: int) -> "Setup":
         """The same run on another number of workers."""
@@ -95,7 +109,20 @@ class Setup:
         budget = max(1, round(self.settings.budget.epochs * self.problem.num_samples))
         count = min(self.settings.budget.observations, budget)
         milestones = sorted({round(budget * (i + 1) / count) for i in range(count)})
-        return Program(self.algorithm, self.problem, self.data, self.settings.seed, budget, milestones)
+        replay = self._replay() if self.settings.replay else ()
+        return Program(self.algorithm, self.problem, self.data, self.settings.seed, budget, milestones, replay)
+
+    def _replay(self) -> list[Interleaving]:
+        """What timing decided in the run that is repeated, by rank.
+
+        Raises:
+            UserError: if there is no such run, or another number of ranks.
+        """
+        field, directory = f"replay={self.settings.replay}", Path(str(self.settings.replay))
+        decided = read(directory / FILE)
+        rule = f"must name a run of {self.num_workers} workers and {self.algorithm.servers()} servers, as this one has"
+        require(len(decided) == self.num_workers + self.algorithm.servers(), field, rule, f"{len(decided)} ranks")
+        return decided
 
 
 def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo:
@@ -135,7 +162,7 @@ def compose(config: DictConfig) -> Setup:
     """
     _make_users_modules_importable()
     parts = {group: _component(config, group, base) for group, base in GROUPS.items()}
-    top = {key: config[key] for key in ("seed", "baseline", "runs_dir")}
+    top = {key: config[key] for key in ("seed", "baseline", "replay", "runs_dir")}
     top |= {key: instantiate(cls, _plain(config, key), key) for key, cls in (("budget", Budget), ("target", Target))}
     settings = instantiate(Settings, top, "")
     return Setup(settings=settings, choices=_choices(), **parts)
@@ -152,6 +179,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     """
     setup.algorithm.check(setup.problem)
     _check_memory(setup)
+    _check_replay(setup)
     _check_kernel(setup)
     _check_rows(setup)
     assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
@@ -160,7 +188,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     if used < offered and setup.hardware.num_workers is not None:
         notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
     setup = setup.with_workers(used)
-    return setup, [*notices, *setup.hardware.check()]
+    return setup, [*notices, *setup.machine.check()]
 
 
 def _check_memory(setup: Setup) -> None:
@@ -171,6 +199,17 @@ def _check_memory(setup: Setup) -> None:
             f"hardware={_names('hardware', lambda h: h.shares_memory)} or "
             f"algorithm={_names('algorithm', lambda a: not a.needs_shared_memory)}"
         )
+
+
+def _check_replay(setup: Setup) -> None:
+    """What is asked for must be what the other run was; its pair id says so, up to the kind of hardware."""
+    if setup.settings.replay is None:
+        return
+    field, directory = f"replay={setup.settings.replay}", Path(setup.settings.replay)
+    read(directory / FILE)
+    other, own = Record(directory).manifest(), run_info(setup, {}, None)
+    rule = "must name a run of the same algorithm, problem, data, workers and seed"
+    require(other.get("pair_id") == own.pair_id, field, rule, other.get("name"))
 
 
 def _check_kernel(setup: Setup) -> None:

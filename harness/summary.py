@@ -83,9 +83,12 @@ def _statistics(summary: dict[str, Any]) -> str:
 def _conflicts(summary: dict[str, Any]) -> str:
     if summary.get("async/staleness_max", 0) == 0:
         return ""
-    conflicts = f"{100 * summary['async/conflict_frac']:.0f}% of updates met coordinates written since they read them"
-    lost = f"at most {100 * summary['async/lost_frac']:.2g}% of additions lost"
-    return f"staleness {summary['async/staleness_mean']:.3g} updates (mean); {conflicts}; {lost}"
+    said = [f"staleness {summary['async/staleness_mean']:.3g} updates (mean)"]
+    if (frac := summary.get("async/conflict_frac")) is not None:
+        said.append(f"{100 * frac:.0f}% of updates met coordinates written since they read them")
+    if (frac := summary.get("async/lost_frac")) is not None:
+        said.append(f"at most {100 * frac:.2g}% of additions lost")
+    return "; ".join(said)
 
 
 def _speedup(summary: dict[str, Any]) -> str:

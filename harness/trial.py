@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hardware.base import Execution
 from harness.errors import Diverged, WorkerFailed
+from harness.interleaving import FILE, Interleaving, write
 from harness.manifest import RunInfo
 from harness.metrics import Row, Summary, first_divergence, history, summarise
 from harness.problems.base import Problem
@@ -29,6 +31,7 @@ class Outcome:
         tags: marks that belong on every record of this run.
         failure: why it did not finish, or None; rows and summary hold what was observed until then.
         timeline: writes what each worker did when to a file; None where that is not known.
+        interleavings: by rank, what timing decided; empty where that does not decide all.
     """
 
     rows: list[Row]
@@ -37,6 +40,7 @@ class Outcome:
     tags: list[str]
     failure: BaseException | None
     timeline: Callable[[Path], object] | None = None
+    interleavings: Sequence[Interleaving] = ()
 
     @property
     def status(self) -> Status:
@@ -53,6 +57,8 @@ class Outcome:
             record.append(row)
         record.amend({"facts": self.facts, "tags": [*record.manifest()["tags"], *self.tags]})
         record.finish(self.summary, self.status, str(self.failure or ""))
+        if self.interleavings:
+            record.attach(FILE, partial(write, interleavings=self.interleavings))
         if self.timeline is not None:
             record.attach("timeline.pt.trace.json.gz", self.timeline)
 
@@ -71,14 +77,21 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     start_host_s = time.perf_counter()
     program, problem = setup.program(), setup.problem
     with progress.phase(label, program.budget_samples, virtual=setup.hardware.clock_kind == "virtual") as update:
-        execution = setup.hardware.execute(program, update)
-    observations = [_initial_observation(problem, setup.settings.seed, start_host_s), *execution.observations]
-    evaluations = evaluate(problem, setup.settings.seed, observations)
+        execution = setup.machine.execute(program, update)
+    seen, spreads = averaged(execution.observations, setup.num_workers)
+    observations = [_initial_observation(problem, setup.settings.seed, start_host_s), *seen]
+    losses = evaluate(problem, setup.settings.seed, observations)
+    evaluations = [values | spread for values, spread in zip(losses, [{}, *spreads], strict=True)]
     rows = history(observations, evaluations, problem.num_samples, start_host_s)
     summary = summarise(execution, rows, problem.num_samples, setup.num_workers, setup.settings.target.loss)
+    if setup.algorithm.servers():
+        summary["run/num_servers"] = setup.algorithm.servers()
     failure = execution.failure or _silence(execution) or _divergence(observations, evaluations, problem.num_samples)
     summary |= _stamp(info, execution.tags)
-    return Outcome(rows, summary, execution.facts, execution.tags, failure, execution.timeline)
+    decided = [] if setup.algorithm.needs_shared_memory else execution.interleavings
+    asynchronous = any(each.claims or each.sources for each in decided)
+    interleavings = decided if asynchronous else []
+    return Outcome(rows, summary, execution.facts, execution.tags, failure, execution.timeline, interleavings)
 
 
 def evaluate(problem: Problem, seed: int, observations: Sequence[Observation]) -> list[dict[str, float]]:
@@ -90,6 +103,32 @@ def evaluate(problem: Problem, seed: int, observations: Sequence[Observation]) -
             vector_to_parameters(observation.parameters, model.parameters())
             evaluations.append(problem.evaluate(model))
     return evaluations
+
+
+def averaged(observations: Sequence[Observation], num_workers: int) -> tuple[list[Observation], list[dict[str, float]]]:
+    """What was observed of the run's model: as it was, or the average of the workers' own models at each milestone.
+
+    Returns:
+        observations in the order of samples, the time of an average being that of the last worker; and of each average
+        the consensus distance, 1/P sum_i |w_i - average|^2 (Koloskova et al., ICML 2020, section 3). Milestones that
+        some worker did not live to see are left out.
+    """
+    members: dict[int, list[Observation]] = {}
+    for seen in observations:
+        if seen.member is not None:
+            members.setdefault(seen.milestone, []).append(seen)
+    averages: list[Observation] = [seen for seen in observations if seen.member is None]
+    spreads: list[dict[str, float]] = [{} for _ in averages]
+    for _, own in sorted(members.items()):
+        if len(own) == num_workers:
+            models = torch.stack([seen.parameters for seen in own])
+            last = max(own, key=lambda seen: seen.samples)
+            average = models.mean(dim=0)
+            time_s, host_s = max(seen.time_s for seen in own), max(seen.host_s for seen in own)
+            averages.append(replace(last, time_s=time_s, host_s=host_s, parameters=average, member=None))
+            distance = float((models - average).double().square().sum(dim=1).mean())
+            spreads.append({"stat/consensus_distance": distance})
+    return averages, spreads
 
 
 def _initial_observation(problem: Problem, seed: int, start_host_s: float) -> Observation:

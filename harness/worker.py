@@ -16,6 +16,7 @@ from operator import itemgetter
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
@@ -23,6 +24,7 @@ from harness.clock import Clock
 from harness.data import Share
 from harness.dealing import Dealer
 from harness.errors import Diverged, UserError, require
+from harness.interleaving import Interleaving, exhausted
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.problems.base import Problem
@@ -43,6 +45,8 @@ class Observation:
         samples: global samples processed.
         updates: updates applied to the model.
         parameters: flat copy on the CPU, shape (parameters,).
+        member: rank of the worker whose own model it is; None where it is the run's.
+        milestone: number of the milestone at which it was taken, from 0.
     """
 
     time_s: float
@@ -50,6 +54,8 @@ class Observation:
     samples: int
     updates: int
     parameters: torch.Tensor
+    member: int | None = None
+    milestone: int = 0
 
 
 class Place(ABC):
@@ -59,6 +65,8 @@ class Place(ABC):
         node: of the socket it sits on, among those that hold workers of this run; 0 where workers share no memory.
         num_nodes: how many sockets hold workers; 1 where workers share no memory.
         num_memories: NUMA nodes in use, on which what is shared may lie.
+        interleaving: what timing has decided here.
+        measures: what the worker has measured here, values by key of docs/metrics.md.
     """
 
     rank: int
@@ -68,6 +76,8 @@ class Place(ABC):
     num_memories: int = 1
     device: torch.device
     clock: Clock
+    interleaving: Interleaving
+    measures: dict[str, list[float]]
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -172,7 +182,7 @@ class Worker:
     """One worker of a run.
 
     Attributes:
-        rank: 0 .. num_workers - 1.
+        rank: 0 .. num_workers - 1, or beyond that if it is a server.
         node: 0 .. num_nodes - 1, of the socket it sits on; each of them holds a worker of this run.
         seed: of the run; equal on every worker.
         device: where its model lives.
@@ -182,13 +192,14 @@ class Worker:
     """
 
     def __init__(self, place: Place, program: Program) -> None:
-        self.rank, self.num_workers = place.rank, place.num_workers
+        self.num_servers = program.algorithm.servers()
+        self.rank, self.num_workers = place.rank, place.num_workers - self.num_servers
         self.node, self.num_nodes = place.node, place.num_nodes
         self.device = place.device
         self.seed = program.seed
         self.generator = torch.Generator().manual_seed(program.seed * 1_000_003 + place.rank)
         self._place = place
-        self._synchronous = program.algorithm.synchronous
+        self._synchronous, self._decentralised = program.algorithm.synchronous, program.algorithm.decentralised
         self._budget = program.budget_samples
         self._milestones = program.milestones
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
@@ -196,8 +207,13 @@ class Worker:
         self.epoch = self.position = 0
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
+        place.interleaving, place.measures = Interleaving(), {}
+        self._sources = iter(program.replay[self.rank].sources) if program.replay else None
+        self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
+        self._model: nn.Module | torch.Tensor | Callable[[], torch.Tensor] = torch.empty(0)
         self._dealer = Dealer(place, program)
-        self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
+        if self.rank < self.num_workers:
+            self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
 
     @property
     def clock(self) -> Clock:
@@ -304,6 +320,30 @@ class Worker:
         self._place.run(kernel, model, samples, learning_rate, access or Access(), self._salt)
         self._salt = (self._salt + len(samples)) % 2**63
 
+    def receive(self, tensor: torch.Tensor, tag: int = 0) -> int:
+        """Receive a message from whoever sends one first; a run that is repeated hears them in the order of the first.
+
+        Args:
+            tensor: written in place.
+
+        Returns:
+            the rank of the sender.
+        """
+        source = None
+        if self._sources is not None and (source := next(self._sources, None)) is None:
+            raise exhausted(self.rank, "receives")
+        sender = dist.recv(tensor, source, tag=tag)
+        self._place.interleaving.sources.append(sender)
+        return sender
+
+    def measure(self, key: str, value: float) -> None:
+        """Note one value of what the summary will have the mean, the 95th percentile and the maximum of.
+
+        Args:
+            key: of docs/metrics.md, such as "async/staleness"; whole numbers get a histogram too.
+        """
+        self._place.measures.setdefault(key, []).append(value)
+
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity of this worker, such as a server or passive averaging."""
         self._place.background(activity)
@@ -342,7 +382,7 @@ class Worker:
         """Tell the harness that this worker has processed `samples` in `updates` updates of `model`.
 
         At the sample milestones of the run the model is copied, off the clock.
-        In a synchronous algorithm rank 0 speaks for all.
+        In a synchronous algorithm rank 0 speaks for all; in a decentralised one every worker's own model is copied.
 
         Args:
             model: itself, its flat parameters, or what makes those when they are to be copied.
@@ -351,12 +391,24 @@ class Worker:
             Diverged: if a copied parameter is not finite.
         """
         if self._synchronous:
-            if self.rank > 0:
+            if self.rank > 0 and not self._decentralised:
                 return
             samples *= self.num_workers
-        before, updates_before = self._place.count(samples, updates)
-        if bisect_right(self._milestones, before) < bisect_right(self._milestones, before + samples):
-            self._report(model, before + samples, updates_before + updates)
+        if self._synchronous and self.rank > 0:
+            before, updates_before = self._seen
+        else:
+            before, updates_before = self._place.count(samples, updates)
+        self._seen, self._model = (before + samples, updates_before + updates), model
+        reached = bisect_right(self._milestones, before + samples)
+        if self._decentralised:
+            self._report_own(reached)
+        elif bisect_right(self._milestones, before) < reached:
+            self._report(reached - 1)
+
+    def finish(self) -> None:
+        """Leave the training: what others have yet to reach, this worker's own model is for as it is now."""
+        if self._decentralised:
+            self._report_own(len(self._milestones))
 
     def _dealt(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int]]:
         for epoch, position, size in self._dealer.positions(num_samples, batch_size):
@@ -364,13 +416,19 @@ class Worker:
             self._place.dealt(size)
             yield position, size
 
-    def _report(self, model: nn.Module | torch.Tensor | Callable[[], torch.Tensor], samples: int, updates: int) -> None:
+    def _report_own(self, reached: int) -> None:
+        for milestone in range(self._reached, reached):
+            self._report(milestone, self.rank)
+        self._reached = max(self._reached, reached)
+
+    def _report(self, milestone: int, member: int | None = None) -> None:
         self._place.settle()
-        time_s = self.clock.now()
+        time_s, (samples, updates) = self.clock.now(), self._seen
         with self.clock.paused(), torch.no_grad():
-            flat = _flat(model)
+            flat = _flat(self._model)
             parameters = flat.detach().to("cpu", copy=True)
-            self._place.report(Observation(time_s, time.perf_counter(), samples, updates, parameters))
+            seen = Observation(time_s, time.perf_counter(), samples, updates, parameters, member, milestone)
+            self._place.report(seen)
             if not torch.isfinite(parameters).all():
                 raise Diverged(f"the model is nan or infinite after {samples} samples: lower algorithm.learning_rate")
 

@@ -41,4 +41,4 @@ def options(group):
 def execution(*overrides):
     """What the hardware returns for `python run.py *overrides`."""
     composed = setup(*overrides)
-    return composed.hardware.execute(composed.program(), lambda samples: None)
+    return composed.machine.execute(composed.program(), lambda samples: None)

@@ -35,7 +35,7 @@ def run(algorithm, hardware, workers):
         assert any(words in str(refusal) for words in known)  # any other refusal is a defect
         pytest.skip(f"refused: {refusal}")
     program = composed.program()
-    execution = composed.hardware.execute(program, lambda samples: None)
+    execution = composed.machine.execute(program, lambda samples: None)
     assert execution.failure is None
     return composed, program, execution
 

@@ -30,6 +30,7 @@ import torch
 
 from hardware.real.breakdown import Ledger
 from harness.errors import UserError, WorkerFailed
+from harness.interleaving import Interleaving
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ class Observed:
     offset: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    member: int | None
+    milestone: int
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,14 @@ class Finished:
 
     Args:
         placement: where the pages of each shared tensor lie, and the policy they were given.
+        interleaving: what timing decided.
+        measures: what it measured, values by key.
     """
 
     ledger: Ledger
     placement: dict[str, dict[str, object]]
+    interleaving: Interleaving
+    measures: dict[str, list[float]]
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ class ProcessPlace(Place):
         self._line.say(
             Observed(
                 observation.time_s, observation.host_s, observation.samples, observation.updates,
-                offset, tuple(flat.shape), flat.dtype,
+                offset, tuple(flat.shape), flat.dtype, observation.member, observation.milestone,
             )
         )  # fmt: skip
 

@@ -27,6 +27,7 @@ from hardware.real.process_place import Launch
 from hardware.real.segment import Segment
 from hardware.real.signals import deaf, terminable
 from harness.errors import WorkerFailed
+from harness.measures import distributions
 from harness.program import Program
 from harness.worker import COUNTERS, Observation
 
@@ -115,6 +116,8 @@ class _Parent:
         execution.workers = breakdown.workers
         if breakdown.overlap_frac is not None:
             execution.metrics["perf/overlap_frac"] = breakdown.overlap_frac
+        execution.metrics |= distributions([each.measures for each in finished])
+        execution.interleavings = [each.interleaving for each in finished]
         if finished[0].placement:
             execution.facts["placement"] = finished[0].placement
         return execution
@@ -240,7 +243,7 @@ class _Parent:
 
 def _observation(seen: Observed, pages: Any) -> Observation:
     parameters = tensor_over(pages, seen.shape, seen.dtype, seen.offset)
-    return Observation(seen.time_s, seen.host_s, seen.samples, seen.updates, parameters)
+    return Observation(seen.time_s, seen.host_s, seen.samples, seen.updates, parameters, seen.member, seen.milestone)
 
 
 def _join(processes: list[Any]) -> None:

@@ -27,6 +27,7 @@ from hardware.real.waits import Waits
 from harness.errors import WorkerFailed
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model, SplitModel
+from harness.measures import Measures, distributions
 from harness.program import Program
 from harness.rows import Rows
 from harness.worker import Observation, Place, Worker
@@ -82,6 +83,7 @@ class _Run:
         self.observations: list[Observation] = []
         self.start_s = 0.0
         self._ledgers: dict[int, Ledger] = {}
+        self._measures: dict[int, Measures] = {}
         self.failures: list[BaseException] = []
         self._lock = threading.Lock()
         self._threads = [
@@ -154,6 +156,7 @@ class _Run:
             return execution
         ledgers = [self._ledgers[rank] for rank in range(self.crew.num_workers)]
         execution.workers = break_down(ledgers, self.start_s, self.program.algorithm.synchronous).workers
+        execution.metrics |= distributions([self._measures[rank] for rank in sorted(self._measures)])
         if self.may_lose == {False}:
             execution.metrics["async/lost_frac"] = 0.0
         if self.shared:
@@ -195,7 +198,7 @@ class _Run:
         ledger = Ledger(finish_s, place.kernel_s, clock.pauses, {}, none, waits, sent_bytes=0, peak_bytes=None)
         self.meet(place.rank, Arrived("end"))
         with self._lock:
-            self._ledgers[place.rank] = ledger
+            self._ledgers[place.rank], self._measures[place.rank] = ledger, place.measures
             if len(self._ledgers) == self.crew.num_workers:
                 self.over.set()
 

@@ -82,7 +82,7 @@ def _work(launch: Launch, line: Line) -> None:
     touch(program)
     warm_up(meter)
     ledger = _train(program, place, meter)
-    line.say(Finished(ledger, place.prove_placement()))
+    line.say(Finished(ledger, place.prove_placement(), place.interleaving, place.measures))
     place.ask(Arrived("end"))
     dist.destroy_process_group()
 

@@ -22,6 +22,7 @@ from hardware.simulated.place import Machine, SimulatedPlace
 from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.streams import StreamDevice
 from harness.errors import TwinclockError, require
+from harness.measures import distributions
 from harness.program import Program
 from harness.worker import Worker
 
@@ -105,6 +106,9 @@ class Simulated(Hardware):
             execution.workers = simulation.reports()
         execution.observations = sorted(machine.observations, key=lambda seen: seen.samples)
         execution.metrics = _metrics(simulation, execution.run_s, time.perf_counter() - begin_s)
+        if execution.failure is None:
+            execution.metrics |= distributions([place.measures for place in simulation.places])
+            execution.interleavings = [place.interleaving for place in simulation.places]
         execution.timeline = partial(timeline.write, accounts=[place.timelines.account for place in simulation.places])
         if self.memory is not None:
             execution.facts["sockets"] = [self.memory.socket(rank) for rank in range(machine.num_ranks)]

@@ -5,6 +5,7 @@ import os
 import pytest
 from composed import setup
 
+from algorithms.optimizers import PlainSGD
 from algorithms.sgd import SGD
 from harness.baseline import run_key, sequential
 
@@ -13,20 +14,18 @@ SMALL = ["hardware=sim_numa2", "problem=least_squares", "tracking=none"]
 
 def test_baseline_is_the_native_kernel_where_there_is_one():
     run = setup("algorithm=all_reduce", *SMALL)
-    assert sequential(run).algorithm == SGD(learning_rate=run.problem.learning_rate, batch_size=1, step_decay=1.0)
+    assert sequential(run).algorithm == SGD(run.problem.learning_rate, 1, 1.0, 1, PlainSGD(0.0))
     assert sequential(run).num_workers == 1
 
 
 def test_baseline_has_the_runs_own_batches_where_there_is_none():
     run = setup("algorithm=all_reduce", *SMALL, "problem=digits_mlp", "algorithm.batch_size=8")
-    assert sequential(run).algorithm == SGD(
-        learning_rate=run.problem.minibatch_learning_rate, batch_size=8, step_decay=1.0
-    )
+    assert sequential(run).algorithm == SGD(run.problem.minibatch_learning_rate, 8, 1.0, 1, PlainSGD(0.0))
 
 
 def test_baseline_has_the_runs_own_step_where_both_take_single_samples():
     run = setup("algorithm=hogwild", *SMALL, "algorithm.learning_rate=0.003")
-    assert sequential(run).algorithm == SGD(learning_rate=0.003, batch_size=1, step_decay=1.0)
+    assert sequential(run).algorithm == SGD(0.003, 1, 1.0, 1, PlainSGD(0.0))
 
 
 @pytest.mark.parametrize(

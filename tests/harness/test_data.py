@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from algorithms.optimizers import PlainSGD
 from algorithms.sgd import SGD
 from hardware.real.host_clock import HostClock
 from harness.data import Partitioned, Replicated, ReplicatedPerNode, ShardedPerNode
@@ -204,7 +205,7 @@ def test_batches_are_cut_where_epochs_end(starts):
 
 @pytest.mark.parametrize("data", [Partitioned("permuted"), ShardedPerNode("index"), ReplicatedPerNode("storage")])
 def test_numbers_of_rows_that_are_moved_are_refused(data):
-    program = Program(SGD(1.0, 1, 1.0), Sizes(), data, 0, SAMPLES, [SAMPLES])
+    program = Program(SGD(1.0, 1, 1.0, 1, PlainSGD(0.0)), Sizes(), data, 0, SAMPLES, [SAMPLES])
     worker = Worker(Counting(0, (0, 1), {}), program)
     with pytest.raises(UserError, match=r"moves rows, and this algorithm asks only for their numbers"):
         next(worker.batches(Sizes(), 1))

@@ -1,0 +1,30 @@
+"""The gradient of a batch, in one pass or in several over parts of it."""
+
+import torch
+from torch import nn
+
+from harness.errors import require
+from harness.problems.base import Problem
+
+
+def check_passes(passes: int) -> None:
+    """Refuse fewer than one.
+
+    Raises:
+        UserError: naming the field.
+    """
+    require(passes >= 1, "algorithm.accumulate", "must be >= 1", passes)
+
+
+def add_gradient(problem: Problem, model: nn.Module, batch: torch.Tensor, passes: int = 1) -> None:
+    """Add the gradient of the mean loss over a batch to the model's.
+
+    Args:
+        batch: sample indices, shape (samples,).
+        passes: into how many parts the batch is cut, of which one at a time is held in memory.
+    """
+    if passes == 1:
+        problem.loss(model, batch).backward()
+        return
+    for part in batch.tensor_split(min(passes, len(batch))):
+        (problem.loss(model, part) * (len(part) / len(batch))).backward()

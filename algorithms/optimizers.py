@@ -1,0 +1,136 @@
+"""What turns a gradient into a step: torch's optimisers, over the model as one flat vector.
+
+    sgd       w <- w - eta * g                                        (Robbins and Monro 1951)
+    momentum  v <- mu * v + g;  w <- w - eta * v, or with Nesterov's correction w <- w - eta * (g + mu * v)
+              (Polyak 1964; Nesterov 1983, as Sutskever et al., ICML 2013, section 2)
+    adam      Kingma and Ba, ICLR 2015, Algorithm 1; decoupled weight decay makes it AdamW (Loshchilov and Hutter, ICLR
+              2019, Algorithm 2)
+
+An algorithm applies one wherever its paper takes a step: on every worker, at a server, or on the average of workers.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from harness.errors import require
+
+
+@dataclass(frozen=True)
+class Optimizer(ABC):
+    """A rule for steps.
+
+    Args:
+        weight_decay: adds this times w to the gradient, >= 0.
+    """
+
+    weight_decay: float
+
+    def __post_init__(self) -> None:
+        require(self.weight_decay >= 0, "optimizer.weight_decay", "must be >= 0", self.weight_decay)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step is w <- w - eta * g and nothing more, as native kernels take it."""
+        return False
+
+    @abstractmethod
+    def over(self, parameter: nn.Parameter, learning_rate: float) -> torch.optim.Optimizer:
+        """Torch's optimiser of one parameter."""
+
+
+@dataclass(frozen=True)
+class PlainSGD(Optimizer):
+    """w <- w - eta * g."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Without weight decay."""
+        return self.weight_decay == 0
+
+    def over(self, parameter: nn.Parameter, learning_rate: float) -> torch.optim.Optimizer:
+        """Torch's SGD."""
+        return torch.optim.SGD([parameter], learning_rate, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class Momentum(Optimizer):
+    """A step along a decaying sum of gradients.
+
+    Args:
+        momentum: decay of the sum, mu, in [0, 1).
+        nesterov: look ahead along it.
+    """
+
+    momentum: float
+    nesterov: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.momentum < 1, "optimizer.momentum", "must be in [0, 1)", self.momentum)
+        rule = "must be > 0 with optimizer.nesterov=true"
+        require(self.momentum > 0 or not self.nesterov, "optimizer.momentum", rule, self.momentum)
+
+    def over(self, parameter: nn.Parameter, learning_rate: float) -> torch.optim.Optimizer:
+        """Torch's SGD with momentum."""
+        return torch.optim.SGD(
+            [parameter], learning_rate, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+        )
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Steps scaled by running moments of the gradient.
+
+    Args:
+        beta1: decay of the first moment, in [0, 1).
+        beta2: decay of the second moment, in [0, 1).
+        epsilon: added to the root of the second moment, > 0.
+        decoupled: whether weight decay acts on w itself (AdamW), not on the gradient.
+    """
+
+    beta1: float
+    beta2: float
+    epsilon: float
+    decoupled: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name}", "must be in [0, 1)", getattr(self, name))
+        require(self.epsilon > 0, "optimizer.epsilon", "must be > 0", self.epsilon)
+
+    def over(self, parameter: nn.Parameter, learning_rate: float) -> torch.optim.Optimizer:
+        """Torch's Adam or AdamW."""
+        kind = torch.optim.AdamW if self.decoupled else torch.optim.Adam
+        betas = (self.beta1, self.beta2)
+        return kind([parameter], learning_rate, betas=betas, eps=self.epsilon, weight_decay=self.weight_decay)
+
+
+class Descent:
+    """Steps of one optimiser on flat weights.
+
+    Args:
+        weights: shape (parameters,), written in place.
+        gradient: shape (parameters,), read at every step; the caller sets it to zero.
+        learning_rate: of the first step.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, weights: torch.Tensor, gradient: torch.Tensor, learning_rate: float
+    ) -> None:
+        parameter = nn.Parameter(weights)
+        parameter.grad = gradient
+        self._torch = optimizer.over(parameter, learning_rate)
+
+    def step(self, learning_rate: float | None = None) -> None:
+        """Take one.
+
+        Args:
+            learning_rate: from this step on; None for that of the step before.
+        """
+        if learning_rate is not None:
+            self._torch.param_groups[0]["lr"] = learning_rate
+        self._torch.step()

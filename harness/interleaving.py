@@ -1,0 +1,52 @@
+"""What timing decides in an asynchronous run: enough to do the same again, on any hardware.
+
+A worker that goes on as soon as it can takes the samples that are next when it asks, and a rank that serves whoever
+comes first hears its peers in some order. Given both, the rest follows from the seed: `replay=<run>` decides them
+alike, so that a run of processes ends with the same weights in virtual time.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from harness.canonical import to_json
+from harness.errors import UserError
+
+FILE = "interleaving.json"  # in a run's directory
+
+
+@dataclass(frozen=True)
+class Interleaving:
+    """What one rank met.
+
+    Args:
+        claims: where the batches that it claimed begin, in the order of their pool.
+        sources: whom the messages came from that it took from anybody.
+    """
+
+    claims: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+
+
+def write(path: Path, interleavings: Sequence[Interleaving]) -> None:
+    """Write those of all ranks to a file."""
+    path.write_text(to_json([asdict(each) for each in interleavings]) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> list[Interleaving]:
+    """Those of all ranks, from a file.
+
+    Raises:
+        UserError: naming the setting, if there is none, or it is none.
+    """
+    try:
+        return [Interleaving(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        rule = "must name the directory of a run that finished, of an asynchronous algorithm that exchanges messages"
+        raise UserError(f"replay={path.parent}: {rule} (no readable {path.name} there)") from error
+
+
+def exhausted(rank: int, what: str) -> UserError:
+    """The run that is repeated did not get as far as this one."""
+    return UserError(f"replay: rank {rank} {what} more often than in the run that is repeated, which is another one")

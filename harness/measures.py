@@ -1,0 +1,28 @@
+"""What workers measure while they run, one value at a time, and what is said of all of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Measures = Mapping[str, Sequence[float]]
+
+
+def distributions(measures: Sequence[Measures]) -> dict[str, Any]:
+    """Mean, 95th percentile and maximum of every measure over all ranks; whole numbers also as counts of 0, 1, 2, ...
+
+    Args:
+        measures: of every rank, values by key of docs/metrics.md.
+
+    >>> distributions([{"async/staleness": [0, 1]}, {"async/staleness": [3]}])["async/staleness_hist"]
+    [1, 1, 0, 1]
+    """
+    found: dict[str, Any] = {}
+    for key in sorted({key for each in measures for key in each}):
+        values = np.concatenate([np.asarray(each[key]) for each in measures if key in each])
+        if len(values):
+            p95 = np.percentile(values, 95, method="inverted_cdf")
+            found |= {f"{key}_mean": float(values.mean()), f"{key}_p95": p95.item(), f"{key}_max": values.max().item()}
+            if np.issubdtype(values.dtype, np.integer):
+                found[f"{key}_hist"] = np.bincount(values).tolist()
+    return found
