@@ -31,7 +31,7 @@ from harness.program import Program
 from harness.rows import Rows, copied
 
 COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
-MAX_CHUNK = 1024  # samples; beyond, the cost of asking for them no longer shows
+MAX_CHUNK = 4096  # samples; beyond, the cost of asking for them no longer shows, two workers who ask at once included
 
 
 @dataclass(frozen=True)
