@@ -265,6 +265,12 @@ class ThreadPlace(Place):
         kernel(model, samples, learning_rate, access, salt)
         self.kernel_s += time.perf_counter() - begin_s
 
+    def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
+        """Merge natively."""
+        begin_s = time.perf_counter()
+        super().merge(model, known, common, share)
+        self.kernel_s += time.perf_counter() - begin_s
+
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity, another thread on the same CPUs."""
         self._background.start(activity)
