@@ -68,6 +68,13 @@ class Algorithm(ABC):
         """Do one server's whole work: `worker.rank` is num_workers or more."""
         raise NotImplementedError(f"{type(self).__name__}.servers() asks for servers, and it has no method `serve`")
 
+    def check_workers(self, num_workers: int) -> None:  # noqa: B027 - most can do with any number
+        """Refuse a number of workers that these settings cannot do with; 1 must always do, as the baseline of itself.
+
+        Raises:
+            UserError: naming the field, the value and what would work.
+        """
+
     def check(self, problem: Problem) -> None:  # noqa: B027 - most can do any problem
         """Refuse a problem that cannot be done with these settings.
 

@@ -67,7 +67,7 @@ def test_accounts_for_samples_and_time(algorithm, hardware):
     composed, program, execution = run(algorithm, hardware, 2)
     assert [o.samples for o in execution.observations] == sorted(o.samples for o in execution.observations)
     assert execution.observations[-1].samples >= program.budget_samples
-    assert len(execution.workers) == composed.num_workers
+    assert len(execution.workers) == composed.num_workers + composed.algorithm.servers()
     for worker in execution.workers:
         assert 0 < worker.finish_s <= execution.run_s
         spent_s = worker.compute_s + worker.comm_s + worker.idle_s

@@ -64,7 +64,7 @@ class Claiming(SGD):
 
 def deal(data, num_workers, batch_size, budget=2 * SAMPLES, algorithm=SGD, seed=0, nodes=None):
     """The batches of all workers, taking turns: [worker 0's first, worker 1's first, ..., worker 0's second, ...]."""
-    sequential = algorithm(learning_rate=1.0, batch_size=batch_size, step_decay=1.0)
+    sequential = algorithm(1.0, batch_size, step_decay=1.0, accumulate=1, optimizer=PlainSGD(0.0))
     program = Program(sequential, Sizes(), data, seed, budget, [budget])
     counters = {}
     workers = [Worker(Counting(rank, nodes or (0,) * num_workers, counters), program) for rank in range(num_workers)]
@@ -213,7 +213,9 @@ def test_numbers_of_rows_that_are_moved_are_refused(data):
 
 @pytest.mark.parametrize("batch_size", [3, 5, 50])  # SAMPLES = 12; the last one leaves a worker without any
 def test_epochs_are_dealt_exactly_once_and_end_for_every_worker(batch_size):
-    program = Program(Claiming(1.0, batch_size, 1.0), Sizes(), Partitioned("index"), 0, 3 * SAMPLES, [1])
+    program = Program(
+        Claiming(1.0, batch_size, 1.0, 1, PlainSGD(0.0)), Sizes(), Partitioned("index"), 0, 3 * SAMPLES, [1]
+    )
     counters = {}
     workers = [Worker(Counting(rank, (0, 0), counters), program) for rank in range(2)]
     dealers = [worker.epochs(Sizes(), batch_size) for worker in workers]
