@@ -127,26 +127,17 @@ def _dot(weights: Any, first: int, second: int, width: int, zero: float, step: S
 
 
 def _ask(kernel, weights, sample):
-    width = np.uint64(kernel.width)
+    width, line = np.uint64(kernel.width), np.uint64(LINE_BYTES // weights.itemsize)
     first, second = _blocks(kernel.indices, width, sample)
-    _ask_for_row(weights, first, width)
-    _ask_for_row(weights, second, width)
-
-
-def _ask_for_row(weights, first, width):
-    """Prefetch `width` parameters from `first` on."""
-    raise NotImplementedError
-
-
-@overload(_ask_for_row, jit_options=INLINE)
-def _compile_ask_for_row(weights, first, width):
-    return _ask_for_lines if isinstance(weights, types.Array) else lambda weights, first, width: None
-
-
-def _ask_for_lines(weights, first, width):
-    for k in range(np.uint64(0), width, np.uint64(LINE_BYTES // weights.itemsize)):
+    for k in range(np.uint64(0), width, line):
         prefetch(weights, first + k)
+        prefetch(weights, second + k)
     prefetch(weights, first + width - np.uint64(1))
+    prefetch(weights, second + width - np.uint64(1))
+
+
+def _ask_nothing(kernel, weights, sample):
+    pass
 
 
 def _error(kernel, weights, sample, step):
@@ -197,4 +188,4 @@ def _change_floats(weights, first, second, width, scale, first_decay, second_dec
         weights[second + k] = right - (scale * left + second_decay * right)
 
 
-define(_Factors, _ask, _error, _descend)
+define(_Factors, _ask, _error, _descend, ask_hot=_ask_nothing)
