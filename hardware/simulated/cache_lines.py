@@ -22,6 +22,7 @@ import numpy as np
 from numba import njit
 
 from hardware.simulated.memory import SharedMemory
+from harness.kernels.native import INLINE
 
 LINE = np.dtype([("sharers", np.uint64), ("owner", np.uint64)])  # bits of ranks; column of `fetch_s`
 NOWHERE = np.uint64(2**63)
@@ -53,7 +54,7 @@ class Lines(NamedTuple):
     migrates: bool
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def _holds(lines: Any, rank: int, line: int) -> bool:
     """Whether a copy of the line is in a rank's cache."""
     sharers = lines.state[line].sharers
@@ -63,7 +64,7 @@ def _holds(lines: Any, rank: int, line: int) -> bool:
     return places == 0 or lines.cached[rank, line % places] == line
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def _keep(lines: Any, rank: int, line: int) -> None:
     """Put a line into a rank's cache, in the place of another."""
     places = np.uint64(lines.cached.shape[1])
@@ -71,7 +72,7 @@ def _keep(lines: Any, rank: int, line: int) -> None:
         lines.cached[rank, line % places] = line
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def read_line(lines: Any, rank: int, line: int) -> float:
     """Let a rank hold a line; returns the seconds of the miss, 0 for a hit."""
     if _holds(lines, rank, line):
@@ -94,7 +95,7 @@ def read_line(lines: Any, rank: int, line: int) -> float:
     return lines.fetch_s[rank, owner]
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def write_line(lines: Any, rank: int, line: int) -> tuple[float, bool]:
     """Let a rank alone hold a line that it has read before; returns the seconds, and whether it was a clash."""
     me, owner = np.uint64(1) << np.uint64(rank), lines.state[line].owner
@@ -111,14 +112,14 @@ def write_line(lines: Any, rank: int, line: int) -> tuple[float, bool]:
     return lines.fetch_s[rank, owner], True
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def _lines_of(base, j, block, shift):
     """First and last line of a coordinate of `block` parameters, 2^shift to a line, of a model from `base`."""
     first = np.uint64(np.uint32(j)) * block
     return base + (first >> shift), base + ((first + block - np.uint64(1)) >> shift)
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def read_lines_s(lines, base, rank, touched, costs):
     """Let `rank` hold every line it reads; returns the stall in seconds."""
     total = dearest = 0.0
@@ -131,7 +132,7 @@ def read_lines_s(lines, base, rank, touched, costs):
     return max(dearest, total / lines.outstanding_misses)
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def write_lines_s(lines, base, rank, touched, block, shift, outstanding_clashes):
     """Let `rank` alone hold every line it writes; returns the stall in seconds."""
     missed = clashed = dearest = 0.0

@@ -22,7 +22,7 @@ from hardware.simulated.memory_locks import has_begun, let_go, let_go_of_coordin
 from hardware.simulated.memory_records import BEGIN, NOBODY, READ, STORE, WRITE
 from harness.kernels.access import ATOMIC, PER_COORDINATE
 from harness.kernels.base import prefetch_sample, read, write
-from harness.kernels.native import INLINE
+from harness.kernels.native import INLINE, borrowed
 from harness.kernels.numbers import Hot, Step
 
 
@@ -102,6 +102,9 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
     Returns:
         the rank whose chunk ended, or NOBODY.
     """
+    workers, samples, lines, kernel, like, slots, loaded, locks, ledger = borrowed(
+        (workers, samples, lines, kernel, like, slots, loaded, locks, ledger)
+    )
     atomic, locked = locks.locking == ATOMIC, locks.locking > ATOMIC
     while True:
         rank = _earliest(workers)
