@@ -25,7 +25,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
         ("files", files),
         ("W&B", tracking),
     ]
-    console.print(f"\n[bold]{title}[/bold]", highlight=False)
+    console.print(f"\n[bold]{escape(title)}[/bold]", highlight=False, soft_wrap=True)
     for name, text in lines:
         if text:
             console.print(f"  [bold]{name:<10}[/bold]  {escape(text)}", highlight=False, soft_wrap=True)
