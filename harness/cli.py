@@ -5,9 +5,10 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -52,9 +53,9 @@ def command_line(main: Callable[[], None]) -> None:
         main()
         if ReportFailures.failed:
             sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted: what was observed until then is in the run's directory", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted {str(interrupt) or 'before the run began: nothing is kept'}", file=sys.stderr)
+        leave(130)
     except (HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise
@@ -73,6 +74,15 @@ def command_line(main: Callable[[], None]) -> None:
             raise
         print(f"error: cannot understand the command line ({error}): write key=value", file=sys.stderr)
         sys.exit(1)
+
+
+def leave(status: int) -> NoReturn:
+    """Exit, without waiting for threads that are in native code, such as a compiler."""
+    if threading.active_count() == 1:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
