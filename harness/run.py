@@ -48,11 +48,11 @@ def run(config: DictConfig) -> None:
 
 def _interrupted(outcome: Outcome, directory: Path | None) -> str:
     """When, what is kept, and what had to be left behind."""
-    epochs = outcome.rows[-1]["progress/epoch"] if outcome.rows else 0.0
-    kept, when = "the settings alone are", "before anything was observed"
-    if epochs > 0:
-        rows = len(outcome.rows)
-        kept, when = f"{rows} rows up to epoch {epochs:.3g} are", "in mid-run"
+    times = len(outcome.rows) - 1  # the first row is the initial model
+    kept, when = "the settings alone are", "before any progress was recorded"
+    if times > 0:
+        epochs = outcome.rows[-1]["progress/epoch"]
+        kept, when = f"what was observed up to epoch {epochs:.3g} ({times} times) is", "in mid-run"
     where = "tracking=none keeps nothing" if directory is None else f"{kept} in {_shown(directory)}"
     return "; ".join([f"{when}: {where}", *getattr(outcome.failure, "__notes__", [])])
 
