@@ -85,22 +85,28 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+def composed(overrides: Sequence[str], config_dir: Path | None = None, as_hydra: bool = False) -> DictConfig:
     """The configuration of `conf/` with these overrides, for a command that is not run by Hydra.
 
     Args:
         overrides: as on Hydra's command line.
         config_dir: a folder with groups, and modules, of the user's own.
+        as_hydra: whether to set Hydra's own configuration too, which `harness.setup` looks at.
 
     Raises:
+        UserError: where there is no such folder.
         HydraException, OmegaConfBaseException: `MISTAKES`, for `sentence`.
     """
     chosen = [quoted(override) for override in overrides]
     if config_dir is not None:
+        require(config_dir.is_dir(), "--config-dir", "must be a folder", str(config_dir))
         sys.path.append(str(config_dir.resolve()))
         chosen.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", chosen)
+        config = compose("config", chosen, return_hydra_config=as_hydra)
+    if as_hydra:
+        HydraConfig.instance().set_config(config)
+    return config
 
 
 def quoted(override: str) -> str:
