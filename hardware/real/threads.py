@@ -141,11 +141,15 @@ class _Run:
             if place != together[0]:
                 raise disagreement(together[0], other, place)
 
-    def holds(self, model: Model) -> bool:
-        """Whether other workers see the model too, or what of it is not replicated."""
+    def may_lose_of(self, model: Model, locking: str) -> bool:
+        """Whether updates of the model, or of what of it is not replicated, could be overwritten.
+
+        One that lies on a node of its own is a replica, merged by torch operators, which no lock of kernels keeps out.
+        """
         weights = model.cold if isinstance(model, SplitModel) else model
         address = weights.untyped_storage().data_ptr()
-        return any(each.tensor.untyped_storage().data_ptr() == address for each in self.shared)
+        seen = [each for each in self.shared if each.tensor.untyped_storage().data_ptr() == address]
+        return self.crew.num_workers > 1 and any(locking == "none" or "node" in each.placed for each in seen)
 
     def execution(self) -> Execution:
         """What came of it."""
@@ -258,7 +262,7 @@ class ThreadPlace(Place):
     ) -> None:
         """Run a native kernel."""
         self._leave_if_stopping()
-        self._run.may_lose.add(access.locking == "none" and self.num_workers > 1 and self._run.holds(model))
+        self._run.may_lose.add(self._run.may_lose_of(model, access.locking))
         begin_s = time.perf_counter()
         kernel(model, samples, learning_rate, access, salt)
         self.kernel_s += time.perf_counter() - begin_s

@@ -134,6 +134,15 @@ def test_one_worker_equals_scikit_learn(hardware, sharing, merge, locking):
     torch.testing.assert_close(weights, oracle, rtol=0, atol=8e-13)
 
 
+@pytest.mark.parametrize(("workers", "known"), [(2, {"async/lost_frac": 0.0}), (4, {})])
+def test_nobody_knows_what_the_merging_of_a_node_s_replica_overwrites(workers, known):
+    """Workers of the node go on with it; one that has it for itself loses nothing."""
+    options = ["hardware=numa2", f"hardware.num_workers={workers}", "algorithm.locking=global_mutex", "budget.epochs=1"]
+    composed = setup("algorithm=hogwild", *ROWS, *ONCE, *options, "algorithm.sharing=replica_per_node")
+    execution = composed.hardware.execute(composed.program(), lambda samples: None)
+    assert execution.failure is None and execution.metrics == known
+
+
 @pytest.mark.parametrize("hardware", ["cpu", "numa2", "sim_numa2"])
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("sharing", [sharing for sharing in SHARING if sharing != "shared"])
