@@ -25,6 +25,7 @@ import torch
 from algorithms.precision import decode, encode
 from harness.kernels.access import Access
 from harness.kernels.base import Model, SplitModel
+from harness.kernels.merge import merge
 from harness.worker import Worker
 
 SHARING = ("shared", "replica_per_worker", "replica_per_node", "hot_replica")
@@ -158,6 +159,9 @@ class Merged(Replica):
         worker.meet()
         self._whole, self._restore = whole or (lambda: self.common), restore
         self._samples = self._updates = 0
+        with worker.clock.paused():
+            none = weights[:0]
+            merge(none, none, none, 1.0)  # so that no clock sees the compiler
 
     def processed(self, samples: int, updates: int = 1) -> None:
         """Merge if it is time."""
@@ -188,11 +192,8 @@ class Merged(Replica):
         self._tell()
 
     def _merge(self) -> None:
-        now = self.model.clone()  # others may go on with a node's replica meanwhile
         share = 1 / self._members if self._rule == "average" else 1.0
-        self.common.add_(now - self._known, alpha=share)
-        self.model.add_(self.common - now)
-        self._known.copy_(self.common)
+        self._worker.merge(self.model, self._known, self.common, share)
         self._pass_on()
 
     def _pass_on(self) -> None:

@@ -84,13 +84,20 @@ def descend(
     replica.finish()
 
 
+def chunk_of(worker: Worker, replica: Replica) -> int:
+    """Samples to give a kernel at a time: as many as the replica allows, or gradients that take less than a second."""
+    chunk = min(worker.chunk_size, replica.max_chunk or worker.chunk_size)
+    delay_s = replica.access.delay_s
+    return max(1, min(chunk, int(1 / delay_s))) if delay_s else chunk
+
+
 def run_kernel(kernel: Kernel, worker: Worker, replica: Replica, step: Callable[[], float]) -> None:
     """Take a step per sample by a native kernel until the budget is spent.
 
     Args:
         step: eta, asked for at every chunk of samples.
     """
-    chunk = min(worker.chunk_size, replica.max_chunk or worker.chunk_size)
+    chunk = chunk_of(worker, replica)
     for visited, samples in worker.visits(kernel, chunk):
         worker.run(visited, replica.model, samples, step(), replica.access)
         replica.processed(len(samples), updates=len(samples))

@@ -20,6 +20,7 @@ import torch
 
 from algorithms.flat import flat_parameters, flatten_
 from algorithms.replicas import Replica
+from algorithms.sgd import chunk_of
 from algorithms.shared_model import SharedModelAlgorithm
 from harness.errors import UserError, require
 from harness.kernels.access import Access
@@ -51,7 +52,7 @@ class SVRG(SharedModelAlgorithm):
         replica = self.replica(worker, problem, start)
         if self.releases_gil(problem):
             gradients: _Gradients = _ByKernel(worker, problem, replica, start)
-            chunk = min(worker.chunk_size, replica.max_chunk or worker.chunk_size)
+            chunk = chunk_of(worker, replica)
         else:
             gradients, chunk = _ByTorch(worker, problem, replica, start), self.batch_size
         for epoch, batches in worker.epochs(problem, chunk):

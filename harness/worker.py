@@ -25,12 +25,13 @@ from harness.dealing import Dealer
 from harness.errors import Diverged, UserError, require
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
+from harness.kernels.merge import merge
 from harness.problems.base import Problem
 from harness.program import Program
 from harness.rows import Rows, copied
 
 COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
-MAX_CHUNK = 1024  # samples; beyond, the cost of asking for them no longer shows
+MAX_CHUNK = 4096  # samples; beyond, the cost of asking for them no longer shows, two workers who ask at once included
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,10 @@ class Place(ABC):
         salt: int,
     ) -> None:
         """Run a native kernel over a chunk of samples, and spend its time; see `Kernel.__call__`."""
+
+    def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
+        """Merge a replica into the common model natively, and spend its time; see `harness.kernels.merge`."""
+        merge(model, known, common, share)
 
     @abstractmethod
     def background(self, activity: Callable[[], None]) -> None:
@@ -303,6 +308,27 @@ class Worker:
         """
         self._place.run(kernel, model, samples, learning_rate, access or Access(), self._salt)
         self._salt = (self._salt + len(samples)) % 2**63
+
+    def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
+        """Merge a replica into a common model: common += share * (model - known), and model = known = common.
+
+        One native pass; the caller holds a lock that keeps others from merging into `common` meanwhile.
+
+        Args:
+            model: the replica, float32 or float64, shape (parameters,), contiguous; the others are like it.
+            known: the common model as it was after the replica's last merge.
+            share: of what the replica has learnt that the common model takes, in (0, 1].
+
+        Raises:
+            UserError: for tensors that differ in shape or dtype, lie in pieces, or hold other numbers.
+        """
+        tensors = model, known, common
+        alike = all(each.dtype == model.dtype and each.shape == model.shape for each in tensors)
+        whole = model.dim() == 1 and all(each.is_contiguous() for each in tensors)
+        rule = "must be given three contiguous tensors of one shape (parameters,), all float32 or all float64"
+        given = [(tuple(each.shape), each.dtype) for each in tensors]
+        require(alike and whole and model.dtype in (torch.float32, torch.float64), "worker.merge", rule, given)
+        self._place.merge(model, known, common, share)
 
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity of this worker, such as a server or passive averaging."""

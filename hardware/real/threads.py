@@ -141,15 +141,11 @@ class _Run:
             if place != together[0]:
                 raise disagreement(together[0], other, place)
 
-    def may_lose_of(self, model: Model, locking: str) -> bool:
-        """Whether updates of the model, or of what of it is not replicated, could be overwritten.
-
-        One that lies on a node of its own is a replica, merged by torch operators, which no lock of kernels keeps out.
-        """
+    def holds(self, model: Model) -> bool:
+        """Whether other workers see the model too, or what of it is not replicated."""
         weights = model.cold if isinstance(model, SplitModel) else model
         address = weights.untyped_storage().data_ptr()
-        seen = [each for each in self.shared if each.tensor.untyped_storage().data_ptr() == address]
-        return self.crew.num_workers > 1 and any(locking == "none" or "node" in each.placed for each in seen)
+        return any(each.tensor.untyped_storage().data_ptr() == address for each in self.shared)
 
     def execution(self) -> Execution:
         """What came of it."""
@@ -262,9 +258,16 @@ class ThreadPlace(Place):
     ) -> None:
         """Run a native kernel."""
         self._leave_if_stopping()
-        self._run.may_lose.add(self._run.may_lose_of(model, access.locking))
+        self._run.may_lose.add(access.locking == "none" and self.num_workers > 1 and self._run.holds(model))
         begin_s = time.perf_counter()
         kernel(model, samples, learning_rate, access, salt)
+        self.kernel_s += time.perf_counter() - begin_s
+
+    def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
+        """Merge natively; no lock of kernels keeps out who shares the replica."""
+        self._run.may_lose.add(self.num_workers > 1 and self._run.holds(model))
+        begin_s = time.perf_counter()
+        super().merge(model, known, common, share)
         self.kernel_s += time.perf_counter() - begin_s
 
     def background(self, activity: Callable[[], None]) -> None:

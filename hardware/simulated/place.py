@@ -25,6 +25,7 @@ from harness.data import Share
 from harness.errors import UserError
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model, SplitModel
+from harness.kernels.merge import RELATIVE_COST
 from harness.rows import Rows
 from harness.worker import COUNTERS, Observation, Place
 
@@ -250,6 +251,30 @@ class SimulatedPlace(Place):
         each_s = cost.sample_s + access.delay_s + row_s
         nonzero_s = kernel.block * kernel.relative_cost * cost.nonzero_s + row_nonzero_s
         self.timelines.charge(0.0, len(samples) * each_s + nonzeros * nonzero_s + stall_s)
+
+    def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
+        """Merge, and spend the time of the pass, and of the lines that come from other cores and go from them.
+
+        What fits into the core's cache costs what a kernel's parameters at hand do; what does not, or where no kernel's
+        cost is known, is read and written at the bandwidth of the socket's memory.
+        """
+        engine, models = self._machine.engine, self._machine.models
+        assert models is not None
+        shared = [each for each in (model, known, common) if models.shares_storage(each)]
+        engine.catch_up()
+        self.timelines.charge(0.0, models.read_s(self.rank, shared))
+        engine.sync()
+        with engine.uncharged():
+            super().merge(model, known, common, share)
+        self.timelines.charge(0.0, models.write_s(self.rank, shared) + self._pass_s(model))
+
+    def _pass_s(self, model: torch.Tensor) -> float:
+        """Seconds in which a core goes through three tensors like `model`, reading and writing each."""
+        memory, cost = self._machine.memory, self._machine.compute.kernel
+        assert memory is not None
+        if cost is None or 3 * model.nbytes > memory.cache_bytes:
+            return 6 * model.nbytes / memory.local_bytes_per_s
+        return model.numel() * RELATIVE_COST * cost.nonzero_s
 
     def background(self, activity: Callable[[], None]) -> None:
         """Start another activity of this rank, at this rank's virtual time."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.calibrate.constant import Constant
+from harness.calibrate.constant import NOISY, Constant
 from harness.errors import TwinclockError, require
 
 DESCRIPTION = """\
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     except TwinclockError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if warning := _warning(found):
+        print(f"\n{warning}", file=sys.stderr)
     print(f"\nwrote {' and '.join(str(path) for path in paths)}; to use them:")
     sockets = next(constant.value for constant in found if constant.name == "sockets")
     machine = "sim_cpu" if sockets == 1 else "sim_numa2"  # the former is one socket, whatever the file says
@@ -50,8 +52,20 @@ def _measured() -> list[Constant]:
         for constant in part:
             found.append(constant)
             value = constant.value if isinstance(constant.value, int) else f"{constant.value:.3g}"
-            print(f"{constant.name:22s} {value!s:>10s}  {constant.how}", flush=True)
+            spread = "" if constant.spread is None else f"{100 * constant.spread:.0f} %"
+            print(f"{constant.name:22s} {value!s:>10s} {spread:>6s}  {constant.how}", flush=True)
     return found
+
+
+def _warning(found: Sequence[Constant]) -> str:
+    """What to do about constants whose repetitions lie too far apart; empty if there are none."""
+    noisy = [constant.name for constant in found if constant.spread is not None and constant.spread > NOISY]
+    if not noisy:
+        return ""
+    return (
+        f"warning: repetitions of {', '.join(noisy)} differ by more than {100 * NOISY:.0f} %: this machine is too busy "
+        "to trust them; measure again when nothing else runs, or with chrt -f 50 before the command"
+    )
 
 
 def _model() -> str:

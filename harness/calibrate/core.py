@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 from harness.calibrate import probes
-from harness.calibrate.constant import LOW, Constant
+from harness.calibrate.constant import LOW, Constant, repeated
 from harness.kernels.access import Access, lock_words
 from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
 from harness.problems.synthetic import sparse_rows
 
 SAMPLES, FEATURES, NONZEROS = 40_000, 47_236, 75.0  # rows of 24 MB, a model of 189 KB
 CHUNK = 1024  # samples in a call
-TRIALS, ROUNDS = 12, 7
+TRIALS, ROUNDS, REPETITIONS = 5, 7, 5
 SIDE = 1024  # of the matrices whose product is timed
 LITTLE, LITTLES = 8, 2000  # numbers of the smallest operator, and how many of them are timed
 LARGE = 1 << 25  # numbers of the largest
@@ -58,18 +58,28 @@ def _operators() -> Iterator[Constant]:
 
 def _kernel() -> Iterator[Constant]:
     """What native kernels cost."""
+    yield from repeated(partial(_passes, *_ways()), REPETITIONS)
+
+
+def _ways() -> tuple[SparseLinearKernel, dict[str, tuple[torch.Tensor, Access]]]:
+    """A kernel, and the orders and locks it is timed with."""
     rows, labels = sparse_rows(SAMPLES, FEATURES, NONZEROS, label_noise=0.05, seed=0)
     kernel = SparseLinearKernel(rows.to(torch.float32), labels.float(), LOGISTIC)
     spin = Access("global_spin", lock_words("global_spin", FEATURES))
     random = torch.from_numpy(np.random.default_rng(0).permutation(SAMPLES).astype(np.int32))
     ways = {"random": (random, Access()), "stored": (torch.arange(SAMPLES, dtype=torch.int32), Access())}
     ways["locked"] = (random, spin)
+    return kernel, ways
+
+
+def _passes(kernel: SparseLinearKernel, ways: dict[str, tuple[torch.Tensor, Access]]) -> Iterator[Constant]:
+    """All ways in turn."""
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(TRIALS):
         for way, (order, access) in ways.items():
             seconds[way].append(_pass_s(kernel, order, access))
     each_s = {way: float(np.quantile(times[1:], LOW)) for way, times in seconds.items()}
-    nonzeros = len(rows.values)
+    nonzeros = len(kernel.rows.values)
     how = f"sparse logistic, float32, {NONZEROS:g} nonzeros a row"
     yield Constant("nonzero_s", each_s["random"] / nonzeros, f"{how}, random rows prefetched")
     ratio = min(1.0, each_s["stored"] / each_s["random"])

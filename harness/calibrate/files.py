@@ -77,7 +77,12 @@ def check_folder(folder: Path) -> None:
 
 
 def _line(constant: Constant, unit: str, name: str = "") -> str:
-    return f"{name or constant.name}: {_text(constant.value)}  # {unit}; {constant.how}"
+    return f"{name or constant.name}: {_text(constant.value)}  # {unit}; {constant.how}{_mark(constant)}"
+
+
+def _mark(constant: Constant) -> str:
+    """How far its repetitions lay apart."""
+    return "" if constant.spread is None else f"; repetitions within {100 * constant.spread:.2g} %"
 
 
 def _text(value: float | bool) -> str:

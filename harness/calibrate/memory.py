@@ -22,7 +22,7 @@ import torch
 from hardware.real.placement import allocate
 from hardware.real.topology import Topology
 from harness.calibrate import probes
-from harness.calibrate.constant import LOW, Constant
+from harness.calibrate.constant import LOW, Constant, repeated
 from harness.errors import UserError
 from harness.kernels.access import lock_words, open_mutex
 
@@ -30,6 +30,7 @@ TOUCHED = 64  # lines that an update reads, then writes
 HOT, WARM = 64, 4096  # lines that two cores share: the other one is always at work on them, or hardly ever
 UPDATES = 128  # in a round
 ROUNDS = 60
+REPETITIONS = 7  # of all but memory
 MEMORY_BYTES = 1 << 30  # more than the caches that a core has for itself
 HELD_NS = 100_000  # a mutex on which another core is to sleep
 NUMBERS_PER_LINE = 16  # float32
@@ -52,6 +53,18 @@ def constants(topology: Topology) -> Iterator[Constant]:
     cache_bytes = _word(near[0], 2, "size")
     yield Constant("cache_bytes", cache_bytes, "second level, the last of a core's own, as the kernel says")
 
+    yield from repeated(lambda: _shared(near, far, cache_bytes), REPETITIONS)
+    local_s, local_bytes_per_s = from_memory(near[0], here)
+    yield Constant("local_memory_s", local_s, f"pointers followed through {MEMORY_BYTES >> 20} MiB")
+    yield Constant("local_bytes_per_s", local_bytes_per_s, "the sum of as much")
+    remote_s, remote_bytes_per_s = from_memory(near[0], there) if far else (local_s, local_bytes_per_s)
+    across = "the same, of another socket" if far else "there is one socket: as local"
+    yield Constant("remote_memory_s", remote_s, across)
+    yield Constant("remote_bytes_per_s", min(remote_bytes_per_s, local_bytes_per_s), across)
+
+
+def _shared(near: Pair, far: Pair | None, cache_bytes: int) -> Iterator[Constant]:
+    """Once, what takes milliseconds: caches, atomic operations and mutexes."""
     transfer_s, write_s = transfer(near)
     yield Constant("same_socket_s", transfer_s, "pointers followed through lines that another core has written")
     across = "the same, across sockets" if far else "there is one socket: as same_socket_s"
@@ -72,13 +85,6 @@ def constants(topology: Topology) -> Iterator[Constant]:
     beyond_s = 2 * (alone(near[0], 2 * lines) - alone(near[0], lines // 4))  # half of those lines are not in the cache
     how = f"{_ns(beyond_s)} a miss of updates on {2 * lines} lines of one's own"
     yield Constant("shared_cache_s", max(0.0, beyond_s) * overlap, how)
-    local_s, local_bytes_per_s = from_memory(near[0], here)
-    yield Constant("local_memory_s", local_s, f"pointers followed through {MEMORY_BYTES >> 20} MiB")
-    yield Constant("local_bytes_per_s", local_bytes_per_s, "the sum of as much")
-    remote_s, remote_bytes_per_s = from_memory(near[0], there) if far else (local_s, local_bytes_per_s)
-    across = "the same, of another socket" if far else "there is one socket: as local"
-    yield Constant("remote_memory_s", remote_s, across)
-    yield Constant("remote_bytes_per_s", min(remote_bytes_per_s, local_bytes_per_s), across)
 
     yield Constant("atomic_s", atomic(near[0]), "additions to lines of one's own, atomic less plain")
     wake_s, sleep_s = mutex(near)

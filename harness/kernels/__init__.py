@@ -4,6 +4,7 @@ base.py     the Kernel, and the three functions that each defines
 loop.py     the loop that runs a chunk of samples for real; the simulator has its own, over the same three functions
 access.py   how updates get to a model that others write too: lock-free, atomically, under locks (locks.py)
 numbers.py  how a coordinate is read and added to: floats, rounded numbers, replicas of the hottest coordinates
+merge.py    the merge of a replica into a common model
 native.py   what numba lacks
 """
 

@@ -1,6 +1,7 @@
 """Additions that are lost: as many as counters lack, in virtual time to the last one."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +10,14 @@ from composed import setup
 from simulated_ranks import execute, results, shared_memory
 
 from hardware.simulated.compute import Roofline
+from harness.build import build
+from harness.cli import composed
 from harness.kernels.access import LOCKING, Access, lock_words
 from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
 from harness.problems.synthetic import sparse_rows
 from tests.counting import CountKernel
 
+CONF = Path(__file__).parents[2] / "conf"
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)
 NUMA = shared_memory(
     cores_per_socket=8,
@@ -47,6 +51,18 @@ def counted(workers, locking="none", memory=NUMA, samples=None, block=1, dtype=t
     done = execute(body, workers, memory=memory, compute=COMPUTE)
     assert done.failure is None
     return sum(made for _, made in found.values()), found[0][0], done.metrics
+
+
+PRESETS = sorted(path.stem for path in (CONF / "hardware" / "memory").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("locking", LOCKING)
+def test_what_is_lost_with_the_costs_of_a_device_file_is_what_counters_lack(locking, preset):
+    memory = build(composed([f"hardware/memory={preset}", "hardware=sim_numa2"]).hardware, "hardware").memory
+    made, found, metrics = counted(16, locking, memory=memory)
+    assert metrics["async/lost_frac"] == (made - found) / made
+    assert (found < made) == (locking == "none")
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 16])
@@ -144,8 +160,8 @@ def test_hot_coordinates_of_replicas_meet_nobody():
     few = ["problem.synthetic_features=100", "problem.synthetic_nonzeros_per_sample=10", "tracking=none"]
 
     def metrics(count):
-        composed = setup(*hot, *few, "budget.epochs=1", f"algorithm.hot_coordinates={count}")
-        return composed.hardware.execute(composed.program(), lambda samples: None).metrics
+        run = setup(*hot, *few, "budget.epochs=1", f"algorithm.hot_coordinates={count}")
+        return run.hardware.execute(run.program(), lambda samples: None).metrics
 
     some, none = metrics(20), metrics(100)
     assert some["async/conflict_frac"] > 0 and some["async/lost_frac"] > 0

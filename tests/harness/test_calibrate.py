@@ -8,13 +8,21 @@ from composed import execution
 from hardware.real.topology import Core, Topology, read_topology
 from harness.build import build
 from harness.calibrate import core, files, memory
-from harness.calibrate.__main__ import main
+from harness.calibrate.__main__ import _warning, main
+from harness.calibrate.constant import Constant, repeated
 from harness.cli import composed
 from harness.errors import UserError
 
 needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 cores")
 QUICK = [(memory, "ROUNDS", 4), (memory, "UPDATES", 16), (memory, "MEMORY_BYTES", 1 << 24), (core, "SAMPLES", 1000)]
-QUICK += [(core, "TRIALS", 2), (core, "ROUNDS", 2), (core, "SIDE", 64), (core, "LARGE", 1 << 16)]
+QUICK += [
+    (core, "TRIALS", 2),
+    (core, "ROUNDS", 2),
+    (core, "REPETITIONS", 2),
+    (memory, "REPETITIONS", 2),
+    (core, "SIDE", 64),
+    (core, "LARGE", 1 << 16),
+]
 
 
 @pytest.fixture
@@ -71,3 +79,37 @@ def test_every_core_of_a_topology_is_measurable(quick):
     found = {constant.name: constant.value for constant in memory.constants(read_topology())}
     assert set(found) | {"lock_s", "sequential_rows"} == set(files.MEMORY)
     assert all(value >= 0 for value in found.values())
+
+
+def test_repeated_constants_are_medians_with_their_spread():
+    """3 of 4 repetitions make sense; the lower of two middles would be the median of an even number."""
+    values = iter([2.0, None, 1.0, 1.5])
+
+    def measure():
+        value = next(values)
+        if value is None:
+            raise UserError("shared lines were cheaper than own ones")
+        yield Constant("lock_s", value, f"as {value}")
+
+    (constant,) = repeated(measure, 4)
+    assert (constant.value, constant.how) == (1.5, "as 1.5") and constant.spread == pytest.approx(1 / 1.5)
+    assert files._line(constant, "s") == "lock_s: 1.500e+00  # s; as 1.5; repetitions within 67 %"
+
+
+def test_no_repetition_that_makes_sense_is_an_error():
+    def measure():
+        raise UserError("shared lines were cheaper than own ones")
+        yield
+
+    with pytest.raises(UserError, match="cheaper"):
+        list(repeated(measure, 3))
+
+
+def test_constants_that_repetitions_disagree_on_are_named():
+    steady, noisy, once = (
+        Constant("wake_s", 1.0, "", 0.05),
+        Constant("lock_s", 1.0, "", 0.6),
+        Constant("sockets", 1, ""),
+    )
+    assert _warning([steady, once]) == ""
+    assert "repetitions of lock_s differ by more than 30 %" in _warning([steady, noisy, once])
