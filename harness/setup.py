@@ -138,7 +138,7 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
     kind, choices, seed = setup.hardware.kind, setup.choices, setup.settings.seed
     return RunInfo(
         id=new_run_id(),
-        name=run_name(kind, choices["algorithm"], choices["hardware"], setup.num_workers, seed),
+        name=run_name(kind, choices["algorithm"], choices["hardware"], setup.num_workers, seed, _changed(setup)),
         kind=kind,
         clock_kind=setup.hardware.clock_kind,
         num_workers=setup.num_workers,
@@ -149,6 +149,21 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
         tags=[choices["algorithm"], choices["hardware"], choices["problem"]],
         config=config,
     )
+
+
+def _changed(setup: Setup) -> dict[str, Any]:
+    """Settings of the algorithm that are not what its YAML file has."""
+    files = option_files(HydraConfig.get().runtime.config_sources, "algorithm")
+    node = next(_with_parts(file, "algorithm") for file in files if file.stem == setup.choices["algorithm"])
+    usual = OmegaConf.create({"algorithm": node, "problem": asdict(setup.problem)}).algorithm
+    return {key: value for key, value in asdict(setup.algorithm).items() if _usual(usual, key) != value}
+
+
+def _usual(node: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.to_container(node[key], resolve=True) if OmegaConf.is_config(node[key]) else node[key]
+    except OmegaConfBaseException:  # it refers to more than the problem
+        return None
 
 
 GROUPS = {"algorithm": Algorithm, "hardware": Hardware, "problem": Problem, "data": DataPolicy, "tracking": Tracking}

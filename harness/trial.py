@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hardware.base import Execution
+from harness.compiling import announced
 from harness.errors import Diverged, WorkerFailed
 from harness.interleaving import FILE, Interleaving, write
 from harness.manifest import RunInfo
@@ -76,7 +77,8 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     """
     start_host_s = time.perf_counter()
     program, problem = setup.program(), setup.problem
-    with progress.phase(label, program.budget_samples, virtual=setup.hardware.clock_kind == "virtual") as update:
+    virtual = setup.hardware.clock_kind == "virtual"
+    with announced(progress.say), progress.phase(label, program.budget_samples, virtual) as update:
         execution = setup.machine.execute(program, update)
     seen, spreads = averaged(execution.observations, setup.num_workers)
     observations = [_initial_observation(problem, setup.settings.seed, start_host_s), *seen]

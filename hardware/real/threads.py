@@ -19,6 +19,7 @@ from hardware.real.breakdown import Ledger, break_down
 from hardware.real.counters import LocalCounters
 from hardware.real.crew import Background, Crew, as_failure
 from hardware.real.host_clock import HostClock
+from hardware.real.interruptible import interruptible
 from hardware.real.locks import LocalLocks, held
 from hardware.real.messages import Arrived, disagreement, waited_in_vain
 from hardware.real.placement import allocate, prove
@@ -38,7 +39,7 @@ GRACE_S = 4.0  # for all threads to leave once they should; a native call is of 
 
 def run_in_threads(crew: Crew, program: Program, progress: Callable[[int], None]) -> Execution:
     """Run a program on one thread per worker; see `Hardware.execute`."""
-    program.warm_up()
+    interruptible(program.warm_up)
     torch_threads = torch.get_num_threads()
     run = _Run(crew, program)
     try:
@@ -266,7 +267,8 @@ class ThreadPlace(Place):
         self.kernel_s += time.perf_counter() - begin_s
 
     def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
-        """Merge natively."""
+        """Merge natively; no lock of kernels keeps out who shares the replica."""
+        self._run.may_lose.add(self.num_workers > 1 and self._run.holds(model))
         begin_s = time.perf_counter()
         super().merge(model, known, common, share)
         self.kernel_s += time.perf_counter() - begin_s

@@ -12,27 +12,14 @@ import numpy as np
 import pytest
 import torch
 from composed import setup
-from simulated_ranks import results, shared_memory
+from simulated_ranks import KERNELS_ALONE, NUMA_WITH_LOCKS, results
 
-from hardware.simulated.compute import Roofline
 from harness.errors import UserError
 from harness.kernels.langevin import LangevinKernel
 from harness.kernels.numbers import hashed, normal
 from harness.kernels.sparse_linear import SQUARES, SparseLinearKernel
 from harness.problems.synthetic import sparse_rows
 
-COMPUTE = Roofline("none", False, {"float64": 1e30}, 1e30, 0.0, 1e-9)
-NUMA = shared_memory(
-    cores_per_socket=8,
-    same_socket_s=50e-9,
-    cross_socket_s=120e-9,
-    local_memory_s=80e-9,
-    remote_memory_s=140e-9,
-    outstanding_misses=4,
-    atomic_s=7e-9,
-    wake_s=1e-6,
-    sleep_s=5e-6,
-)
 COUNT, FEATURES, L2, TEMPERATURE = 40, 6, 0.2, 0.7
 CHUNK = 50  # updates between two looks at the weights
 
@@ -110,7 +97,7 @@ def test_two_workers_on_one_model_have_it_too():
             walk.append(model.numpy().copy())
         return np.array(walk)
 
-    first, second = results(body, 2, memory=NUMA, compute=COMPUTE)
+    first, second = results(body, 2, memory=NUMA_WITH_LOCKS, compute=KERNELS_ALONE)
     assert (first != second).any()
     variance, error = variance_and_error(first)
     expected = np.trace(stationary(step))
