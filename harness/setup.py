@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from algorithms.base import Algorithm
 from hardware.base import Hardware
-from harness.build import build, instantiate
+from harness.build import build, class_path, instantiate
 from harness.canonical import digest
 from harness.cli import option_files
 from harness.data import DataPolicy
@@ -156,7 +156,32 @@ def _changed(setup: Setup) -> dict[str, Any]:
     files = option_files(HydraConfig.get().runtime.config_sources, "algorithm")
     node = next(_with_parts(file, "algorithm") for file in files if file.stem == setup.choices["algorithm"])
     usual = OmegaConf.create({"algorithm": node, "problem": asdict(setup.problem)}).algorithm
-    return {key: value for key, value in asdict(setup.algorithm).items() if _usual(usual, key) != value}
+    changed: dict[str, Any] = {}
+    for key, value in asdict(setup.algorithm).items():
+        part = getattr(setup.algorithm, key)
+        if is_dataclass(part):
+            changed |= _changed_part(key, {"_target_": class_path(part), **value}, _usual(usual, key))
+        elif _usual(usual, key) != value:
+            changed[key] = value
+    return changed
+
+
+def _changed_part(key: str, part: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """The option of group algorithm/`key` that is nearest to a part of an algorithm, and what differs from its file."""
+    files = option_files(HydraConfig.get().runtime.config_sources, f"algorithm/{key}")
+    options = {file.stem: dict(cast(dict, OmegaConf.to_container(OmegaConf.load(file)))) for file in sorted(files)}
+
+    def nearest(wanted: dict[str, Any]) -> str:
+        kin = [name for name, option in options.items() if option["_target_"] == wanted["_target_"]]
+        return min(kin, key=lambda name: len(_differing(wanted, options[name])), default=wanted["_target_"])
+
+    name = nearest(part)
+    said = {} if usual is not None and nearest(usual) == name else {key: name}
+    return said | {f"{key}.{field}": value for field, value in _differing(part, options.get(name, part)).items()}
+
+
+def _differing(values: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if usual.get(key) != value}
 
 
 def _usual(node: DictConfig, key: str) -> Any:

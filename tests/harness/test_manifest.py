@@ -24,6 +24,16 @@ def test_names_show_what_is_not_as_the_algorithms_file_has_it():
     assert names == [f"sim-{said}-cpu-w2-s0", f"sim-{said}-cpu-w1-s0", "sim-sgd(learning_rate=0.5)-cpu-w1-s0"]
 
 
+def test_a_part_of_an_algorithm_is_named_by_its_option():
+    def name(*overrides):
+        return run_info(setup(*overrides, "hardware=sim_numa2", "problem=least_squares"), {}, None).name
+
+    assert name("algorithm=sgd") == "sim-sgd-numa2-w1-s0"
+    assert name("algorithm=sgd", "algorithm/optimizer=adam") == "sim-sgd(optimizer=adam)-numa2-w1-s0"
+    chosen = name("algorithm=all_reduce", "algorithm/optimizer=momentum", "algorithm.optimizer.momentum=0.8")
+    assert chosen == "sim-all_reduce(optimizer=momentum,optimizer.momentum=0.8)-numa2-w4-s0"
+
+
 @pytest.mark.parametrize(
     "change", [{"algorithm": {"a": 2}}, {"problem": {}}, {"data": "x"}, {"num_workers": 3}, {"seed": 1}]
 )
