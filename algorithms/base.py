@@ -45,7 +45,9 @@ class Algorithm(ABC):
     synchronous: ClassVar[bool]  # all workers take the same number of steps, in lockstep
     needs_shared_memory: ClassVar[bool] = False
     max_workers: ClassVar[int | None] = None
-    visits_rows: ClassVar[bool] = False  # runs the problem's own kernel by `worker.visits`, wherever its rows lie
+    has_kernel: ClassVar[bool] = False  # with one sample per update, `releases_gil` of some problems
+    visits_rows: ClassVar[bool] = False  # runs its kernel by `worker.visits`, wherever its rows lie
+    why_rows_stay: ClassVar[str] = "runs a kernel whose rows stay"  # if it does not
     is_sgd: ClassVar[bool] = True  # one worker does what sequential SGD of the same step does
     decentralised: ClassVar[bool] = False  # every worker has a model of its own, and the run's is their average
 

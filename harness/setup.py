@@ -224,7 +224,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     _check_kernel(setup)
     _check_rows(setup)
     assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
-    notices = []
+    notices = _notices_of_kernels(setup)
     offered, used = setup.hardware.workers_offered, setup.num_workers
     if used < offered and setup.hardware.num_workers is not None:
         notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
@@ -267,21 +267,40 @@ def _check_rows(setup: Setup) -> None:
     data, policy = setup.data, setup.choices["data"]
     if not data.moves_rows:
         return
-    algorithm, kernel = setup.choices["algorithm"], setup.problem.kernel
     asked = f"data={policy}" if data.per_node else "data.order=permuted"
     instead = "data=partitioned" if data.per_node else "data.order=index"
-    runs_it = setup.algorithm.visits_rows and setup.algorithm.releases_gil(setup.problem)
-    if not runs_it or kernel is None or kernel.row_data is None:
-        raise UserError(
-            f"{asked} moves the rows of a native kernel, and algorithm={algorithm} runs none here that allows it "
-            f"(algorithm.batch_size=1, and a problem that has one): use {instead}"
-        )
+    if reason := _why_rows_stay(setup):
+        raise UserError(f"{asked} moves the rows of a native kernel, and {reason}: use {instead}")
     if not setup.hardware.shares_memory:
         hardware = setup.choices["hardware"]
         raise UserError(
             f"{asked} needs memory that all workers share, which hardware={hardware} does not have: use {instead}, or "
             f"hardware={_names('hardware', lambda h: h.shares_memory)}"
         )
+
+
+def _why_rows_stay(setup: Setup) -> str:
+    """Why no rows can be moved; empty where they can."""
+    algorithm, problem = setup.algorithm, setup.problem
+    name, on = f"algorithm={setup.choices['algorithm']}", f"problem={setup.choices['problem']}"
+    if not algorithm.releases_gil(problem):
+        if algorithm.has_kernel and algorithm.batch_size > 1:
+            return f"{name} runs one only with algorithm.batch_size=1, got {algorithm.batch_size}"
+        return f"{name} has none" + (f" for {on}" if algorithm.has_kernel else "")
+    if not algorithm.visits_rows:
+        return f"{name} {algorithm.why_rows_stay}"
+    kernel = problem.kernel
+    return f"that of {on} reads no rows that could be moved" if kernel is None or kernel.row_data is None else ""
+
+
+def _notices_of_kernels(setup: Setup) -> list[str]:
+    algorithm, problem = setup.algorithm, setup.problem
+    if not algorithm.has_kernel or algorithm.batch_size > 1 or algorithm.releases_gil(problem):
+        return []
+    name, on = setup.choices["algorithm"], setup.choices["problem"]
+    return [
+        f"algorithm={name} has no native kernel for problem={on}: torch's autograd does it, hundreds of times slower"
+    ]
 
 
 def _make_users_modules_importable() -> None:

@@ -6,8 +6,9 @@ from algorithms.sgd import SGD
 from hardware.real.host_clock import HostClock
 from harness.data import Partitioned, Replicated, ReplicatedPerNode, ShardedPerNode
 from harness.errors import UserError
+from harness.kernels.row_data import RowData
 from harness.program import Program
-from harness.rows import within_epochs
+from harness.rows import Rows, within_epochs
 from harness.worker import Place, Worker
 from tests.hardware.toys import ToyKernel
 
@@ -45,6 +46,9 @@ class Counting(Place):
     def run(self, kernel, model, samples, learning_rate):
         raise NotImplementedError
 
+    def rows(self, name, kernel, shares, share, fresh=False, sequential=False):
+        return Rows(kernel, share.first)
+
     def background(self, activity):
         raise NotImplementedError
 
@@ -56,6 +60,14 @@ class Counting(Place):
 
     def report(self, observation):
         raise NotImplementedError
+
+
+class Movable(ToyKernel):
+    """Whose rows could be moved, and are not."""
+
+    @property
+    def row_data(self):
+        return RowData(self.indptr, {}, {"numbers": self.numbers})
 
 
 class Claiming(SGD):
@@ -77,7 +89,7 @@ def deal(data, num_workers, batch_size, budget=2 * SAMPLES, algorithm=SGD, seed=
 
 def dealer(worker, data, batch_size):
     if data.moves_rows:
-        return (samples for _, samples in worker.visits(ToyKernel(torch.zeros(SAMPLES)), batch_size))
+        return (samples for _, samples in worker.visits(Movable(torch.zeros(SAMPLES)), batch_size))
     return worker.batches(Sizes(), batch_size)
 
 

@@ -1,9 +1,12 @@
 """Rows that are moved: parts, copies in another order, and whose memory they lie in."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from composed import execution, setup
 
+from harness.data import Partitioned
 from harness.errors import UserError
 from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
 from harness.problems.synthetic import sparse_rows
@@ -109,8 +112,23 @@ def test_simulated_workers_visit_the_rows_of_their_node_each_once_an_epoch(monke
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.order=permuted", "algorithm=all_reduce"], "data.order=permuted moves the rows of a native kernel"),
-        (["data=sharded_per_node", "algorithm.batch_size=2"], "data=sharded_per_node moves .* use data=partitioned"),
+        (
+            ["data.order=permuted", "algorithm=all_reduce"],
+            "data.order=permuted moves the rows of a native kernel, and algorithm=all_reduce has none: use data.order=",
+        ),
+        (
+            ["data=sharded_per_node", "algorithm.batch_size=2"],
+            "algorithm=hogwild runs one only with algorithm.batch_size=1, got 2: use data=partitioned",
+        ),
+        (["data=sharded_per_node", "algorithm=svrg"], "algorithm=svrg keeps a slope per sample, .* data=partitioned"),
+        (
+            ["data.order=permuted", "algorithm=dual_coordinate_descent", "problem.l2=0.1"],
+            "algorithm=dual_coordinate_descent keeps a dual variable per sample, .* use data.order=index",
+        ),
+        (
+            ["data.order=permuted", "algorithm=coordinate_descent", "problem.l2=0.1"],
+            "algorithm=coordinate_descent visits columns, not rows: use data.order=index",
+        ),
         (
             ["data=sharded_per_node", "algorithm=sgd", "hardware=sim_ethernet"],
             r"data=sharded_per_node needs memory that all workers share, which hardware=sim_ethernet does not have: "
@@ -122,6 +140,25 @@ def test_simulated_workers_visit_the_rows_of_their_node_each_once_an_epoch(monke
 def test_rows_that_cannot_be_moved_are_refused(overrides, words):
     with pytest.raises(UserError, match=words):
         setup(*ROWS, "algorithm=hogwild", "hardware=cpu", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ("hogwild", "that of problem=matrix_completion reads no rows that could be moved"),
+        ("sgld", "algorithm=sgld has none for problem=matrix_completion"),
+    ],
+)
+def test_what_matrix_completion_reads_is_not_moved(algorithm, words):
+    with pytest.raises(UserError, match=words):
+        setup("problem=matrix_completion", f"algorithm={algorithm}", "hardware=cpu", "data=sharded_per_node")
+
+
+def test_rows_of_a_kernel_that_keeps_them_are_refused_by_the_worker_too():
+    unchecked = setup(*ROWS, *ONCE, "algorithm=dual_coordinate_descent", "problem.l2=0.1", "hardware=sim_numa2")
+    done = unchecked.hardware.execute(replace(unchecked, data=Partitioned("permuted")).program(), lambda samples: None)
+    assert isinstance(done.failure, UserError)
+    assert "those of the kernel dual_coordinate_descent stay where they are" in str(done.failure)
 
 
 @pytest.mark.parametrize("data", PER_NODE)
