@@ -9,6 +9,12 @@ import pytest
 from commands import ROOT, command
 from composed import options
 
+from algorithms.layout import LAYOUTS
+from algorithms.precision import PRECISIONS
+from algorithms.replicas import MERGES, SHARING
+from harness.data import ORDERS
+from harness.kernels.access import LOCKING
+
 QUICK = ["experiment=smallest"]
 BUGGY_YAML = """# Fails on rank 1.
 _target_: buggy.Buggy
@@ -43,6 +49,22 @@ def test_help_lists_every_option_with_a_line(help_text, group):
     for option in options(group):
         (line,) = [line for line in help_text.splitlines() if line.strip().startswith(f"{group}={option} ")]
         assert len(line.split()) > 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("algorithm.sharing=shared", SHARING),
+        ("algorithm.merge=delta_sum", MERGES),
+        ("algorithm.locking=none", LOCKING),
+        ("algorithm.layout=as_given", LAYOUTS),
+        ("algorithm.precision=full", PRECISIONS),
+        ("data.order=index", ORDERS),
+    ],
+)
+def test_help_has_what_a_shared_model_can_be_asked_for(help_text, setting, values):
+    (line,) = [line for line in help_text.splitlines() if line.startswith(f"  {setting} ")]
+    assert [value for value in values if value not in line] == []
 
 
 def test_help_gives_three_examples_and_imports_no_torch(help_text):
