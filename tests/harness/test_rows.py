@@ -4,6 +4,7 @@ import pytest
 import torch
 from composed import execution, setup
 
+from hardware.real.topology import read_topology
 from harness.errors import UserError
 from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
 from harness.problems.synthetic import sparse_rows
@@ -122,6 +123,22 @@ def test_simulated_workers_visit_the_rows_of_their_node_each_once_an_epoch(monke
 def test_rows_that_cannot_be_moved_are_refused(overrides, words):
     with pytest.raises(UserError, match=words):
         setup(*ROWS, "algorithm=hogwild", "hardware=cpu", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "models"), [("replica_per_worker", ["model of worker 0", "model of worker 1"]), ("shared", [])]
+)
+def test_the_manifest_says_where_private_replicas_and_loaded_rows_lie(sharing, models):
+    if len({core.node for core in read_topology().cores}) > 1:
+        pytest.skip("needs a machine with 1 NUMA node: on others rows are copied")
+    done = run("hardware=cpu", "hardware.num_workers=2", f"algorithm.sharing={sharing}", "algorithm.merge_every=100")
+    placement = done.facts["placement"]
+    assert [name for name in placement if name.startswith("model of")] == models
+    for name in (*models, "rows: indptr", "rows: indices", "rows: values", "rows: labels"):
+        assert placement[name]["policy"] == "first_touch"
+    indices = setup(*ROWS, *ONCE).problem.rows.indices
+    pages = placement["rows: indices"]["pages_by_node"]
+    assert list(pages) == ["0"] and pages["0"] == pytest.approx(indices.nbytes / 4096, abs=2)
 
 
 @pytest.mark.parametrize("data", PER_NODE)
