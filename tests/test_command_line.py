@@ -126,6 +126,22 @@ def test_a_baseline_of_another_problem_is_refused(tmp_path):
     assert "must name a real run: use baseline=auto, got 'simulated'" in other_clock.stderr
 
 
+def test_a_limit_of_file_sizes_is_one_sentence_and_the_run_has_failed(tmp_path):
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.argv = sys.argv[1:]"
+    start = f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path(sys.argv[0], run_name='__main__')"
+    many = [*QUICK, "budget.observations=100", "baseline=none", f"runs_dir={tmp_path}"]
+    run = [sys.executable, "-c", f"import resource, runpy, sys; {limit}; {start}", str(ROOT / "run.py"), *many]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    (summary,) = records(tmp_path)
+    (history,) = tmp_path.rglob("history.jsonl")
+    said = (
+        f"{history} cannot be written (File too large): raise the limit of file sizes (`ulimit -f`), or choose another"
+    )
+    assert done.returncode == 1 and done.stderr == f"error: {said} runs_dir\n"
+    assert (summary["run/status"], summary["run/error"]) == ("failed", f"{said} runs_dir")
+    assert len(history.read_text().splitlines()) > 1 and history.read_text().endswith("\n")
+
+
 def test_virtual_sockets_are_said_marked_and_refused_when_strict(tmp_path):
     if len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) > 1:
         pytest.skip("needs a machine with 1 NUMA node")
