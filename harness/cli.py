@@ -27,6 +27,9 @@ HELP = """\
 twinclock: parallel and distributed training, for real and in virtual time.
 
 {groups}
+Settings of a model that workers share: algorithm=hogwild, and what they apply to of svrg, sgld, ..._descent
+{settings}
+
 Examples
   python run.py algorithm=hogwild hardware=numa2
   python run.py algorithm=all_reduce hardware=sim_ethernet hardware.num_workers=16 problem=digits_mlp
@@ -192,7 +195,9 @@ def _unknown_override(key: str, cause: BaseException | None) -> str:
 
 def help_page(root: Any) -> str:
     """The text of --help: every option of every group with the first comment line of its file."""
-    return HELP.format(groups="\n".join(_group_help(group, root) for group in GROUPS)).replace("$", "$$")
+    groups = "\n".join(_group_help(group, root) for group in GROUPS)
+    settings = [line for file, names in SHARING.items() for line in _settings_help(file, names)]
+    return HELP.format(groups=groups, settings="\n".join(settings)).replace("$", "$$")
 
 
 GROUPS = (
@@ -208,6 +213,16 @@ GROUPS = (
     "experiment",
     "sweep",
 )
+SHARING = {"algorithm/hogwild": ("sharing", "merge", "locking", "layout", "precision"), "data/partitioned": ("order",)}
+
+
+def _settings_help(file: str, names: Sequence[str]) -> Iterator[str]:
+    """The lines of these settings in a file of `conf/`, as they are written on the command line."""
+    for line in (CONF / f"{file}.yaml").read_text(encoding="utf-8").splitlines():
+        name, _, rest = line.partition(": ")
+        if name in names:
+            value, _, comment = rest.partition("  # ")
+            yield f"  {f'{Path(file).parent}.{name}={value}':<30} {comment}"
 
 
 def _group_help(group: str, root: Any) -> str:

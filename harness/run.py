@@ -1,5 +1,6 @@
 """One run: compose, check, find or run what it is compared with, execute, record, show."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,7 +64,12 @@ def _recorded(setup: Setup, info: RunInfo, notices: list[str], directory: Path, 
     record = Record(directory)
     record.start(manifest(info, notices))
     outcome = _compared(setup, info, console)
-    outcome.keep(record)
+    try:
+        outcome.keep(record)
+    except UserError as error:
+        with suppress(UserError):  # what does not fit is said, where that does
+            record.finish(outcome.summary, "failed", str(error))
+        raise
     _index(setup).add(run_key(setup), record)
     return outcome
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from composed import execution, setup
 
+from hardware.real.topology import read_topology
 from harness.data import Partitioned
 from harness.errors import UserError
 from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
@@ -159,6 +160,22 @@ def test_rows_of_a_kernel_that_keeps_them_are_refused_by_the_worker_too():
     done = unchecked.hardware.execute(replace(unchecked, data=Partitioned("permuted")).program(), lambda samples: None)
     assert isinstance(done.failure, UserError)
     assert "those of the kernel dual_coordinate_descent stay where they are" in str(done.failure)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "models"), [("replica_per_worker", ["model of worker 0", "model of worker 1"]), ("shared", [])]
+)
+def test_the_manifest_says_where_private_replicas_and_loaded_rows_lie(sharing, models):
+    if len({core.node for core in read_topology().cores}) > 1:
+        pytest.skip("needs a machine with 1 NUMA node: on others rows are copied")
+    done = run("hardware=cpu", "hardware.num_workers=2", f"algorithm.sharing={sharing}", "algorithm.merge_every=100")
+    placement = done.facts["placement"]
+    assert [name for name in placement if name.startswith("model of")] == models
+    for name in (*models, "rows: indptr", "rows: indices", "rows: values", "rows: labels"):
+        assert placement[name]["policy"] == "first_touch"
+    indices = setup(*ROWS, *ONCE).problem.rows.indices
+    pages = placement["rows: indices"]["pages_by_node"]
+    assert list(pages) == ["0"] and pages["0"] == pytest.approx(indices.nbytes / 4096, abs=2)
 
 
 @pytest.mark.parametrize("data", PER_NODE)
