@@ -1,7 +1,8 @@
 """Locks of simulated updates, compiled: who has them next, and what that costs.
 
-spin lock     who lets go, and all who wait, are equally likely to have it next: a race of nanoseconds for its line
+spin lock     goes to one of those who wait, all equally likely: they look at its line, so that whoever lets go loses it
 mutex         letting go wakes who has waited longest (`wake_s`), who looks again `sleep_s` later
+              either lock: a row comes from memory before its update asks for the lock, while others hold it
 per coord.    one after the other, ascending: whoever waits for one holds those before; two atomic operations each
 round robin   writes in the order of tickets; the next one hears of it when the line has come
 """
@@ -112,7 +113,7 @@ def let_go(workers, rank, lines, locks, costs, update):
     worker, lock = workers[rank], locks.state[0]
     if locks.locking == GLOBAL_SPIN:
         lock.held = 0
-        _race(workers, rank, lines, locks, costs, update)
+        _hand_over(workers, rank, lines, locks, costs, update)
         return
     if locks.locking == ROUND_ROBIN:
         lock.serving += 1
@@ -130,21 +131,14 @@ def _waits(worker):
 
 
 @njit(nogil=True)
-def _race(workers, rank, lines, locks, costs, update):
-    """Give a spin lock to one of those who want it: all who wait, and `rank` itself if it has more to do."""
-    worker, lock = workers[rank], locks.state[0]
-    waiting, apart = 0, 0
+def _hand_over(workers, rank, lines, locks, costs, update):
+    """Give a spin lock to one of those who wait for it, if anybody does."""
+    worker, lock, waiting = workers[rank], locks.state[0], 0
     for other in range(len(workers)):
-        if _waits(workers[other]):
-            waiting += 1
-            apart |= (lines.remote[rank] >> np.uint64(other)) & np.uint64(1)
-    runners = waiting + (worker.position + 1 < worker.count)
-    if waiting == 0 or runners == 0:
+        waiting += _waits(workers[other])
+    if waiting == 0:
         return
-    drawn = np.int64(hashed(update, rank) % np.uint64(runners))
-    if drawn == waiting:  # the line comes back from those who look at it
-        worker.next_s += worker.pace * lines.claim_s[apart]
-        return
+    drawn = np.int64(hashed(update, rank) % np.uint64(waiting))
     for other in range(len(workers)):
         if _waits(workers[other]):
             if drawn == 0:

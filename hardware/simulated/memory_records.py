@@ -30,7 +30,7 @@ WORKER = np.dtype(
         ("first_coordinate", np.uint64),  # of its model, in `written`
         ("position", np.int64),  # in its chunk
         ("count", np.int64),  # samples of its chunk
-        ("row_s", np.float64),  # by which a sample takes longer because of where its row lies
+        ("row_s", np.float64),  # until the row of a sample has come from where it lies
         ("row_nonzero_s", np.float64),  # the same, each of its nonzeros
         ("event", np.int64),  # what its next event is
     ],
@@ -42,7 +42,7 @@ class Costs(NamedTuple):
     """Seconds, and what decides them."""
 
     sample_s: float
-    nonzero_s: float  # of a coordinate
+    nonzero_s: float  # of a coordinate whose row is at hand
     delay_s: float
     atomic_s: float
     wake_s: float
