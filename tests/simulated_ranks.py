@@ -65,6 +65,8 @@ def shared_memory(**settings):
         "lock_s": 0.0,
         "wake_s": 0.0,
         "sleep_s": 0.0,
+        "doze_s": 0.0,
+        "futex_s": 0.0,
         "pin_policy": "spread",
         "memory_policy": "first_touch",
         "local_bytes_per_s": 1e10,

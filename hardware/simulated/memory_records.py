@@ -13,6 +13,7 @@ WORKER = np.dtype(
         ("next_s", np.float64),  # virtual time of its next event, inf without a chunk or while it waits for a lock
         ("finish_s", np.float64),  # when its last chunk ended
         ("since_s", np.float64),  # since when it waits for a lock, inf if it does not
+        ("looked_s", np.float64),  # when it last found the lock held
         ("waited_s", np.float64),  # for locks, in its chunk
         ("learning_rate", np.float64),
         ("pace", np.float64),  # virtual seconds of a second's work
@@ -47,6 +48,8 @@ class Costs(NamedTuple):
     atomic_s: float
     wake_s: float
     sleep_s: float
+    doze_s: float
+    futex_s: float
     lock_s: float
     line_shift: np.uint64  # log2 of the parameters in a line
     block: np.uint64  # parameters in a coordinate

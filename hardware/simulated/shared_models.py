@@ -223,6 +223,8 @@ class SharedModels:
             atomic_s=float(memory.atomic_s),
             wake_s=float(memory.wake_s),
             sleep_s=float(memory.sleep_s),
+            doze_s=float(memory.doze_s),
+            futex_s=float(memory.futex_s),
             lock_s=float(memory.lock_s),
             line_shift=np.uint64((memory.line_bytes // number.itemsize).bit_length() - 1),
             block=np.uint64(kernel.block),

@@ -32,6 +32,8 @@ NUMA = shared_memory(
     atomic_s=7e-9,
     wake_s=1e-6,
     sleep_s=5e-6,
+    doze_s=2e-7,
+    futex_s=4e-7,
 )
 COUNT, FEATURES, L2, TEMPERATURE = 40, 6, 0.2, 0.7
 CHUNK = 50  # updates between two looks at the weights

@@ -34,6 +34,8 @@ NUMA = shared_memory(
     atomic_s=7e-9,
     wake_s=1e-6,
     sleep_s=5e-6,
+    doze_s=2e-7,
+    futex_s=4e-7,
 )
 ROWS = ["problem=logistic_regression", "problem.synthetic_samples=2000", "problem.synthetic_features=500"]
 ONCE = ["budget.epochs=2", "budget.observations=2", "tracking=none", "problem.dtype=float64"]

@@ -199,6 +199,25 @@ def test_under_one_lock_rows_come_while_others_hold_it():
     assert run_s(2, 0.75) == pytest.approx(600 * at_hand_s + (whole_s - at_hand_s))
 
 
+def test_a_mutex_wakes_nobody_who_is_not_asleep_yet():
+    """Both want it at once; 10 updates of 1 ns each, whose worker lets go before the other one is asleep, or after."""
+    kernel = rows(10, 1, 1)
+
+    def run_s(doze_s, **costs):
+        def body(worker):
+            words = worker.shared("locks", lock_words("global_mutex", 1))
+            samples = torch.arange(10 if worker.rank == 0 else 1, dtype=torch.int32)
+            worker.run(kernel, worker.shared("model", torch.zeros(1)), samples, 1e-3, Access("global_mutex", words))
+            return worker.clock.now()
+
+        return results(body, 2, memory=shared_memory(sockets=1, doze_s=doze_s, **costs), compute=COMPUTE)
+
+    awake = run_s(2e-9, futex_s=1e-6, wake_s=1.0, sleep_s=1.0)
+    assert max(awake) < 1e-4 and min(awake) >= 1e-6
+    asleep = run_s(0.5e-9, futex_s=100.0, wake_s=1.0, sleep_s=1.0)
+    assert 2.0 < max(asleep) < 10.0
+
+
 def test_a_lock_costs_its_own_time_when_nobody_else_wants_it():
     kernel = rows(100, 1, 16)
 

@@ -29,6 +29,8 @@ NUMA = shared_memory(
     atomic_s=7e-9,
     wake_s=1e-6,
     sleep_s=5e-6,
+    doze_s=2e-7,
+    futex_s=4e-7,
 )
 FREE = replace(NUMA, **{f"{name}_s": 0.0 for name in ("same_socket", "cross_socket", "local_memory", "remote_memory")})
 ROWS = [[0, 1, 2], [0, 30], [1, 2, 3, 31], [40]]  # of 64 coordinates, some of them on one line
