@@ -33,7 +33,7 @@ ROUNDS = 60
 REPETITIONS = 7  # of all but memory
 MEMORY_BYTES = 1 << 30  # more than the caches that a core has for itself
 HELD_NS = 100_000  # a mutex on which another core is to sleep
-DOZE_NS = 1_000  # a mutex for so long at most, on which another core is about to
+DOZE_NS, DOZE_ROUNDS = 1_000, 240  # a mutex for so long at most, on which another core is about to
 ALLOCATIONS = 24  # of memory in which lines are timed that a cache does not hold: which ones, depends on its pages
 NUMBERS_PER_LINE = 16  # float32
 Pair = tuple[int, int]  # CPUs
@@ -183,7 +183,7 @@ def mutex(cpus: Pair) -> tuple[float, float, float, float]:
     gone, had = handed_over(cpus, np.full(ROUNDS, HELD_NS))
     wake_ns = float(np.median(gone[:, 1] - gone[:, 0]))
     sleep_ns = max(0.0, float(np.median(had[:, 1] - gone[:, 1])))
-    gone, had = handed_over(cpus, np.linspace(0, DOZE_NS, 4 * ROUNDS, dtype=np.int64))
+    gone, had = handed_over(cpus, np.linspace(0, DOZE_NS, DOZE_ROUNDS, dtype=np.int64))
     waited_ns, left_ns = gone[:, 0] - had[:, 0], gone[:, 1] - gone[:, 0]
     asked, asleep = waited_ns > 0, left_ns > wake_ns / 2
     if not (asked & ~asleep).any():
