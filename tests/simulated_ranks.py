@@ -65,6 +65,8 @@ def shared_memory(**settings):
         "lock_s": 0.0,
         "wake_s": 0.0,
         "sleep_s": 0.0,
+        "doze_s": 0.0,
+        "futex_s": 0.0,
         "pin_policy": "spread",
         "memory_policy": "first_touch",
         "local_bytes_per_s": 1e10,
@@ -111,5 +113,5 @@ NUMA = shared_memory(
     remote_memory_s=140e-9,
     outstanding_misses=4,
 )
-NUMA_WITH_LOCKS = replace(NUMA, atomic_s=7e-9, wake_s=1e-6, sleep_s=5e-6)
+NUMA_WITH_LOCKS = replace(NUMA, atomic_s=7e-9, wake_s=1e-6, sleep_s=5e-6, doze_s=2e-7, futex_s=4e-7)
 KERNELS_ALONE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)  # operators are free
