@@ -68,6 +68,14 @@ class Algorithm(ABC):
         """Do one server's whole work: `worker.rank` is num_workers or more."""
         raise NotImplementedError(f"{type(self).__name__}.servers() asks for servers, and it has no method `serve`")
 
+    def constants(self, num_workers: int) -> dict[str, float]:
+        """What is known beforehand of a run on so many workers, by key of docs/metrics.md, for its summary.
+
+        Raises:
+            UserError: if there cannot be so many with these settings.
+        """
+        return {}
+
     def check(self, problem: Problem) -> None:  # noqa: B027 - most can do any problem
         """Refuse a problem that cannot be done with these settings.
 
