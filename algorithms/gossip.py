@@ -27,9 +27,8 @@ import torch
 
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
-from algorithms.mixing import Exchange, Mixing, spectral_gap
+from algorithms.mixing import Exchange, Mixing, require_doubly_stochastic, spectral_gap
 from algorithms.optimizers import Descent, Optimizer
-from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -118,13 +117,3 @@ class StochasticGradientPush(Algorithm):
             torch.div(total, weight, out=ratio)
             gradient.zero_()
             worker.observe(ratio, samples=len(batch))
-
-
-def require_doubly_stochastic(mixing: Mixing, num_workers: int) -> None:
-    """Refuse weights whose rows do not sum to 1.
-
-    Raises:
-        UserError: naming what would work.
-    """
-    rule = f"must be metropolis on this graph of {num_workers} workers, or use algorithm=stochastic_gradient_push"
-    require(mixing.is_doubly_stochastic(num_workers), "algorithm.mixing.weighting", rule, mixing.weighting)

@@ -89,6 +89,16 @@ def spectral_gap(matrices: Sequence[np.ndarray]) -> float:
     return float(1 - second ** (1 / len(matrices)))
 
 
+def require_doubly_stochastic(mixing: Mixing, num_workers: int) -> None:
+    """Refuse weights whose rows do not sum to 1.
+
+    Raises:
+        UserError: naming what would work.
+    """
+    rule = f"must be metropolis on this graph of {num_workers} workers, or use algorithm=stochastic_gradient_push"
+    require(mixing.is_doubly_stochastic(num_workers), "algorithm.mixing.weighting", rule, mixing.weighting)
+
+
 class Exchange:
     """One step of averaging, under way as soon as it is made.
 

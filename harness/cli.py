@@ -183,6 +183,7 @@ GROUPS = (
     "algorithm",
     "algorithm/optimizer",
     "algorithm/mixing",
+    "algorithm/compression",
     "hardware",
     "hardware/compute",
     "hardware/memory",
