@@ -77,6 +77,14 @@ class Algorithm(ABC):
             UserError: naming the field, the value and what would work.
         """
 
+    def constants(self, num_workers: int) -> dict[str, float]:
+        """What is known beforehand of a run on so many workers, by key of docs/metrics.md, for its summary.
+
+        Raises:
+            UserError: if there cannot be so many with these settings.
+        """
+        return {}
+
     def check(self, problem: Problem) -> None:  # noqa: B027 - most can do any problem
         """Refuse a problem that cannot be done with these settings.
 

@@ -203,6 +203,8 @@ def help_page(root: Any) -> str:
 GROUPS = (
     "algorithm",
     "algorithm/optimizer",
+    "algorithm/mixing",
+    "algorithm/compression",
     "hardware",
     "hardware/compute",
     "hardware/memory",

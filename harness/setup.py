@@ -228,6 +228,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     offered, used = setup.hardware.workers_offered, setup.num_workers
     if used < offered and setup.hardware.num_workers is not None:
         notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
+    setup.algorithm.constants(used)
     setup = setup.with_workers(used)
     return setup, [*notices, *setup.machine.check()]
 

@@ -88,6 +88,7 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     summary = summarise(execution, rows, problem.num_samples, setup.num_workers, setup.settings.target.loss)
     if setup.algorithm.servers():
         summary["run/num_servers"] = setup.algorithm.servers()
+    summary |= setup.algorithm.constants(setup.num_workers)
     failure = execution.failure or _silence(execution) or _divergence(observations, evaluations, problem.num_samples)
     summary |= _stamp(info, execution.tags)
     decided = [] if setup.algorithm.needs_shared_memory else execution.interleavings

@@ -8,7 +8,7 @@ import torch
 from composed import options, setup
 
 from harness.errors import UserError
-from harness.trial import evaluate
+from harness.trial import averaged, evaluate
 
 CONVEX = ["problem=least_squares", "problem.samples=250", "problem.features=10", "problem.condition=10.0"]
 SHORT = ["problem.dtype=float64", "budget.epochs=20", "budget.observations=4", "tracking=none"]
@@ -41,7 +41,8 @@ def run(algorithm, hardware, workers):
 
 
 def losses(composed, execution):
-    return [values["train/loss"] for values in evaluate(composed.problem, 0, execution.observations)]
+    observations, _ = averaged(execution.observations, composed.num_workers)
+    return [values["train/loss"] for values in evaluate(composed.problem, 0, observations)]
 
 
 @pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)
