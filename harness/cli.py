@@ -182,6 +182,7 @@ def help_page(root: Any) -> str:
 GROUPS = (
     "algorithm",
     "algorithm/optimizer",
+    "algorithm/partition",
     "hardware",
     "hardware/compute",
     "hardware/memory",
