@@ -205,6 +205,7 @@ GROUPS = (
     "algorithm/optimizer",
     "algorithm/mixing",
     "algorithm/compression",
+    "algorithm/partition",
     "hardware",
     "hardware/compute",
     "hardware/memory",

@@ -341,8 +341,9 @@ def _with_parts(path: Path, group: str) -> DictConfig:
     node = cast(DictConfig, OmegaConf.load(path))
     for part in node.pop("defaults", []):
         for name, option in part.items() if isinstance(part, DictConfig) else ():
-            files = option_files(HydraConfig.get().runtime.config_sources, f"{group}/{name!s}")
-            node[name] = next((OmegaConf.load(file) for file in files if file.stem == option), None)
+            part_group, _, place = str(name).partition("@")  # such as "optimizer@outer"
+            files = option_files(HydraConfig.get().runtime.config_sources, f"{group}/{part_group}")
+            node[place or part_group] = next((OmegaConf.load(file) for file in files if file.stem == option), None)
     return node
 
 

@@ -192,6 +192,7 @@ class Worker:
         seed: of the run; equal on every worker.
         device: where its model lives.
         generator: random numbers of this worker alone, from (seed, rank).
+        budget: global samples to process; `batches` keeps to it.
         epoch: of the last batch dealt, from 0.
         position: of the last batch dealt by `epochs`: where in its epoch it begins, from 0.
     """
@@ -205,7 +206,7 @@ class Worker:
         self.generator = torch.Generator().manual_seed(program.seed * 1_000_003 + place.rank)
         self._place = place
         self._synchronous, self._decentralised = program.algorithm.synchronous, program.algorithm.decentralised
-        self._budget = program.budget_samples
+        self.budget = program.budget_samples
         self._milestones = program.milestones
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
@@ -283,10 +284,20 @@ class Worker:
         for epoch, group in groupby(self._dealer.epochs(problem.num_samples, batch_size), key=itemgetter(0)):
             yield epoch, of_epoch(epoch, group)
 
+    def batches_of(self, samples: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+        """Cut samples that the algorithm has chosen itself, whatever budget and data policy say, into batches.
+
+        Yields:
+            parts of `samples`, shape (<= batch_size,).
+        """
+        for batch in samples.split(batch_size):
+            self._place.dealt(len(batch))
+            yield batch
+
     @property
     def chunk_size(self) -> int:
         """Samples to take at a time where each is an update: few enough to observe in time and to share the budget."""
-        return max(1, min(MAX_CHUNK, self._milestones[0], self._budget // (8 * self.num_workers)))
+        return max(1, min(MAX_CHUNK, self._milestones[0], self.budget // (8 * self.num_workers)))
 
     def shared(self, name: str, tensor: torch.Tensor, node: int | None = None) -> torch.Tensor:
         """One tensor seen by all workers, initialised from rank 0's `tensor` (needs shared memory).

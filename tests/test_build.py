@@ -20,6 +20,7 @@ SUBGROUPS = (
     "algorithm/optimizer",
     "algorithm/mixing",
     "algorithm/compression",
+    "algorithm/partition",
     "hardware/compute",
     "hardware/memory",
     "hardware/protocol",

@@ -14,7 +14,7 @@ COMMANDS = re.findall(r"^python run.py ([^#\n]+)", README, re.M)
 
 
 def test_own_algorithm_is_thirty_lines():
-    assert 0 < len(FILES["my_study/local_sgd.py"].splitlines()) <= 32
+    assert 0 < len(FILES["my_study/my_local_sgd.py"].splitlines()) <= 32
 
 
 @pytest.mark.parametrize("hardware", ["sim_ethernet", "cpu"])
@@ -26,7 +26,7 @@ def test_own_algorithm_runs_from_its_own_folder(tmp_path, hardware):
     arguments = shlex.split(line.replace("my_study", str(tmp_path / "my_study")))
     outcome = command(*arguments, "tracking=files", runs_dir=tmp_path / "runs")
     assert outcome.returncode == 0, outcome.stderr
-    assert "local_sgd" in outcome.stdout and "speedup" in outcome.stdout
+    assert "my_local_sgd" in outcome.stdout and "speedup" in outcome.stdout
 
 
 def labels(text):

@@ -91,6 +91,11 @@ class Problem(ABC):
         """`train/loss`, the objective over all training data; `eval/*` where there is test data."""
 
     @cached_property
+    def labels(self) -> torch.Tensor | None:
+        """Of every training sample, shape (samples,), by which federated clients may differ; or None."""
+        return None
+
+    @cached_property
     def kernel(self) -> Kernel | None:
         """The native per-sample SGD kernel on the flat model, or None where the problem has none."""
         return None

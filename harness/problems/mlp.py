@@ -48,6 +48,11 @@ class DigitsMLP(Problem):
         return images[held_out:], classes[held_out:]
 
     @cached_property
+    def labels(self) -> torch.Tensor:
+        """Classes, int64, shape (samples,)."""
+        return self.train[1]
+
+    @cached_property
     def test(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Like `train`."""
         images, classes, held_out = self._digits

@@ -1,0 +1,90 @@
+"""Elastic averaging SGD (Zhang, Choromanska and LeCun, NIPS 2015, Algorithm 1, asynchronous).
+
+    worker i:  every `period` of its steps:  x <- x_i;  x_i <- x_i - alpha (x - c);  c <- c + alpha (x - c)
+               x_i <- step along the gradient at x
+
+Springs of strength alpha = beta / P (section 3) hold the workers' models x_i at the centre c, a server's, which is the
+run's model. With a momentum optimiser it is EAMSGD (section 4). A worker that leaves draws at the centre once more,
+so that what it has learnt since its last exchange is not lost.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+
+from algorithms.base import Algorithm
+from algorithms.flat import flat_parameters, flatten_
+from algorithms.optimizers import Descent, Optimizer
+from harness.errors import require
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+
+@dataclass(frozen=True)
+class ElasticAveraging(Algorithm):
+    """Workers explore, on springs around a centre.
+
+    Args:
+        period: steps of a worker between two exchanges with the centre, tau, >= 1.
+        elasticity: beta; a spring moves both its ends by beta / P of their distance, in (0, 1].
+        optimizer: of every worker's own steps.
+    """
+
+    synchronous: ClassVar[bool] = False
+    is_sgd: ClassVar[bool] = False
+
+    period: int
+    elasticity: float
+    optimizer: Optimizer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.period >= 1, "algorithm.period", "must be >= 1", self.period)
+        require(0 < self.elasticity <= 1, "algorithm.elasticity", "must be in (0, 1]", self.elasticity)
+
+    def servers(self) -> int:
+        """The centre."""
+        return 1
+
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """Descend, and draw at the centre now and then."""
+        weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))
+        descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
+        centre, pull = worker.num_workers, torch.zeros_like(weights)
+        steps = samples = 0
+        for batch in worker.batches(problem, self.batch_size):
+            exchange = None
+            if steps % self.period == 0:  # under way while the gradient is computed, which is at x
+                dist.send(_message(weights, samples, leaves=False), centre)
+                exchange, samples = dist.irecv(pull, centre), 0
+            problem.loss(model, batch).backward()
+            if exchange is not None:
+                exchange.wait()
+                weights -= pull
+            descent.step()
+            gradient.zero_()
+            steps, samples = steps + 1, samples + len(batch)
+        dist.send(_message(weights, samples, leaves=True), centre)
+
+    def serve(self, worker: Worker, problem: Problem) -> None:
+        """Be the centre until all workers have left, and count their samples as they are heard of."""
+        centre = flat_parameters(problem.build_model(worker.device, worker.seed))
+        message = _message(centre, 0, leaves=False)
+        present = worker.num_workers
+        while present:
+            source = worker.receive(message)
+            pull = (message[:-2] - centre) * (self.elasticity / worker.num_workers)
+            centre += pull
+            samples, leaves = int(message[-2]), bool(message[-1])
+            worker.observe(centre, samples)
+            if leaves:
+                present -= 1
+            else:
+                dist.send(pull, source)
+
+
+def _message(weights: torch.Tensor, samples: int, leaves: bool) -> torch.Tensor:
+    """What the centre hears: weights, samples since the last message, whether it is the last one."""
+    return torch.cat([weights, weights.new_tensor([samples, leaves])])

@@ -1,0 +1,120 @@
+"""Local SGD: every worker descends alone, and models are averaged now and then (Stich, ICLR 2019, Algorithm 1).
+
+    worker i:  loop H times:  w_i <- step of the inner optimiser along its own gradient
+               change <- mean over workers of (x - w_i)
+               x <- step of the outer optimiser along change;  w_i <- x
+
+That is DiLoCo (Douillard et al., arXiv:2311.08105, Algorithm 1: AdamW inside, Nesterov outside; the inner schedule of
+steps is left out). Plain outer steps of learning rate 1 make it the average of models, and one period H the rule:
+
+    post-local  H = 1 until an epoch, from then on `period` (Lin et al., ICLR 2020, section 3)
+    growing     H = period + growth * (rounds so far) (Spiridonoff et al., NeurIPS 2021, section 4)
+    hierarchical  only groups of workers average at the end of a round, all of them at every `group_rounds`-th (Lin et
+                al., ICLR 2020, appendix on hierarchical local SGD)
+
+With H = 1 and plain or heavy-ball steps inside it is `all_reduce`: both are linear in the gradients.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+
+from algorithms.base import Algorithm
+from algorithms.flat import flatten_
+from algorithms.optimizers import Descent, Optimizer
+from harness.errors import require
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+
+@dataclass(frozen=True)
+class LocalSGD(Algorithm):
+    """Average the models of all workers after every `period` steps.
+
+    Args:
+        period: steps of a worker between two averages, H, >= 1.
+        growth: steps by which every period is longer than the one before, >= 0.
+        all_reduce_epochs: epochs in which every step is averaged, before periods count, >= 0.
+        group_size: workers that average among themselves, with neighbouring ranks, the last group being what is left;
+            1 for no groups.
+        group_rounds: averages in groups before one of all, that one included, >= 1; of no effect without groups.
+        optimizer: of every worker's own steps.
+        outer: what makes a step of the average change.
+        outer_learning_rate: of that step, > 0; 1 for the average where `outer` is plain.
+    """
+
+    synchronous: ClassVar[bool] = True
+    decentralised: ClassVar[bool] = True
+
+    period: int
+    growth: int
+    all_reduce_epochs: float
+    group_size: int
+    group_rounds: int
+    optimizer: Optimizer
+    outer: Optimizer
+    outer_learning_rate: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("period", 1), ("growth", 0), ("all_reduce_epochs", 0), ("group_size", 1)):
+            require(getattr(self, name) >= least, f"algorithm.{name}", f"must be >= {least}", getattr(self, name))
+        require(self.group_rounds >= 1, "algorithm.group_rounds", "must be >= 1", self.group_rounds)
+        rate = self.outer_learning_rate
+        require(rate > 0, "algorithm.outer_learning_rate", "must be > 0", rate)
+
+    @property
+    def is_sgd(self) -> bool:  # type: ignore[override]
+        """Where outer steps are averages."""
+        return self.outer.is_plain and self.outer_learning_rate == 1
+
+    def steps(self, rounds: int, epoch: float) -> int:
+        """H of the next round.
+
+        Args:
+            rounds: so far, without those of `all_reduce_epochs`.
+            epoch: global samples processed / size of the training set.
+        """
+        return 1 if epoch < self.all_reduce_epochs else self.period + self.growth * rounds
+
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """Descend alone, and meet the others at the end of every round."""
+        model = problem.build_model(worker.device, worker.seed)
+        weights, gradient = flatten_(model)
+        inner = Descent(self.optimizer, weights, gradient, self.learning_rate)
+        common, change = weights.clone(), torch.zeros_like(weights)
+        outer = Descent(self.outer, common, change, self.outer_learning_rate)
+        group = self._group(worker)
+        epoch, rounds, local_steps = 0.0, 0, 0
+        for batch in worker.batches(problem, self.batch_size):
+            problem.loss(model, batch).backward()
+            inner.step()
+            gradient.zero_()
+            local_steps += 1
+            if local_steps == self.steps(rounds, epoch):
+                local_steps, rounds = 0, rounds + (epoch >= self.all_reduce_epochs)
+                if group is None or rounds % self.group_rounds == 0:
+                    torch.sub(common, weights, out=change)
+                    _average(change)
+                    outer.step()
+                    weights.copy_(common)
+                else:
+                    _average(weights, group)
+            epoch += len(batch) * worker.num_workers / problem.num_samples
+            worker.observe(weights, len(batch))
+
+    def _group(self, worker: Worker) -> dist.ProcessGroup | None:
+        """The worker's own; None without groups. All workers make all groups."""
+        if self.group_size == 1:
+            return None
+        ranks = list(range(worker.num_workers))
+        groups = [dist.new_group(ranks[first : first + self.group_size]) for first in ranks[:: self.group_size]]
+        return groups[worker.rank // self.group_size]
+
+
+def _average(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> None:
+    """Over the workers of a group, or all."""
+    dist.all_reduce(tensor, group=group)
+    tensor /= dist.get_world_size(group)

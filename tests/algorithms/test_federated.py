@@ -1,0 +1,142 @@
+"""Federated rounds: against all-reduce, whoever plays the clients, and where their data differ."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from composed import execution, setup
+
+MLP = ["problem=digits_mlp", "problem.dtype=float64"]
+SQUARES = ["problem=least_squares", "problem.dtype=float64", "problem.samples=240", "problem.features=4"]
+SQUARES += ["problem.condition=4.0", "problem.noise=1.0"]
+SHORT = ["algorithm=federated", "tracking=none", "budget.observations=1", "algorithm.learning_rate=0.1"]
+ALL = ["algorithm.participation=1", "algorithm.local_epochs=1"]
+EXACT = {"rtol": 1e-12, "atol": 1e-13}  # sums in another order; measured differences are below 1e-14
+
+
+def run(*overrides):
+    done = execution(*SHORT, *overrides)
+    assert done.failure is None
+    return done
+
+
+def final(*overrides):
+    return run(*overrides).observations[-1].parameters
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "sim_ethernet"])
+def test_a_client_per_worker_and_one_local_step_are_all_reduce(hardware):
+    whole = [*SQUARES, f"hardware={hardware}", "hardware.num_workers=2", "budget.epochs=5", "algorithm.batch_size=120"]
+    federated = final(*whole, *ALL, "algorithm.num_clients=2")
+    all_reduce = execution("algorithm=all_reduce", *SHORT[1:], *whole).observations[-1].parameters
+    torch.testing.assert_close(federated, all_reduce, **EXACT)
+
+
+@pytest.mark.parametrize(
+    "method", [[], ["algorithm.control_variates=true"], ["algorithm/optimizer@algorithm.server=adam"]]
+)
+def test_weights_do_not_depend_on_the_number_of_workers(method):
+    chosen = [*MLP, *method, "budget.epochs=2", "algorithm.num_clients=20", "algorithm.dropout=0.3"]
+    chosen += ["algorithm/partition=dirichlet", "hardware=sim_ethernet", "algorithm.server_learning_rate=0.5"]
+    alone, several = (run(*chosen, f"hardware.num_workers={workers}") for workers in (1, 3))
+    assert alone.observations[-1].samples == several.observations[-1].samples == 2 * setup(*MLP).problem.num_samples
+    torch.testing.assert_close(
+        several.observations[-1].parameters, alone.observations[-1].parameters, rtol=1e-9, atol=1e-12
+    )
+
+
+def test_control_variates_remove_the_drift_of_clients_whose_data_differ():
+    chosen = [*SQUARES, *ALL, "algorithm.num_clients=6", "algorithm/partition=by_label", "algorithm.partition.shards=1"]
+    chosen += ["algorithm.local_epochs=10", "algorithm.batch_size=40", "budget.epochs=1000", "hardware=sim_ethernet"]
+    optimum = setup(*SQUARES).problem.optimum
+    drift = torch.linalg.vector_norm(final(*chosen) - optimum)
+    corrected = torch.linalg.vector_norm(final(*chosen, "algorithm.control_variates=true") - optimum)
+    assert drift > 1e-3 and corrected < 1e-6
+
+
+def test_a_proximal_term_holds_clients_near_the_common_model():
+    chosen = [*SQUARES, *ALL, "algorithm.num_clients=6", "algorithm.local_epochs=10", "hardware=sim_ethernet"]
+    chosen += ["budget.epochs=10", "algorithm.batch_size=40"]  # one round
+    free, held = (torch.linalg.vector_norm(final(*chosen, f"algorithm.proximal={mu}")) for mu in (0, 5))
+    assert held < 0.5 * free
+
+
+def test_one_round_is_fedavg_written_by_hand():
+    chosen = [*SQUARES, *ALL, "algorithm.num_clients=3", "algorithm/partition=by_label", "algorithm.batch_size=80"]
+    composed = setup(*SHORT, *chosen, "budget.epochs=2", "algorithm.local_epochs=2")
+    problem = composed.problem
+    models = []
+    for samples in composed.algorithm.partition.split(problem, 3, seed=0):
+        matrix, labels = problem.matrix[samples], problem.labels[samples]
+        weights = torch.zeros(4, dtype=torch.float64)
+        for _ in range(2):
+            weights = weights - 0.1 * matrix.T @ (matrix @ weights - labels) / len(labels)
+        models.append(weights)
+    done = final(*chosen, "budget.epochs=2", "algorithm.local_epochs=2", "hardware=sim_ethernet")
+    torch.testing.assert_close(done, torch.stack(models).mean(dim=0), **EXACT)
+
+
+def test_a_thousand_clients():
+    done = run(*MLP, "algorithm.num_clients=1000", "budget.epochs=0.5", "hardware=sim_ethernet")
+    assert done.observations[-1].samples == round(0.5 * setup(*MLP).problem.num_samples)
+
+
+def test_rounds_are_seeded_and_sample_everybody_alike():
+    algorithm = setup(*SHORT, *MLP, "algorithm.num_clients=20", "algorithm.participation=0.25").algorithm
+    rounds = list(islice(algorithm.rounds(seed=1), 2000))
+    assert rounds[:9] == list(islice(algorithm.rounds(seed=1), 9)) != list(islice(algorithm.rounds(seed=2), 9))
+    assert all(len(set(clients)) == 5 for clients in rounds)
+    counts = np.bincount(np.concatenate(rounds), minlength=20)  # of 2,000 draws with probability 1/4
+    assert abs(counts - 500).max() < 5 * (2000 * 0.25 * 0.75) ** 0.5  # five standard deviations
+
+
+def test_dropout_takes_its_share_and_leaves_somebody():
+    algorithm = setup(*SHORT, *MLP, "algorithm.num_clients=10", "algorithm.participation=1", "algorithm.dropout=0.7")
+    sizes = [len(clients) for clients in islice(algorithm.algorithm.rounds(seed=0), 1000)]
+    assert min(sizes) == 1
+    assert abs(np.mean(sizes) - 3) < 0.3  # the mean of 1,000 binomials, sd 0.046, and the rule that one stays, +0.03
+
+
+@pytest.mark.parametrize("partition", ["iid", "by_label", "dirichlet"])
+def test_every_sample_has_one_client(partition):
+    composed = setup(*SHORT, *MLP, f"algorithm/partition={partition}")
+    parts = composed.algorithm.partition.split(composed.problem, 100, seed=3)
+    assert len(parts) == 100
+    assert sorted(np.concatenate(parts).tolist()) == list(range(composed.problem.num_samples))
+
+
+def test_partitions_differ_in_how_many_labels_a_client_has():
+    def labels(*partition):
+        composed = setup(*SHORT, *MLP, *partition)
+        parts = composed.algorithm.partition.split(composed.problem, 10, seed=0)
+        return np.mean([len(composed.problem.labels[torch.from_numpy(part).long()].unique()) for part in parts])
+
+    assert labels() == 10
+    assert labels("algorithm/partition=by_label") <= 4  # two shards, each of two labels at most
+    alphas = [
+        labels("algorithm/partition=dirichlet", f"algorithm.partition.alpha={alpha}") for alpha in (0.02, 0.2, 50)
+    ]
+    assert alphas[0] < alphas[1] < alphas[2] == 10
+
+
+def test_refuses_labels_where_there_are_none():
+    problem = ["problem=matrix_completion", "problem.synthetic_ratings=2000"]
+    with pytest.raises(ValueError, match=r"algorithm/partition=by_label needs a label of every sample, which"):
+        setup(*SHORT, *problem, "algorithm/partition=by_label")
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("algorithm.num_clients=5000", r"algorithm\.num_clients must be at most the 1438 samples"),
+        ("algorithm.participation=0", r"algorithm\.participation must be in \(0, 1\]"),
+        ("algorithm.dropout=1", r"algorithm\.dropout must be in \[0, 1\)"),
+        ("algorithm.partition.alpha=0", r"algorithm\.partition\.alpha must be > 0"),
+        ("algorithm/optimizer=adam", r"algorithm\.control_variates must be false unless"),
+    ],
+)
+def test_refuses_what_cannot_be(override, rule):
+    chosen = ["algorithm/partition=dirichlet", "algorithm.control_variates=true"]
+    with pytest.raises(ValueError, match=rule):
+        setup(*SHORT, *MLP, *chosen, override)
