@@ -51,11 +51,13 @@ class Kernel(ABC):
         name: of the algorithm that runs it.
         relative_cost: time of a parameter at hand, in nonzeros of `SparseLinearKernel`
             (experiments/benchmarks/relative_costs.py).
+        relative_sample_cost: by which a sample takes longer than one of that kernel, in its nonzeros.
         block: parameters, contiguous, that a coordinate stands for.
     """
 
     name: ClassVar[str]
     relative_cost: float = 1.0
+    relative_sample_cost: float = 0.0
     block: int = 1
 
     @property

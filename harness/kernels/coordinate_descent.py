@@ -54,10 +54,11 @@ class DualKernel(OnRows):
     """
 
     name: ClassVar[str] = "dual_coordinate_descent"
+    relative_cost = 1.1
 
     def __init__(self, linear: SparseLinearKernel, dual: torch.Tensor) -> None:
         self.linear, self.rows, self.dual = linear, linear.rows, dual
-        self.relative_cost = 2.2 if linear.loss_code == LOGISTIC else 1.1  # the root costs as much as 80 nonzeros
+        self.relative_sample_cost = 60.0 if linear.loss_code == LOGISTIC else 0.0  # Newton steps to a root
 
     def native(self) -> "_Dual":
         """Views of the rows and of the dual variables."""

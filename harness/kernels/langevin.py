@@ -32,7 +32,7 @@ class LangevinKernel(OnRows):
     """
 
     name: ClassVar[str] = "sgld"
-    relative_cost = 15.0  # a logarithm and a cosine for each
+    relative_cost = 9.6  # a logarithm and a cosine for each
 
     def __init__(self, linear: SparseLinearKernel, temperature: float) -> None:
         self.linear, self.rows = linear, linear.rows
