@@ -56,7 +56,7 @@ def test_a_real_run_is_repeated_in_virtual_time():
     program = replace(composed.program(), replay=real.interleavings)
     repeated = composed.machine.execute(program, lambda samples: None)
     torch.testing.assert_close(final_models(repeated), final_models(real), rtol=1e-12, atol=1e-13)
-    assert repeated.interleavings == real.interleavings
+    assert [each.turns for each in repeated.interleavings] == [each.turns for each in real.interleavings]
 
 
 def final_models(done):
