@@ -1,18 +1,20 @@
 """AD-PSGD: gossip in pairs, without waiting for anyone who computes (Lian et al., ICML 2018, Algorithm 1).
 
-    worker i:          g <- gradient at w_i, while w_i is averaged with that of a neighbour j drawn at random
+    active worker i:   g <- gradient at w_i, while w_i is averaged with that of a passive neighbour j drawn at random
                        w_i <- w_i - eta g
-    activity of j:     whoever sends its w_i gets w_j, and w_j moves half of the way to w_i
+    passive worker j:  g <- gradient at w_j;  w_j <- w_j - eta g
+    activity of j:     whoever sends its w_i gets w_j, and w_j becomes the average of both
 
-Both sides move by half of the difference between what was sent and what was answered, whatever else has happened to
-w_i in between: so a pair keeps its sum, as the paper's atomic averaging does, and no graph can deadlock: it need not be
-bipartite. A gradient is of the model as it was sent, which is that after the worker's last step. Those who have done
-their part go on answering to the end.
+As in the paper an edge joins an active and a passive worker (its section 3.3), so that nobody waits in a circle and a
+pair is averaged at once. Edges within a side are left out of the graph: sides are odd and even ranks, or, where that
+would cut it, odd and even distances from rank 0. Gradients are of the model as the worker knew it after its last step.
+Passive workers that have done their part go on answering until all active ones have.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -57,7 +59,6 @@ class ADPSGD(Algorithm):
         known, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))
         pair = Averager(worker, known.clone(), self.mixing)
         descent = Descent(self.optimizer, pair.weights, gradient, self.learning_rate)
-        worker.observe(known, samples=0, updates=0)  # others may be so fast that nothing is left to do here
         for batch in worker.batches(problem, self.batch_size):
             pair.ask(known)
             problem.loss(model, batch).backward()
@@ -68,13 +69,12 @@ class ADPSGD(Algorithm):
                 known.copy_(pair.weights)
             gradient.zero_()
             worker.observe(known, samples=len(batch))
-        with worker.turn():
-            known.copy_(pair.weights)
+        worker.observe(known, samples=0, updates=0)  # others may have been so fast that nothing was left to do here
         pair.leave()
 
 
 class Averager:
-    """One worker's model, and its averaging with the neighbours, on either side.
+    """One worker's model, and its averaging with neighbours on the other side.
 
     Args:
         weights: of this worker, shape (parameters,).
@@ -86,19 +86,22 @@ class Averager:
 
     def __init__(self, worker: Worker, weights: torch.Tensor, mixing: Mixing) -> None:
         self.weights, self._worker = weights, worker
-        (row,) = mixing.rows(worker.num_workers, worker.rank)
-        self._neighbours = list(row.receives)
-        self._chances = torch.tensor(list(row.receives.values()))
+        (matrix,) = mixing.matrices(worker.num_workers)
+        side = sides(matrix)
+        others = [int(rank) for rank in np.flatnonzero(matrix[worker.rank]) if side[rank] != side[worker.rank]]
+        passive = side[worker.rank] == 0
+        self._asked, self._asking = ([], others) if passive else (others, [])
+        self._chances = torch.from_numpy(matrix[worker.rank, others])
         self._answer = torch.empty_like(weights)
         self._works: list[dist.Work | None] = []
-        if self._neighbours:
+        if self._asking:
             worker.background(self._serve)
 
     def ask(self, known: torch.Tensor) -> None:
-        """Begin to average what is known of the weights with a neighbour's."""
-        if self._neighbours:
+        """Begin to average the weights with a neighbour's, if active."""
+        if self._asked:
             drawn = int(torch.multinomial(self._chances, 1, generator=self._worker.generator))
-            peer = self._neighbours[drawn]
+            peer = self._asked[drawn]
             request = torch.cat([known, known.new_ones(1)])
             self._works = [dist.irecv(self._answer, peer, tag=ANSWER), dist.isend(request, peer, tag=REQUEST)]
 
@@ -110,19 +113,19 @@ class Averager:
 
     def move(self, known: torch.Tensor) -> None:
         """Move by half of the answer's difference from what was asked for."""
-        if self._neighbours:
+        if self._asked:
             self.weights.add_(self._answer - known, alpha=0.5)
 
     def leave(self) -> None:
-        """Tell the neighbours that this worker asks no more."""
+        """Tell those it asks that this worker asks no more."""
         goodbye = torch.cat([self.weights, self.weights.new_zeros(1)])
-        for peer in self._neighbours:
+        for peer in self._asked:
             dist.send(goodbye, peer, tag=REQUEST)
 
     def _serve(self) -> None:
-        """Answer until all neighbours have left."""
+        """Answer until all who ask have left."""
         request = self.weights.new_empty(len(self.weights) + 1)
-        present = set(self._neighbours)
+        present = set(self._asking)
         while present:
             source = self._worker.receive(request, tag=REQUEST)
             if request[-1] == 0:
@@ -132,3 +135,31 @@ class Averager:
                 answer = self.weights.clone()
                 self.weights.add_(request[:-1] - answer, alpha=0.5)
             dist.send(answer, source, tag=ANSWER)
+
+
+def sides(matrix: np.ndarray) -> list[int]:
+    """0 for the passive workers and 1 for the active ones, such that edges from one side to the other connect all.
+
+    Args:
+        matrix: symmetric, of a connected graph.
+
+    >>> sides(np.ones((4, 4)))
+    [0, 1, 0, 1]
+    """
+    parity = [rank % 2 for rank in range(len(matrix))]
+    crossing = np.not_equal.outer(parity, parity) * matrix
+    if min(_distances(crossing)) < 0:
+        return [distance % 2 for distance in _distances(matrix)]
+    return parity
+
+
+def _distances(matrix: np.ndarray) -> list[int]:
+    """Edges from rank 0 to each worker; -1 where there is no way."""
+    found, reached = [-1] * len(matrix), [0]
+    distance = 0
+    while reached:
+        for rank in reached:
+            found[rank] = distance
+        distance += 1
+        reached = [rank for rank, known in enumerate(found) if known < 0 and matrix[rank, reached].any()]
+    return found

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from composed import execution, setup
 from simulated_ranks import execute
 
-from algorithms.ad_psgd import Averager
-from algorithms.graphs import Ring
+from algorithms.ad_psgd import Averager, sides
+from algorithms.graphs import Complete, Ring, Star, Torus
 from harness.errors import UserError
 
 SMALL = ["problem=least_squares", "problem.samples=240", "problem.features=10", "problem.condition=10.0"]
@@ -37,6 +38,15 @@ def test_pairs_keep_their_sum_and_come_to_the_mean():
     ends = torch.stack([models[rank] for rank in range(workers)])
     torch.testing.assert_close(ends.mean(dim=0), start.mean(dim=0), rtol=1e-12, atol=1e-13)
     assert (ends - start.mean(dim=0)).norm() < 1e-3 * (start - start.mean(dim=0)).norm()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 8, 9])
+@pytest.mark.parametrize("mixing", [Ring("metropolis"), Star("metropolis"), Torus("metropolis"), Complete("uniform")])
+def test_edges_between_the_sides_connect_all(mixing, workers):
+    (matrix,) = mixing.matrices(workers)
+    side = np.array(sides(matrix))
+    crossing = (matrix > 0) & (side[:, None] != side)
+    assert (np.linalg.matrix_power(crossing + np.eye(workers), workers) > 0).all()
 
 
 def test_a_straggler_holds_nobody_up():
