@@ -23,10 +23,12 @@ class Interleaving:
     Args:
         claims: where the batches that it claimed begin, in the order of their pool.
         sources: whom the messages came from that it took from anybody.
+        turns: of the worker itself (0) and its background activity (1), in their order.
     """
 
     claims: list[int] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)
+    turns: list[int] = field(default_factory=list)
 
 
 def write(path: Path, interleavings: Sequence[Interleaving]) -> None:

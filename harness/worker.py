@@ -215,6 +215,7 @@ class Worker:
         self._own = threading.local()  # of each activity: `locks`, the names it holds
         place.interleaving, place.measures = Interleaving(), {}
         self._sources = iter(program.replay[self.rank].sources) if program.replay else None
+        self._turns = list(program.replay[self.rank].turns) if program.replay else None
         self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
         self._model: nn.Module | torch.Tensor | Callable[[], torch.Tensor] = torch.empty(0)
         self._dealer = Dealer(place, program)
@@ -412,6 +413,22 @@ class Worker:
                 yield
             finally:
                 held.remove(name)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """A block of the worker itself or of its background activity, of which there is one, but never of both.
+
+        A run that is repeated goes through these blocks in the order of the first.
+        """
+        mine, turns, waits = int(threading.get_ident() != self._thread), self._place.interleaving.turns, True
+        while waits:
+            with self.lock(f"turn of rank {self.rank}"):
+                if self._turns is not None and len(turns) == len(self._turns):
+                    raise exhausted(self.rank, "takes turns")
+                if self._turns is None or self._turns[len(turns)] == mine:
+                    turns.append(mine)
+                    waits = False
+                    yield
 
     def observe(
         self, model: nn.Module | torch.Tensor | Callable[[], torch.Tensor], samples: int, updates: int = 1

@@ -21,14 +21,18 @@ PROBLEMS["sgld"] = [*CONVEX, "algorithm.temperature=0.01"]  # the variance of th
 PAIRS = list(product(options("algorithm"), options("hardware")))
 
 
+SINGLE = ("diloco", "federated", "sgd", "hogwild", "svrg", "sgld", "dual_coordinate_descent", "coordinate_descent")
+
+
+def steps(algorithm):
+    """Single samples for those that have native kernels or send few messages, batches for those that send many."""
+    single = algorithm in SINGLE
+    return f"algorithm.batch_size={1 if single else 5}", f"algorithm.learning_rate={0.05 if single else 0.1}"
+
+
 @cache
-def run(algorithm, hardware, workers):
-    chosen = [
-        f"algorithm={algorithm}",
-        "algorithm.batch_size=1",
-        "algorithm.learning_rate=0.05",
-        f"hardware={hardware}",
-    ]
+def run(algorithm, hardware, workers, taken=None):
+    chosen = [f"algorithm={algorithm}", *(taken or steps(algorithm)), f"hardware={hardware}"]
     try:
         composed = setup(*chosen, f"hardware.num_workers={workers}", *PROBLEMS.get(algorithm, CONVEX), *SHORT)
     except UserError as refusal:
@@ -57,7 +61,8 @@ def test_one_worker_equals_sequential(algorithm, hardware):
     """SGD on the same hardware, or the same method on the other clock."""
     composed, program, execution = run(algorithm, hardware, 1)
     other = "sim_cpu" if hardware == "cpu" else "cpu"
-    _, _, sequential = run("sgd", hardware, 1) if composed.algorithm.is_sgd else run(algorithm, other, 1)
+    sgd = composed.algorithm.is_sgd
+    _, _, sequential = run("sgd", hardware, 1, steps(algorithm)) if sgd else run(algorithm, other, 1)
     mine, reference = execution.observations[-1], sequential.observations[-1]
     assert mine.samples == reference.samples == program.budget_samples
     # float64: the kernel and autograd sum in different orders
