@@ -45,7 +45,9 @@ class Algorithm(ABC):
     synchronous: ClassVar[bool]  # all workers take the same number of steps, in lockstep
     needs_shared_memory: ClassVar[bool] = False
     max_workers: ClassVar[int | None] = None
-    visits_rows: ClassVar[bool] = False  # runs the problem's own kernel by `worker.visits`, wherever its rows lie
+    has_kernel: ClassVar[bool] = False  # with one sample per update, `releases_gil` of some problems
+    visits_rows: ClassVar[bool] = False  # runs its kernel by `worker.visits`, wherever its rows lie
+    why_rows_stay: ClassVar[str] = "runs a kernel whose rows stay"  # if it does not
     is_sgd: ClassVar[bool] = True  # one worker does what sequential SGD of the same step does
     decentralised: ClassVar[bool] = False  # every worker has a model of its own, and the run's is their average
 
@@ -67,6 +69,21 @@ class Algorithm(ABC):
     def serve(self, worker: Worker, problem: Problem) -> None:
         """Do one server's whole work: `worker.rank` is num_workers or more."""
         raise NotImplementedError(f"{type(self).__name__}.servers() asks for servers, and it has no method `serve`")
+
+    def check_workers(self, num_workers: int) -> None:  # noqa: B027 - most can do with any number
+        """Refuse a number of workers that these settings cannot do with; 1 must always do, as the baseline of itself.
+
+        Raises:
+            UserError: naming the field, the value and what would work.
+        """
+
+    def constants(self, num_workers: int) -> dict[str, float]:
+        """What is known beforehand of a run on so many workers, by key of docs/metrics.md, for its summary.
+
+        Raises:
+            UserError: if there cannot be so many with these settings.
+        """
+        return {}
 
     def check(self, problem: Problem) -> None:  # noqa: B027 - most can do any problem
         """Refuse a problem that cannot be done with these settings.

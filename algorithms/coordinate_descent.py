@@ -40,6 +40,7 @@ class DualCoordinateDescent(SharedModelAlgorithm):
     """
 
     is_sgd: ClassVar[bool] = False
+    why_rows_stay: ClassVar[str] = "keeps a dual variable per sample, which stays where it is"
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Ascend from a = 0, w = 0."""
@@ -74,6 +75,7 @@ class CoordinateDescent(SharedModelAlgorithm):
     """
 
     is_sgd: ClassVar[bool] = False
+    why_rows_stay: ClassVar[str] = "visits columns, not rows"
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend from w = 0."""

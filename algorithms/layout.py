@@ -6,7 +6,8 @@
     padded     each on a cache line of its own: no line is contended but for its coordinate, and the model grows
 
 Kernels run on the model as it lies, by renumbered rows; whoever looks at the model sees it in the problem's order.
-Models of rounded numbers (`algorithm.precision`) draw other random bits, which depend on where a coordinate lies.
+Models of rounded numbers (`algorithm.precision`) and SGLD draw other random bits, which depend on where a coordinate
+lies.
 """
 
 from dataclasses import dataclass

@@ -71,6 +71,11 @@ class ParameterServer(Algorithm):
         """One rank each."""
         return self.num_servers
 
+    def check_workers(self, num_workers: int) -> None:
+        """Refuse rounds of nobody."""
+        few = self.consistency != "backup_workers" or num_workers == 1 or self.backups < num_workers
+        require(few, "algorithm.backups", f"must be below hardware.num_workers={num_workers}", self.backups)
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Push and pull until the budget is spent."""
         weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))

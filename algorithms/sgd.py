@@ -35,6 +35,7 @@ class SGD(Algorithm):
 
     synchronous: ClassVar[bool] = True
     max_workers: ClassVar[int | None] = 1
+    has_kernel: ClassVar[bool] = True
     visits_rows: ClassVar[bool] = True
 
     step_decay: float

@@ -24,6 +24,7 @@ from algorithms.replicas import Replica
 from algorithms.sgd import run_kernel
 from algorithms.shared_model import SharedModelAlgorithm
 from harness.errors import require
+from harness.kernels.base import Kernel
 from harness.kernels.langevin import LangevinKernel
 from harness.kernels.sparse_linear import SparseLinearKernel
 from harness.problems.base import Problem
@@ -39,6 +40,7 @@ class SGLD(SharedModelAlgorithm):
     """
 
     is_sgd: ClassVar[bool] = False
+    visits_rows: ClassVar[bool] = True
 
     temperature: float
 
@@ -52,24 +54,26 @@ class SGLD(SharedModelAlgorithm):
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Walk."""
-        replica = self.replica(worker, problem, flat_parameters(problem.build_model(worker.device, worker.seed)))
-        if self.releases_gil(problem):
-            run_kernel(self._kernel(problem), worker, replica, partial(self.step, worker))
+        layout = self.laid_out(worker, problem)
+        start = flat_parameters(problem.build_model(worker.device, worker.seed))
+        replica = self.replica(worker, problem, start, layout)
+        if layout is not None:
+            run_kernel(self._kernel(layout.kernel), worker, replica, partial(self.step, worker))
         else:
             self._walk(worker, problem, replica)
 
     def warm_up(self, problem: Problem) -> None:
         """Compile the kernel."""
         if self.releases_gil(problem):
-            self._kernel(problem).warm_up(*self.example(problem))
+            self._kernel(problem.kernel).warm_up(*self.example(problem))
 
     def releases_gil(self, problem: Problem) -> bool:
         """With one sample per update and a linear model on sparse rows."""
         return self.batch_size == 1 and isinstance(problem.kernel, SparseLinearKernel)
 
-    def _kernel(self, problem: Problem) -> LangevinKernel:
-        assert isinstance(problem.kernel, SparseLinearKernel)
-        return LangevinKernel(problem.kernel, self.temperature)
+    def _kernel(self, linear: Kernel | None) -> LangevinKernel:
+        assert isinstance(linear, SparseLinearKernel)
+        return LangevinKernel(linear, self.temperature)
 
     def _walk(self, worker: Worker, problem: Problem, replica: Replica) -> None:
         assert isinstance(replica.model, torch.Tensor)

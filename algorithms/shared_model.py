@@ -39,6 +39,7 @@ class SharedModelAlgorithm(Algorithm):
 
     synchronous: ClassVar[bool] = False
     needs_shared_memory: ClassVar[bool] = True
+    has_kernel: ClassVar[bool] = True
 
     step_decay: float
     sharing: str

@@ -39,6 +39,7 @@ class SVRG(SharedModelAlgorithm):
     """
 
     is_sgd: ClassVar[bool] = False
+    why_rows_stay: ClassVar[str] = "keeps a slope per sample, which stays where it is"
 
     inner_epochs: int
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from algorithms.optimizers import PlainSGD
 from algorithms.sgd import SGD
+from harness.build import class_path
 from harness.errors import TwinclockError, UserError, WorkerFailed, require
 from harness.index import RunIndex, code_digest, key
 from harness.manifest import host, manifest, versions
@@ -96,7 +97,7 @@ def run_key(setup: Setup) -> str:
     components = (setup.algorithm, setup.problem, setup.data, setup.hardware)
     return key(
         {
-            "components": [[_path(component), asdict(component)] for component in components],
+            "components": [[class_path(component), asdict(component)] for component in components],
             "data": setup.problem.data_version(),
             "settings": [setup.settings.seed, asdict(setup.settings.budget), setup.settings.replay],
             "code": code_digest(_sources(components)),
@@ -146,15 +147,11 @@ def _given(run_id: str, setup: Setup, index: RunIndex) -> Reference:
 def _described(setup: Setup) -> dict[str, Any]:
     """The settings of a run that was never on a command line."""
     parts = ("algorithm", "hardware", "problem", "data", "settings")
-    return {part: {"_target_": _path(getattr(setup, part)), **asdict(getattr(setup, part))} for part in parts}
+    return {part: {"_target_": class_path(getattr(setup, part)), **asdict(getattr(setup, part))} for part in parts}
 
 
 def _reference(record: Record) -> Reference:
     return Reference(record.rows(), record.summary())
-
-
-def _path(component: Any) -> str:
-    return f"{type(component).__module__}.{type(component).__qualname__}"
 
 
 def _sources(components: tuple) -> list[Path]:

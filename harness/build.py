@@ -68,6 +68,11 @@ def target_class(node: DictConfig, field: str) -> type:
     return cls
 
 
+def class_path(component: Any) -> str:
+    """The `_target_` of a component."""
+    return f"{type(component).__module__}.{type(component).__qualname__}"
+
+
 def _value(node: DictConfig, key: str, field: str) -> Any:
     if OmegaConf.is_missing(node, key):
         return "???"

@@ -5,9 +5,10 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -26,6 +27,9 @@ HELP = """\
 twinclock: parallel and distributed training, for real and in virtual time.
 
 {groups}
+Settings of a model that workers share: algorithm=hogwild, and what they apply to of svrg, sgld, ..._descent
+{settings}
+
 Examples
   python run.py algorithm=hogwild hardware=numa2
   python run.py algorithm=all_reduce hardware=sim_ethernet hardware.num_workers=16 problem=digits_mlp
@@ -52,9 +56,9 @@ def command_line(main: Callable[[], None]) -> None:
         main()
         if ReportFailures.failed:
             sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted: what was observed until then is in the run's directory", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted {str(interrupt) or 'before the run began: nothing is kept'}", file=sys.stderr)
+        leave(130)
     except (HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise
@@ -75,22 +79,37 @@ def command_line(main: Callable[[], None]) -> None:
         sys.exit(1)
 
 
-def composed(overrides: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+def leave(status: int) -> NoReturn:
+    """Exit, without waiting for threads that are in native code, such as a compiler."""
+    if threading.active_count() == 1:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def composed(overrides: Sequence[str], config_dir: Path | None = None, as_hydra: bool = False) -> DictConfig:
     """The configuration of `conf/` with these overrides, for a command that is not run by Hydra.
 
     Args:
         overrides: as on Hydra's command line.
         config_dir: a folder with groups, and modules, of the user's own.
+        as_hydra: whether to set Hydra's own configuration too, which `harness.setup` looks at.
 
     Raises:
+        UserError: where there is no such folder.
         HydraException, OmegaConfBaseException: `MISTAKES`, for `sentence`.
     """
     chosen = [quoted(override) for override in overrides]
     if config_dir is not None:
+        require(config_dir.is_dir(), "--config-dir", "must be a folder", str(config_dir))
         sys.path.append(str(config_dir.resolve()))
         chosen.append(f"hydra.searchpath=['file://{config_dir.resolve()}']")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", chosen)
+        config = compose("config", chosen, return_hydra_config=as_hydra)
+    if as_hydra:
+        HydraConfig.instance().set_config(config)
+    return config
 
 
 def quoted(override: str) -> str:
@@ -176,12 +195,16 @@ def _unknown_override(key: str, cause: BaseException | None) -> str:
 
 def help_page(root: Any) -> str:
     """The text of --help: every option of every group with the first comment line of its file."""
-    return HELP.format(groups="\n".join(_group_help(group, root) for group in GROUPS)).replace("$", "$$")
+    groups = "\n".join(_group_help(group, root) for group in GROUPS)
+    settings = [line for file, names in SHARING.items() for line in _settings_help(file, names)]
+    return HELP.format(groups=groups, settings="\n".join(settings)).replace("$", "$$")
 
 
 GROUPS = (
     "algorithm",
     "algorithm/optimizer",
+    "algorithm/mixing",
+    "algorithm/compression",
     "algorithm/partition",
     "hardware",
     "hardware/compute",
@@ -193,6 +216,16 @@ GROUPS = (
     "experiment",
     "sweep",
 )
+SHARING = {"algorithm/hogwild": ("sharing", "merge", "locking", "layout", "precision"), "data/partitioned": ("order",)}
+
+
+def _settings_help(file: str, names: Sequence[str]) -> Iterator[str]:
+    """The lines of these settings in a file of `conf/`, as they are written on the command line."""
+    for line in (CONF / f"{file}.yaml").read_text(encoding="utf-8").splitlines():
+        name, _, rest = line.partition(": ")
+        if name in names:
+            value, _, comment = rest.partition("  # ")
+            yield f"  {f'{Path(file).parent}.{name}={value}':<30} {comment}"
 
 
 def _group_help(group: str, root: Any) -> str:

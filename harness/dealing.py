@@ -80,7 +80,16 @@ class Dealer:
             )
 
     def rows(self, kernel: Kernel, num_samples: int) -> StoredRows | PermutedRows:
-        """The rows of this worker, where the policy wants them. All workers call it alike."""
+        """The rows of this worker, where the policy wants them. All workers call it alike.
+
+        Raises:
+            UserError: where the policy moves rows, and the kernel's cannot be moved.
+        """
+        if self._data.moves_rows and kernel.row_data is None:
+            raise UserError(
+                f"data={self._data} moves rows, and those of the kernel {kernel.name} stay where they are "
+                "(Kernel.row_data): use data=partitioned and data.order=index"
+            )
         place, share, shares = self._place, self._share(num_samples, self._place.rank), self._shares(num_samples)
         if self._data.order == "permuted":
             sequence = self._data.sequence(share, self._epochs(num_samples) * share.rows, self._seed)

@@ -4,7 +4,7 @@ import os
 import platform
 import secrets
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,7 @@ class RunInfo:
 
     Args:
         id: unique; names the run in the index and in W&B.
-        name: for people, such as `sim-hogwild-numa2-w4-s0`.
+        name: for people, such as `sim-hogwild(locking=atomic)-numa2-w4-s0`.
         kind: "real" or "simulated".
         clock_kind: "wall" or "virtual".
         pair_id: equal for a simulated run and its real twin.
@@ -50,19 +50,26 @@ def new_run_id() -> str:
     return secrets.token_hex(5)
 
 
-def run_name(kind: str, algorithm: str, hardware: str, num_workers: int, seed: int) -> str:
+def run_name(
+    kind: str, algorithm: str, hardware: str, num_workers: int, seed: int, settings: Mapping[str, Any] | None = None
+) -> str:
     """The name of a run; twins differ in its first word alone.
 
     Args:
         kind: "real" or "simulated".
         algorithm: name of its YAML file.
         hardware: name of its YAML file.
+        settings: of the algorithm, those that differ from its YAML file's.
 
     >>> run_name("simulated", "hogwild", "sim_numa2", num_workers=4, seed=0)
     'sim-hogwild-numa2-w4-s0'
+    >>> run_name("real", "hogwild", "numa2", num_workers=2, seed=0, settings={"locking": "atomic", "step_decay": 0.9})
+    'real-hogwild(locking=atomic,step_decay=0.9)-numa2-w2-s0'
     """
     clock = "sim" if kind == "simulated" else kind
-    return f"{clock}-{algorithm}-{hardware.removeprefix('sim_')}-w{num_workers}-s{seed}"
+    said = [f"{key}={f'{value:g}' if isinstance(value, float) else value}" for key, value in (settings or {}).items()]
+    chosen = f"({','.join(said)})" if said else ""
+    return f"{clock}-{algorithm}{chosen}-{hardware.removeprefix('sim_')}-w{num_workers}-s{seed}"
 
 
 def pair_id(algorithm: Any, problem: Any, data: Any, num_workers: int, seed: int) -> str:

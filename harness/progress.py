@@ -28,6 +28,10 @@ class Progress:
         self._console = console
         self._clock = clock
 
+    def say(self, sentence: str) -> None:
+        """Print a line; any thread may."""
+        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
     @contextmanager
     def phase(self, name: str, total: int, virtual: bool = False) -> Iterator[Callable[[int], None]]:
         """A block with a known amount of work.

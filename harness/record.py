@@ -17,6 +17,7 @@ from harness.canonical import to_json
 from harness.errors import UserError, require
 from harness.metrics import Row, Summary
 
+REMEDIES = {errno.ENOSPC: "free disk space, or ", errno.EFBIG: "raise the limit of file sizes (`ulimit -f`), or "}
 Status = Literal["running", "finished", "failed", "diverged", "interrupted"]
 
 
@@ -67,8 +68,9 @@ class Record:
         with _explained(path), path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             try:
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                rest = line
+                while rest:  # where only a part fits, writing the rest says why
+                    rest = rest[file.write(rest) :]
             except OSError:
                 file.truncate(end)
                 raise
@@ -168,5 +170,5 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}): free disk space, or choose a writable hydra.run.dir"
+            f"{path} cannot be written ({error.strerror}): {REMEDIES.get(error.errno or 0, '')}choose another runs_dir"
         ) from error

@@ -1,5 +1,6 @@
 """One run: compose, check, find or run what it is compared with, execute, record, show."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,9 +40,22 @@ def run(config: DictConfig) -> None:
         outcome = _recorded(setup, info, notices, directory, console)
         tracker.log(outcome.rows)
         tracker.finish(outcome.summary, exit_code=int(outcome.failure is not None), tags=outcome.tags)
+    if isinstance(outcome.failure, KeyboardInterrupt):
+        raise KeyboardInterrupt(_interrupted(outcome, directory if setup.tracking.writes_files else None))
     if outcome.failure is not None:
         raise outcome.failure
     show(console, info.name, outcome.summary, _shown(directory) if setup.tracking.writes_files else "", tracker.hint)
+
+
+def _interrupted(outcome: Outcome, directory: Path | None) -> str:
+    """When, what is kept, and what had to be left behind."""
+    times = len(outcome.rows) - 1  # the first row is the initial model
+    kept, when = "the settings alone are", "before any progress was recorded"
+    if times > 0:
+        epochs = outcome.rows[-1]["progress/epoch"]
+        kept, when = f"what was observed up to epoch {epochs:.3g} ({times} times) is", "in mid-run"
+    where = "tracking=none keeps nothing" if directory is None else f"{kept} in {_shown(directory)}"
+    return "; ".join([f"{when}: {where}", *getattr(outcome.failure, "__notes__", [])])
 
 
 def _recorded(setup: Setup, info: RunInfo, notices: list[str], directory: Path, console: Console) -> Outcome:
@@ -50,7 +64,12 @@ def _recorded(setup: Setup, info: RunInfo, notices: list[str], directory: Path, 
     record = Record(directory)
     record.start(manifest(info, notices))
     outcome = _compared(setup, info, console)
-    outcome.keep(record)
+    try:
+        outcome.keep(record)
+    except UserError as error:
+        with suppress(UserError):  # what does not fit is said, where that does
+            record.finish(outcome.summary, "failed", str(error))
+        raise
     _index(setup).add(run_key(setup), record)
     return outcome
 

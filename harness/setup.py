@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from algorithms.base import Algorithm
 from hardware.base import Hardware
-from harness.build import build, instantiate
+from harness.build import build, class_path, instantiate
 from harness.canonical import digest
 from harness.cli import option_files
 from harness.data import DataPolicy
@@ -138,7 +138,7 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
     kind, choices, seed = setup.hardware.kind, setup.choices, setup.settings.seed
     return RunInfo(
         id=new_run_id(),
-        name=run_name(kind, choices["algorithm"], choices["hardware"], setup.num_workers, seed),
+        name=run_name(kind, choices["algorithm"], choices["hardware"], setup.num_workers, seed, _changed(setup)),
         kind=kind,
         clock_kind=setup.hardware.clock_kind,
         num_workers=setup.num_workers,
@@ -149,6 +149,46 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
         tags=[choices["algorithm"], choices["hardware"], choices["problem"]],
         config=config,
     )
+
+
+def _changed(setup: Setup) -> dict[str, Any]:
+    """Settings of the algorithm that are not what its YAML file has."""
+    files = option_files(HydraConfig.get().runtime.config_sources, "algorithm")
+    node = next(_with_parts(file, "algorithm") for file in files if file.stem == setup.choices["algorithm"])
+    usual = OmegaConf.create({"algorithm": node, "problem": asdict(setup.problem)}).algorithm
+    changed: dict[str, Any] = {}
+    for key, value in asdict(setup.algorithm).items():
+        part = getattr(setup.algorithm, key)
+        if is_dataclass(part):
+            changed |= _changed_part(key, {"_target_": class_path(part), **value}, _usual(usual, key))
+        elif _usual(usual, key) != value:
+            changed[key] = value
+    return changed
+
+
+def _changed_part(key: str, part: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    """The option of group algorithm/`key` that is nearest to a part of an algorithm, and what differs from its file."""
+    files = option_files(HydraConfig.get().runtime.config_sources, f"algorithm/{key}")
+    options = {file.stem: dict(cast(dict, OmegaConf.to_container(OmegaConf.load(file)))) for file in sorted(files)}
+
+    def nearest(wanted: dict[str, Any]) -> str:
+        kin = [name for name, option in options.items() if option["_target_"] == wanted["_target_"]]
+        return min(kin, key=lambda name: len(_differing(wanted, options[name])), default=wanted["_target_"])
+
+    name = nearest(part)
+    said = {} if usual is not None and nearest(usual) == name else {key: name}
+    return said | {f"{key}.{field}": value for field, value in _differing(part, options.get(name, part)).items()}
+
+
+def _differing(values: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if usual.get(key) != value}
+
+
+def _usual(node: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.to_container(node[key], resolve=True) if OmegaConf.is_config(node[key]) else node[key]
+    except OmegaConfBaseException:  # it refers to more than the problem
+        return None
 
 
 GROUPS = {"algorithm": Algorithm, "hardware": Hardware, "problem": Problem, "data": DataPolicy, "tracking": Tracking}
@@ -178,15 +218,17 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
         UserError: with a sentence that names what would work.
     """
     setup.algorithm.check(setup.problem)
+    setup.algorithm.check_workers(setup.num_workers)
     _check_memory(setup)
     _check_replay(setup)
     _check_kernel(setup)
     _check_rows(setup)
     assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
-    notices = []
+    notices = _notices_of_kernels(setup)
     offered, used = setup.hardware.workers_offered, setup.num_workers
     if used < offered and setup.hardware.num_workers is not None:
         notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
+    setup.algorithm.constants(used)
     setup = setup.with_workers(used)
     return setup, [*notices, *setup.machine.check()]
 
@@ -226,21 +268,40 @@ def _check_rows(setup: Setup) -> None:
     data, policy = setup.data, setup.choices["data"]
     if not data.moves_rows:
         return
-    algorithm, kernel = setup.choices["algorithm"], setup.problem.kernel
     asked = f"data={policy}" if data.per_node else "data.order=permuted"
     instead = "data=partitioned" if data.per_node else "data.order=index"
-    runs_it = setup.algorithm.visits_rows and setup.algorithm.releases_gil(setup.problem)
-    if not runs_it or kernel is None or kernel.row_data is None:
-        raise UserError(
-            f"{asked} moves the rows of a native kernel, and algorithm={algorithm} runs none here that allows it "
-            f"(algorithm.batch_size=1, and a problem that has one): use {instead}"
-        )
+    if reason := _why_rows_stay(setup):
+        raise UserError(f"{asked} moves the rows of a native kernel, and {reason}: use {instead}")
     if not setup.hardware.shares_memory:
         hardware = setup.choices["hardware"]
         raise UserError(
             f"{asked} needs memory that all workers share, which hardware={hardware} does not have: use {instead}, or "
             f"hardware={_names('hardware', lambda h: h.shares_memory)}"
         )
+
+
+def _why_rows_stay(setup: Setup) -> str:
+    """Why no rows can be moved; empty where they can."""
+    algorithm, problem = setup.algorithm, setup.problem
+    name, on = f"algorithm={setup.choices['algorithm']}", f"problem={setup.choices['problem']}"
+    if not algorithm.releases_gil(problem):
+        if algorithm.has_kernel and algorithm.batch_size > 1:
+            return f"{name} runs one only with algorithm.batch_size=1, got {algorithm.batch_size}"
+        return f"{name} has none" + (f" for {on}" if algorithm.has_kernel else "")
+    if not algorithm.visits_rows:
+        return f"{name} {algorithm.why_rows_stay}"
+    kernel = problem.kernel
+    return f"that of {on} reads no rows that could be moved" if kernel is None or kernel.row_data is None else ""
+
+
+def _notices_of_kernels(setup: Setup) -> list[str]:
+    algorithm, problem = setup.algorithm, setup.problem
+    if not algorithm.has_kernel or algorithm.batch_size > 1 or algorithm.releases_gil(problem):
+        return []
+    name, on = setup.choices["algorithm"], setup.choices["problem"]
+    return [
+        f"algorithm={name} has no native kernel for problem={on}: torch's autograd does it, hundreds of times slower"
+    ]
 
 
 def _make_users_modules_importable() -> None:

@@ -25,7 +25,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
         ("files", files),
         ("W&B", tracking),
     ]
-    console.print(f"\n[bold]{title}[/bold]", highlight=False)
+    console.print(f"\n[bold]{escape(title)}[/bold]", highlight=False, soft_wrap=True)
     for name, text in lines:
         if text:
             console.print(f"  [bold]{name:<10}[/bold]  {escape(text)}", highlight=False, soft_wrap=True)
@@ -81,14 +81,28 @@ def _statistics(summary: dict[str, Any]) -> str:
 
 
 def _conflicts(summary: dict[str, Any]) -> str:
-    if summary.get("async/staleness_max", 0) == 0:
+    """What is known of them; nothing of a worker alone, who meets nobody."""
+    if summary.get("run/num_workers") == 1:
         return ""
-    said = [f"staleness {summary['async/staleness_mean']:.3g} updates (mean)"]
-    if (frac := summary.get("async/conflict_frac")) is not None:
-        said.append(f"{100 * frac:.0f}% of updates met coordinates written since they read them")
-    if (frac := summary.get("async/lost_frac")) is not None:
-        said.append(f"at most {100 * frac:.2g}% of additions lost")
-    return "; ".join(said)
+    parts = []
+    if "async/staleness_mean" in summary:
+        parts.append(f"staleness {summary['async/staleness_mean']:.3g} updates (mean)")
+    if "async/conflict_frac" in summary:
+        frac = summary["async/conflict_frac"]
+        parts.append(f"{_percent(frac, 'update')} met coordinates written since they were read")
+    if "async/lost_frac" in summary:
+        frac = summary["async/lost_frac"]
+        parts.append(f"{'at most ' if frac else ''}{_percent(frac, 'addition')} lost")
+    return "; ".join(parts)
+
+
+def _percent(fraction: float, what: str) -> str:
+    """Such as `7% of additions`.
+
+    >>> _percent(0.004, "addition"), _percent(0.0, "update")
+    ('0.4% of additions', 'no update')
+    """
+    return f"{100 * fraction:.3g}% of {what}s" if fraction else f"no {what}"
 
 
 def _speedup(summary: dict[str, Any]) -> str:

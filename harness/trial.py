@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hardware.base import Execution
+from harness.compiling import announced
 from harness.errors import Diverged, WorkerFailed
 from harness.interleaving import FILE, Interleaving, write
 from harness.manifest import RunInfo
@@ -76,7 +77,8 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     """
     start_host_s = time.perf_counter()
     program, problem = setup.program(), setup.problem
-    with progress.phase(label, program.budget_samples, virtual=setup.hardware.clock_kind == "virtual") as update:
+    virtual = setup.hardware.clock_kind == "virtual"
+    with announced(progress.say), progress.phase(label, program.budget_samples, virtual) as update:
         execution = setup.machine.execute(program, update)
     seen, spreads = averaged(execution.observations, setup.num_workers)
     observations = [_initial_observation(problem, setup.settings.seed, start_host_s), *seen]
@@ -86,6 +88,7 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     summary = summarise(execution, rows, problem.num_samples, setup.num_workers, setup.settings.target.loss)
     if setup.algorithm.servers():
         summary["run/num_servers"] = setup.algorithm.servers()
+    summary |= setup.algorithm.constants(setup.num_workers)
     failure = execution.failure or _silence(execution) or _divergence(observations, evaluations, problem.num_samples)
     summary |= _stamp(info, execution.tags)
     decided = [] if setup.algorithm.needs_shared_memory else execution.interleavings

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from harness import cli
 from harness import setup as harness_setup
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -15,10 +16,15 @@ CONF = Path(__file__).parents[1] / "conf"
 
 def setup(*overrides):
     """The checked setup of `python run.py *overrides`."""
+    return checked(*overrides)[0]
+
+
+def checked(*overrides):
+    """The same, and what it would notice."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", list(overrides), return_hydra_config=True)
+        config = compose("config", [cli.quoted(each) for each in overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
-    return harness_setup.check(harness_setup.compose(config))[0]
+    return harness_setup.check(harness_setup.compose(config))
 
 
 def node(component):

@@ -1,12 +1,12 @@
 """Runs plain functions as the ranks of a simulated machine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import ClassVar
 
 from algorithms.base import Algorithm
-from hardware.simulated.compute import Fixed
+from hardware.simulated.compute import Fixed, Roofline
 from hardware.simulated.machine import Simulated
 from hardware.simulated.memory import SharedMemory
 from hardware.simulated.network.protocol import Gloo, Nccl
@@ -65,6 +65,8 @@ def shared_memory(**settings):
         "lock_s": 0.0,
         "wake_s": 0.0,
         "sleep_s": 0.0,
+        "doze_s": 0.0,
+        "futex_s": 0.0,
         "pin_policy": "spread",
         "memory_policy": "first_touch",
         "local_bytes_per_s": 1e10,
@@ -101,3 +103,15 @@ def compute_for(worker, seconds):
     """Spend virtual time, with `SECOND` as compute."""
     worker._place.dealt(seconds)
     worker.clock.now()
+
+
+NUMA = shared_memory(
+    cores_per_socket=8,
+    same_socket_s=50e-9,
+    cross_socket_s=120e-9,
+    local_memory_s=80e-9,
+    remote_memory_s=140e-9,
+    outstanding_misses=4,
+)
+NUMA_WITH_LOCKS = replace(NUMA, atomic_s=7e-9, wake_s=1e-6, sleep_s=5e-6, doze_s=2e-7, futex_s=4e-7)
+KERNELS_ALONE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)  # operators are free

@@ -16,7 +16,15 @@ from harness.setup import PROBLEM_HINTS
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("algorithm", "hardware", "problem", "data", "tracking")
-SUBGROUPS = ("algorithm/optimizer", "algorithm/partition", "hardware/compute", "hardware/memory", "hardware/protocol")
+SUBGROUPS = (
+    "algorithm/optimizer",
+    "algorithm/mixing",
+    "algorithm/compression",
+    "algorithm/partition",
+    "hardware/compute",
+    "hardware/memory",
+    "hardware/protocol",
+)
 COMPONENTS = [f"{group}/{path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 

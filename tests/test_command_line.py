@@ -9,6 +9,12 @@ import pytest
 from commands import ROOT, command
 from composed import options
 
+from algorithms.layout import LAYOUTS
+from algorithms.precision import PRECISIONS
+from algorithms.replicas import MERGES, SHARING
+from harness.data import ORDERS
+from harness.kernels.access import LOCKING
+
 QUICK = ["experiment=smallest"]
 BUGGY_YAML = """# Fails on rank 1.
 _target_: buggy.Buggy
@@ -43,6 +49,22 @@ def test_help_lists_every_option_with_a_line(help_text, group):
     for option in options(group):
         (line,) = [line for line in help_text.splitlines() if line.strip().startswith(f"{group}={option} ")]
         assert len(line.split()) > 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("algorithm.sharing=shared", SHARING),
+        ("algorithm.merge=delta_sum", MERGES),
+        ("algorithm.locking=none", LOCKING),
+        ("algorithm.layout=as_given", LAYOUTS),
+        ("algorithm.precision=full", PRECISIONS),
+        ("data.order=index", ORDERS),
+    ],
+)
+def test_help_has_what_a_shared_model_can_be_asked_for(help_text, setting, values):
+    (line,) = [line for line in help_text.splitlines() if line.startswith(f"  {setting} ")]
+    assert [value for value in values if value not in line] == []
 
 
 def test_help_gives_three_examples_and_imports_no_torch(help_text):
@@ -102,6 +124,22 @@ def test_a_baseline_of_another_problem_is_refused(tmp_path):
     assert "must name a run of the same problem, data and seed" in other_seed.stderr
     other_clock = command(*QUICK, *given, "hardware=cpu", runs_dir=tmp_path)
     assert "must name a real run: use baseline=auto, got 'simulated'" in other_clock.stderr
+
+
+def test_a_limit_of_file_sizes_is_one_sentence_and_the_run_has_failed(tmp_path):
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); sys.argv = sys.argv[1:]"
+    start = f"sys.path.insert(0, {str(ROOT)!r}); runpy.run_path(sys.argv[0], run_name='__main__')"
+    many = [*QUICK, "budget.observations=100", "baseline=none", f"runs_dir={tmp_path}"]
+    run = [sys.executable, "-c", f"import resource, runpy, sys; {limit}; {start}", str(ROOT / "run.py"), *many]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    (summary,) = records(tmp_path)
+    (history,) = tmp_path.rglob("history.jsonl")
+    said = (
+        f"{history} cannot be written (File too large): raise the limit of file sizes (`ulimit -f`), or choose another"
+    )
+    assert done.returncode == 1 and done.stderr == f"error: {said} runs_dir\n"
+    assert (summary["run/status"], summary["run/error"]) == ("failed", f"{said} runs_dir")
+    assert len(history.read_text().splitlines()) > 1 and history.read_text().endswith("\n")
 
 
 def test_virtual_sockets_are_said_marked_and_refused_when_strict(tmp_path):

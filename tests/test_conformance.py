@@ -8,7 +8,7 @@ import torch
 from composed import options, setup
 
 from harness.errors import UserError
-from harness.trial import evaluate
+from harness.trial import averaged, evaluate
 
 CONVEX = ["problem=least_squares", "problem.samples=250", "problem.features=10", "problem.condition=10.0"]
 SHORT = ["problem.dtype=float64", "budget.epochs=20", "budget.observations=4", "tracking=none"]
@@ -43,7 +43,8 @@ def run(algorithm, hardware, workers):
 
 
 def losses(composed, execution):
-    return [values["train/loss"] for values in evaluate(composed.problem, 0, execution.observations)]
+    observations, _ = averaged(execution.observations, composed.num_workers)
+    return [values["train/loss"] for values in evaluate(composed.problem, 0, observations)]
 
 
 @pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)
@@ -69,7 +70,7 @@ def test_accounts_for_samples_and_time(algorithm, hardware):
     composed, program, execution = run(algorithm, hardware, 2)
     assert [o.samples for o in execution.observations] == sorted(o.samples for o in execution.observations)
     assert execution.observations[-1].samples >= program.budget_samples
-    assert len(execution.workers) == composed.num_workers
+    assert len(execution.workers) == composed.num_workers + composed.algorithm.servers()
     for worker in execution.workers:
         assert 0 < worker.finish_s <= execution.run_s
         spent_s = worker.compute_s + worker.comm_s + worker.idle_s

@@ -4,6 +4,8 @@ The worker says `Arrived` when it gets to a point where all must meet, and waits
 messages need none.
 
     worker                       parent
+    Arrived("ready")        ->
+                            <-   None
     Arrived("start")        ->
                             <-   host time at which the clock starts
     Arrived("shared", ...)  ->                                         once per shared tensor
@@ -32,13 +34,22 @@ from hardware.real.breakdown import Ledger
 from harness.errors import UserError, WorkerFailed
 from harness.interleaving import Interleaving
 
+VERBS = {
+    "ready": "is ready",
+    "start": "begins",
+    "shared": "shares",
+    "filled": "has shared",
+    "meet": "meets",
+    "end": "ends",
+}
+
 
 @dataclass(frozen=True)
 class Arrived:
     """A worker is where all must meet.
 
     Args:
-        place: "start", "shared", "filled", "meet" or "end".
+        place: "ready", "start", "shared", "filled", "meet" or "end".
         detail: equal on every worker, or the run is wrong.
         length_bytes: memory wanted.
     """
@@ -55,8 +66,7 @@ class Arrived:
         return cls("shared", detail, max(tensor.nbytes, 1))
 
     def __str__(self) -> str:
-        verbs = {"start": "begins", "shared": "shares", "filled": "has shared", "meet": "meets", "end": "ends"}
-        return f"{verbs[self.place]} {self.detail}".rstrip()
+        return f"{VERBS[self.place]} {self.detail}".rstrip()
 
 
 def disagreement(first: Arrived, rank: int, other: Arrived) -> UserError:

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from hardware.real.breakdown import break_down
 from hardware.real.counters import SharedCounters
 from hardware.real.crew import Crew, as_failure
 from hardware.real.fork_server import explained, start_fork_server
+from hardware.real.interruptible import interruptible
 from hardware.real.messages import Arrived, Failed, Finished, Observed, disagreement
 from hardware.real.parcel import Parcel
 from hardware.real.placement import tensor_over
@@ -40,7 +42,7 @@ GRACE_S = 2.0  # for a process to end by itself, and then after SIGTERM
 def run_in_processes(crew: Crew, program: Program, progress: Callable[[int], None]) -> Execution:
     """Run a program on one process per worker; see `Hardware.execute`."""
     try:
-        worker_process.touch(program)
+        interruptible(partial(worker_process.touch, program))
         parcel = Parcel(program)
     except Exception as error:
         return Execution(failure=as_failure("the program, before any worker started,", error, traceback.format_exc()))

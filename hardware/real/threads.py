@@ -19,6 +19,7 @@ from hardware.real.breakdown import Ledger, break_down
 from hardware.real.counters import LocalCounters
 from hardware.real.crew import Background, Crew, as_failure
 from hardware.real.host_clock import HostClock
+from hardware.real.interruptible import interruptible
 from hardware.real.locks import LocalLocks, held
 from hardware.real.messages import Arrived, disagreement, waited_in_vain
 from hardware.real.placement import allocate, prove
@@ -38,7 +39,7 @@ GRACE_S = 4.0  # for all threads to leave once they should; a native call is of 
 
 def run_in_threads(crew: Crew, program: Program, progress: Callable[[int], None]) -> Execution:
     """Run a program on one thread per worker; see `Hardware.execute`."""
-    program.warm_up()
+    interruptible(program.warm_up)
     torch_threads = torch.get_num_threads()
     run = _Run(crew, program)
     try:
@@ -59,8 +60,8 @@ class _Stopped(BaseException):
 
 
 @dataclass(frozen=True)
-class SharedTensor:
-    """A tensor all workers see, and what the manifest says of its place."""
+class PlacedTensor:
+    """A tensor, and what the manifest says of its place."""
 
     name: str
     tensor: torch.Tensor
@@ -77,7 +78,8 @@ class _Run:
         self.stopping = False
         self.locks = LocalLocks(crew.timeout_s, self.leave_if_stopping)
         self._meeting = threading.Barrier(crew.num_workers)
-        self.shared: list[SharedTensor] = []
+        self.shared: list[PlacedTensor] = []
+        self.private: dict[str, torch.Tensor] = {}  # what kernels worked on that is not shared, by name
         self.may_lose: set[bool] = set()  # whether updates of a kernel that ran could overwrite each other
         self._arrivals: list[list[Arrived]] = [[] for _ in crew.cpus]  # of each worker, one per meeting
         self.observations: list[Observation] = []
@@ -144,9 +146,16 @@ class _Run:
 
     def holds(self, model: Model) -> bool:
         """Whether other workers see the model too, or what of it is not replicated."""
-        weights = model.cold if isinstance(model, SplitModel) else model
-        address = weights.untyped_storage().data_ptr()
-        return any(each.tensor.untyped_storage().data_ptr() == address for each in self.shared)
+        return self._shares(model.cold if isinstance(model, SplitModel) else model)
+
+    def note(self, rank: int, kernel: Kernel, model: Model) -> None:
+        """Remember for the manifest what a kernel works on that is not shared: a replica, rows as they were loaded."""
+        own = model.hot if isinstance(model, SplitModel) else model
+        if not self._shares(own):
+            self.private.setdefault(f"model of worker {rank}", own)
+        data = kernel.row_data
+        if data is not None and not self._shares(data.indptr):
+            data.apply(lambda name, array: self.private.setdefault(f"rows: {name}", array))
 
     def execution(self) -> Execution:
         """What came of it."""
@@ -159,11 +168,16 @@ class _Run:
         execution.metrics |= distributions([self._measures[rank] for rank in sorted(self._measures)])
         if self.may_lose == {False}:
             execution.metrics["async/lost_frac"] = 0.0
-        if self.shared:
+        private = [PlacedTensor(name, tensor, {"policy": "first_touch"}) for name, tensor in self.private.items()]
+        if tensors := [*self.shared, *private]:
             execution.facts["placement"] = {
-                each.name: {**each.placed, "pages_by_node": prove(each.tensor)} for each in self.shared
+                each.name: {**each.placed, "pages_by_node": prove(each.tensor)} for each in tensors
             }
         return execution
+
+    def _shares(self, tensor: torch.Tensor) -> bool:
+        address = tensor.untyped_storage().data_ptr()
+        return any(each.tensor.untyped_storage().data_ptr() == address for each in self.shared)
 
     def _give_up(self, who: str) -> None:
         """Nothing can end a thread that makes no call: it is left behind, which the failure must say."""
@@ -215,6 +229,7 @@ class ThreadPlace(Place):
         self.waits = Waits()
         self._run = run
         self._num_shared = 0
+        self._kernel: Kernel | None = None  # that ran last
         self._background = Background(run.crew.timeout_s, self._tell)
 
     @property
@@ -237,7 +252,7 @@ class ThreadPlace(Place):
         run, crew = self._run, self._run.crew
         if self.rank == 0:
             common, policy = allocate(tensor.shape, tensor.dtype, crew.policy(node), crew.numa_nodes)
-            run.shared.append(SharedTensor(name, common.copy_(tensor.detach()), crew.placed(node, policy)))
+            run.shared.append(PlacedTensor(name, common.copy_(tensor.detach()), crew.placed(node, policy)))
         run.meet(self.rank, Arrived.to_share(name, tensor, node))
         self._num_shared += 1
         return run.shared[self._num_shared - 1].tensor
@@ -261,12 +276,16 @@ class ThreadPlace(Place):
         """Run a native kernel."""
         self._leave_if_stopping()
         self._run.may_lose.add(access.locking == "none" and self.num_workers > 1 and self._run.holds(model))
+        if kernel is not self._kernel:
+            self._kernel = kernel
+            self._run.note(self.rank, kernel, model)
         begin_s = time.perf_counter()
         kernel(model, samples, learning_rate, access, salt)
         self.kernel_s += time.perf_counter() - begin_s
 
     def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
-        """Merge natively."""
+        """Merge natively; no lock of kernels keeps out who shares the replica."""
+        self._run.may_lose.add(self.num_workers > 1 and self._run.holds(model))
         begin_s = time.perf_counter()
         super().merge(model, known, common, share)
         self.kernel_s += time.perf_counter() - begin_s

@@ -76,10 +76,11 @@ def _work(launch: Launch, line: Line) -> None:
     os.sched_setaffinity(0, launch.crew.cpus[launch.rank])
     torch.set_num_threads(launch.crew.intra_op_threads)
     program = launch.program.open()
-    store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", launch.crew.num_workers)
-    meter = init_metered_group(store, launch.rank, launch.crew.num_workers, launch.crew.timeout_s)
     place = ProcessPlace(launch, line)
     touch(program)
+    place.ask(Arrived("ready"))  # from here on nobody is late, whatever gloo's time-out
+    store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", launch.crew.num_workers)
+    meter = init_metered_group(store, launch.rank, launch.crew.num_workers, launch.crew.timeout_s)
     warm_up(meter)
     ledger = _train(program, place, meter)
     line.say(Finished(ledger, place.prove_placement(), place.interleaving, place.measures))

@@ -22,6 +22,7 @@ import numpy as np
 from numba import njit
 
 from hardware.simulated.memory import SharedMemory
+from harness.kernels.native import INLINE
 
 LINE = np.dtype([("sharers", np.uint64), ("owner", np.uint64)])  # bits of ranks; column of `fetch_s`
 NOWHERE = np.uint64(2**63)
@@ -53,7 +54,7 @@ class Lines(NamedTuple):
     migrates: bool
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def _holds(lines: Any, rank: int, line: int) -> bool:
     """Whether a copy of the line is in a rank's cache."""
     sharers = lines.state[line].sharers
@@ -63,7 +64,7 @@ def _holds(lines: Any, rank: int, line: int) -> bool:
     return places == 0 or lines.cached[rank, line % places] == line
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def _keep(lines: Any, rank: int, line: int) -> None:
     """Put a line into a rank's cache, in the place of another."""
     places = np.uint64(lines.cached.shape[1])
@@ -71,9 +72,23 @@ def _keep(lines: Any, rank: int, line: int) -> None:
         lines.cached[rank, line % places] = line
 
 
-@njit(nogil=True)
+@njit(**INLINE)
+def _read_held_for_ever(lines: Any, rank: int, line: int) -> float:
+    """`read_line` where no cache ever forgets, without branches: hits and misses alternate unpredictably."""
+    me, sharers, owner = np.uint64(1) << np.uint64(rank), lines.state[line].sharers, lines.state[line].owner
+    held = (sharers & me) != 0
+    written = owner < len(lines.cached)
+    moves = lines.migrates and written and not held and sharers == np.uint64(1) << (owner & np.uint64(63))
+    lines.state[line].sharers = me if moves else sharers | me
+    lines.state[line].owner = np.uint64(rank) if moves else owner
+    return 0.0 if held else lines.fetch_s[rank, owner]
+
+
+@njit(**INLINE)
 def read_line(lines: Any, rank: int, line: int) -> float:
     """Let a rank hold a line; returns the seconds of the miss, 0 for a hit."""
+    if lines.cached.shape[1] == 0:
+        return _read_held_for_ever(lines, rank, line)
     if _holds(lines, rank, line):
         return 0.0
     me, owner = np.uint64(1) << np.uint64(rank), lines.state[line].owner
@@ -94,34 +109,41 @@ def read_line(lines: Any, rank: int, line: int) -> float:
     return lines.fetch_s[rank, owner]
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def write_line(lines: Any, rank: int, line: int) -> tuple[float, bool]:
     """Let a rank alone hold a line that it has read before; returns the seconds, and whether it was a clash."""
-    me, owner = np.uint64(1) << np.uint64(rank), lines.state[line].owner
-    others, held = lines.state[line].sharers & ~me, _holds(lines, rank, line)
+    me, sharers, owner = np.uint64(1) << np.uint64(rank), lines.state[line].sharers, lines.state[line].owner
+    held = _holds(lines, rank, line) if lines.cached.shape[1] else (sharers & me) != 0
+    others = sharers & ~me
     lines.state[line].sharers = me
-    lines.state[line].owner = rank
+    lines.state[line].owner = np.uint64(rank)
     _keep(lines, rank, line)
-    if held:
-        if others == 0:
-            return 0.0, False
-        return lines.claim_s[1 if others & lines.remote[rank] else 0], False
-    if others == 0 or owner >= len(lines.cached) or owner == rank:
-        return lines.forgotten_s[rank, rank], False
-    return lines.fetch_s[rank, owner], True
+    near_s, far_s = lines.claim_s[0], lines.claim_s[1]  # all are looked up, one is taken: no branches, as above
+    fetch_s, forgotten_s = lines.fetch_s[rank, owner], lines.forgotten_s[rank, rank]
+    claim_s = far_s if others & lines.remote[rank] else near_s
+    claim_s = claim_s if others else 0.0
+    clash = (not held) & (others != 0) & (owner < np.uint64(len(lines.cached))) & (owner != np.uint64(rank))
+    miss_s = fetch_s if clash else forgotten_s
+    return (claim_s if held else miss_s), clash
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def _lines_of(base, j, block, shift):
     """First and last line of a coordinate of `block` parameters, 2^shift to a line, of a model from `base`."""
     first = np.uint64(np.uint32(j)) * block
     return base + (first >> shift), base + ((first + block - np.uint64(1)) >> shift)
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def read_lines_s(lines, base, rank, touched, costs):
     """Let `rank` hold every line it reads; returns the stall in seconds."""
     total = dearest = 0.0
+    if costs.block == 1:  # a loop of its own: one line each
+        for j in touched:
+            cost = read_line(lines, rank, base + (np.uint64(np.uint32(j)) >> costs.line_shift))
+            total += cost
+            dearest = max(dearest, cost)
+        return max(dearest, total / lines.outstanding_misses)
     for j in touched:
         first, last = _lines_of(base, j, costs.block, costs.line_shift)
         for line in range(first, last + np.uint64(1)):
@@ -131,10 +153,17 @@ def read_lines_s(lines, base, rank, touched, costs):
     return max(dearest, total / lines.outstanding_misses)
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def write_lines_s(lines, base, rank, touched, block, shift, outstanding_clashes):
     """Let `rank` alone hold every line it writes; returns the stall in seconds."""
     missed = clashed = dearest = 0.0
+    if block == 1:
+        for j in touched:
+            cost, clash = write_line(lines, rank, base + (np.uint64(np.uint32(j)) >> shift))
+            missed += 0.0 if clash else cost
+            clashed += cost if clash else 0.0
+            dearest = max(dearest, cost)
+        return max(dearest, missed / lines.outstanding_misses + clashed / outstanding_clashes)
     for j in touched:
         first, last = _lines_of(base, j, block, shift)
         for line in range(first, last + np.uint64(1)):

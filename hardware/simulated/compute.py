@@ -15,6 +15,7 @@ from hardware.simulated.linear_algebra import FLOPS
 from hardware.simulated.operators import ALLOCATE, LIKE, MOVE, NEW, OVERWRITE, PICK, Operators, effects
 from hardware.simulated.pace import drawn
 from harness.errors import UserError, require
+from harness.kernels.base import Kernel
 
 Charge = Callable[[float, float], None]  # seconds to launch an operator, seconds to run it
 
@@ -25,6 +26,11 @@ class KernelCost:
 
     sample_s: float
     nonzero_s: float
+
+    def of(self, kernel: Kernel) -> "KernelCost":
+        """Of another kernel than per-sample SGD, a sample and each of its coordinates."""
+        sample_s = self.sample_s + kernel.relative_sample_cost * self.nonzero_s
+        return KernelCost(sample_s, self.nonzero_s * kernel.block * kernel.relative_cost)
 
 
 @dataclass(frozen=True)

@@ -103,9 +103,10 @@ class Engine:
                     look()
             except BaseException as error:
                 self._stopping = True
-                if isinstance(error, KeyboardInterrupt):
-                    self._interrupt()  # a second Ctrl-C, here or in what follows, waits for nobody
-                self._join()
+                with _half_made_objects_unmourned():
+                    if isinstance(error, KeyboardInterrupt):
+                        self._interrupt()  # a second Ctrl-C, here or in what follows, waits for nobody
+                    self._join()
                 raise
             self._stopping = True
             self._join()
@@ -357,6 +358,16 @@ def _old_objects_at_rest() -> Iterator[None]:
     finally:
         if not others_froze:
             gc.unfreeze()
+
+
+@contextmanager
+def _half_made_objects_unmourned() -> Iterator[None]:
+    """A block in which nobody hears of destructors that fail, as they do on what an interrupted thread was making."""
+    before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _as_failure(error: BaseException, what: str) -> TwinclockError:

@@ -45,6 +45,8 @@ class SharedMemory:
         lock_s: by which a lock that nobody else wants makes an update longer, taken and given back.
         wake_s: what it costs to wake who sleeps on a mutex.
         sleep_s: from then until the sleeper runs again.
+        doze_s: from finding a mutex held until asleep.
+        futex_s: to let go of a mutex that another core has found held and does not sleep on yet; its news are as late.
         pin_policy: spread (ranks round robin over the sockets) or fill (all cores of one socket before the next's).
         memory_policy: where lies what names no node: first_touch, interleave or bind:<socket>.
         local_bytes_per_s: one core's bandwidth from the memory of its own socket, > 0.
@@ -68,6 +70,8 @@ class SharedMemory:
     lock_s: float
     wake_s: float
     sleep_s: float
+    doze_s: float
+    futex_s: float
     pin_policy: str
     memory_policy: str
     local_bytes_per_s: float

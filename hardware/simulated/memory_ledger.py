@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from harness.kernels.native import INLINE
+
 STALENESS_BINS = 4096  # the last one holds all beyond
 COORDINATE = np.dtype([("version", np.int64), ("additions", np.int64)])  # update that wrote it last; what is in it
 TALLY = np.dtype([(name, np.int64) for name in ("updates", "conflicts", "staleness", "stalest", "additions", "lost")])
@@ -46,7 +48,7 @@ class Ledger(NamedTuple):
     tally: np.ndarray
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def load(values, additions, weights, written, base, touched, block):
     """Keep what lies in the coordinates now."""
     for position in range(np.uint64(len(touched))):
@@ -60,7 +62,7 @@ def load(values, additions, weights, written, base, touched, block):
             values[position * block + part] = weights[np.uint64(np.uint32(touched[position])) * block + part]
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def put_back(values, additions, weights, written, base, touched, block, loaded):
     """Let coordinates that were written after update `loaded` be what they were when they were loaded.
 
@@ -85,7 +87,7 @@ def put_back(values, additions, weights, written, base, touched, block, loaded):
     return lost
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def _mark(written, base, version, touched):
     """Note that update `version` adds to these coordinates; returns the latest update that did before."""
     latest = np.int64(0)
@@ -97,7 +99,7 @@ def _mark(written, base, version, touched):
     return latest
 
 
-@njit(nogil=True)
+@njit(**INLINE)
 def count_update(ledger, worker, touched):
     """Count an update that has just been stored: its staleness, and whether others wrote what it touches."""
     versions, tally = ledger.versions, ledger.tally

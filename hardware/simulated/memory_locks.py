@@ -1,7 +1,9 @@
 """Locks of simulated updates, compiled: who has them next, and what that costs.
 
-spin lock     who lets go, and all who wait, are equally likely to have it next: a race of nanoseconds for its line
-mutex         letting go wakes who has waited longest (`wake_s`), who looks again `sleep_s` later
+spin lock     goes to one of those who wait, all equally likely: they look at its line, so that whoever lets go loses it
+mutex         who finds it held is asleep `doze_s` later; letting go wakes who has waited longest (`wake_s`), who looks
+              again `sleep_s` later, or, if it is not asleep yet, has both call the system for nothing (`futex_s`)
+              either lock: a row comes from memory before its update asks for the lock, while others hold it
 per coord.    one after the other, ascending: whoever waits for one holds those before; two atomic operations each
 round robin   writes in the order of tickets; the next one hears of it when the line has come
 """
@@ -56,7 +58,7 @@ def has_begun(workers, rank, lines, locks, costs):
     worker, lock = workers[rank], locks.state[0]
     if locks.locking in (GLOBAL_SPIN, GLOBAL_MUTEX):
         if lock.held:
-            worker.since_s = min(worker.since_s, worker.next_s)
+            worker.since_s, worker.looked_s = min(worker.since_s, worker.next_s), worker.next_s
             worker.next_s = np.inf
             return False
         lock.held = 1
@@ -112,15 +114,18 @@ def let_go(workers, rank, lines, locks, costs, update):
     worker, lock = workers[rank], locks.state[0]
     if locks.locking == GLOBAL_SPIN:
         lock.held = 0
-        _race(workers, rank, lines, locks, costs, update)
+        _hand_over(workers, rank, lines, locks, costs, update)
         return
     if locks.locking == ROUND_ROBIN:
         lock.serving += 1
         _tell(workers, rank, worker.next_s, lines, locks, 0.0)
         return
     lock.held = 0
-    if _tell(workers, rank, worker.next_s, lines, locks, costs.wake_s + costs.sleep_s):
-        worker.next_s += worker.pace * costs.wake_s
+    next_rank = _next_of(workers, locks)
+    if next_rank != NOBODY:
+        asleep = worker.next_s - workers[next_rank].looked_s > workers[next_rank].pace * costs.doze_s
+        _tell(workers, rank, worker.next_s, lines, locks, costs.wake_s + costs.sleep_s if asleep else costs.futex_s)
+        worker.next_s += worker.pace * (costs.wake_s if asleep else costs.futex_s)
 
 
 @njit(nogil=True)
@@ -130,21 +135,14 @@ def _waits(worker):
 
 
 @njit(nogil=True)
-def _race(workers, rank, lines, locks, costs, update):
-    """Give a spin lock to one of those who want it: all who wait, and `rank` itself if it has more to do."""
-    worker, lock = workers[rank], locks.state[0]
-    waiting, apart = 0, 0
+def _hand_over(workers, rank, lines, locks, costs, update):
+    """Give a spin lock to one of those who wait for it, if anybody does."""
+    worker, lock, waiting = workers[rank], locks.state[0], 0
     for other in range(len(workers)):
-        if _waits(workers[other]):
-            waiting += 1
-            apart |= (lines.remote[rank] >> np.uint64(other)) & np.uint64(1)
-    runners = waiting + (worker.position + 1 < worker.count)
-    if waiting == 0 or runners == 0:
+        waiting += _waits(workers[other])
+    if waiting == 0:
         return
-    drawn = np.int64(hashed(update, rank) % np.uint64(runners))
-    if drawn == waiting:  # the line comes back from those who look at it
-        worker.next_s += worker.pace * lines.claim_s[apart]
-        return
+    drawn = np.int64(hashed(update, rank) % np.uint64(waiting))
     for other in range(len(workers)):
         if _waits(workers[other]):
             if drawn == 0:
@@ -157,12 +155,8 @@ def _race(workers, rank, lines, locks, costs, update):
 
 
 @njit(nogil=True)
-def _tell(workers, rank, now_s, lines, locks, later_s):
-    """Let whose turn it is, or who has waited longest, know that `rank` has let go; returns whether anybody waits.
-
-    Args:
-        later_s: than the line of the lock, the news comes.
-    """
+def _next_of(workers, locks):
+    """Who waits for a lock, and has the turn or has waited longest; NOBODY if nobody does."""
     next_rank = NOBODY
     for other in range(len(workers)):
         if not _waits(workers[other]):
@@ -172,12 +166,22 @@ def _tell(workers, rank, now_s, lines, locks, later_s):
                 next_rank = other
         elif next_rank == NOBODY or workers[other].since_s < workers[next_rank].since_s:
             next_rank = other
+    return next_rank
+
+
+@njit(nogil=True)
+def _tell(workers, rank, now_s, lines, locks, later_s):
+    """Let whose turn it is, or who has waited longest, know that `rank` has let go.
+
+    Args:
+        later_s: than the line of the lock, the news comes.
+    """
+    next_rank = _next_of(workers, locks)
     if next_rank == NOBODY:
-        return False
+        return
     workers[next_rank].next_s = now_s + workers[next_rank].pace * (_transfer_s(lines, next_rank, rank) + later_s)
     if locks.locking == ROUND_ROBIN:
         _end_wait(workers[next_rank], workers[next_rank].next_s)
-    return True
 
 
 @njit(nogil=True, cache=True)

@@ -5,6 +5,7 @@ lacks are fetched. Once reading and computing are paid it begins to *write*: it 
 the lines that others hold. When those have come it *stores*: its additions land on what it has loaded. Reading and
 writing are the functions that real kernels are made of (`harness.kernels.base`), so that one worker alone gets its
 weights bit for bit. Under locks there is one more: the update *begins* when its lock is had, and lets go when stored.
+Under one lock around the whole update its row comes from memory outside: kernels ask for rows some samples ahead.
 
 What is lost between load and store: memory_ledger.py. What lines cost: cache_lines.py. Locks: memory_locks.py.
 """
@@ -20,9 +21,9 @@ from hardware.simulated.cache_lines import read_lines_s, write_lines_s
 from hardware.simulated.memory_ledger import count_update, load, put_back
 from hardware.simulated.memory_locks import has_begun, let_go, let_go_of_coordinates, may_write
 from hardware.simulated.memory_records import BEGIN, NOBODY, READ, STORE, WRITE
-from harness.kernels.access import ATOMIC, PER_COORDINATE
+from harness.kernels.access import ATOMIC, GLOBAL_MUTEX, GLOBAL_SPIN, PER_COORDINATE
 from harness.kernels.base import prefetch_sample, read, write
-from harness.kernels.native import INLINE
+from harness.kernels.native import INLINE, borrowed
 from harness.kernels.numbers import Hot, Step
 
 
@@ -102,7 +103,11 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
     Returns:
         the rank whose chunk ended, or NOBODY.
     """
+    workers, samples, lines, kernel, like, slots, loaded, locks, ledger = borrowed(
+        (workers, samples, lines, kernel, like, slots, loaded, locks, ledger)
+    )
     atomic, locked = locks.locking == ATOMIC, locks.locking > ATOMIC
+    one_at_a_time = locks.locking in (GLOBAL_SPIN, GLOBAL_MUTEX)
     while True:
         rank = _earliest(workers)
         worker = workers[rank]
@@ -117,6 +122,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         sample = samples[rank, worker.position]
         row = kernel.indices[kernel.indptr[sample] : kernel.indptr[sample + 1]]
         touched = _contended(like, row, slots, costs.block, loaded.touched[rank])
+        row_s = worker.row_s + worker.row_nonzero_s * len(row)
         first_line, step = worker.first_line, Step(worker.learning_rate, False, quantum)
         if worker.event == READ:
             stall_s = read_lines_s(lines, first_line, rank, touched, costs)
@@ -125,9 +131,8 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             worker.seen = ledger.versions[worker.model]
             worker.event = WRITE
             prefetch_sample(kernel, shared, samples[rank, min(worker.position + 1, worker.count - 1)])
-            row_s = worker.row_s + (costs.nonzero_s + worker.row_nonzero_s) * len(row)
-            work_s = stall_s + costs.sample_s + row_s + costs.delay_s
-            worker.next_s += worker.pace * work_s
+            work_s = stall_s + costs.sample_s + costs.nonzero_s * len(row) + costs.delay_s
+            worker.next_s += worker.pace * (work_s if one_at_a_time else work_s + row_s)
             continue
         values, additions = loaded.values[rank], loaded.additions[rank]
         weights = carray(_pointer(worker.weights), (worker.num_weights,), loaded.values.dtype)
@@ -156,6 +161,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             let_go_of_coordinates(workers, rank, row, locks)
         elif locked:
             let_go(workers, rank, lines, locks, costs, ledger.tally[0].updates)
+            worker.next_s += worker.pace * row_s if one_at_a_time else 0.0
         worker.event = BEGIN
         worker.position += 1
         if worker.position == worker.count:

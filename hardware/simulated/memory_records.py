@@ -13,6 +13,7 @@ WORKER = np.dtype(
         ("next_s", np.float64),  # virtual time of its next event, inf without a chunk or while it waits for a lock
         ("finish_s", np.float64),  # when its last chunk ended
         ("since_s", np.float64),  # since when it waits for a lock, inf if it does not
+        ("looked_s", np.float64),  # when it last found the lock held
         ("waited_s", np.float64),  # for locks, in its chunk
         ("learning_rate", np.float64),
         ("pace", np.float64),  # virtual seconds of a second's work
@@ -30,7 +31,7 @@ WORKER = np.dtype(
         ("first_coordinate", np.uint64),  # of its model, in `written`
         ("position", np.int64),  # in its chunk
         ("count", np.int64),  # samples of its chunk
-        ("row_s", np.float64),  # by which a sample takes longer because of where its row lies
+        ("row_s", np.float64),  # until the row of a sample has come from where it lies
         ("row_nonzero_s", np.float64),  # the same, each of its nonzeros
         ("event", np.int64),  # what its next event is
     ],
@@ -42,11 +43,13 @@ class Costs(NamedTuple):
     """Seconds, and what decides them."""
 
     sample_s: float
-    nonzero_s: float  # of a coordinate
+    nonzero_s: float  # of a coordinate whose row is at hand
     delay_s: float
     atomic_s: float
     wake_s: float
     sleep_s: float
+    doze_s: float
+    futex_s: float
     lock_s: float
     line_shift: np.uint64  # log2 of the parameters in a line
     block: np.uint64  # parameters in a coordinate

@@ -248,8 +248,8 @@ class SimulatedPlace(Place):
         if machine.models is not None:
             row_s, row_nonzero_s = machine.models.row_s(self.rank, kernel)
             stall_s = machine.models.forgotten_s(self.rank, kernel, whole, samples)
-        each_s = cost.sample_s + access.delay_s + row_s
-        nonzero_s = kernel.block * kernel.relative_cost * cost.nonzero_s + row_nonzero_s
+        own = cost.of(kernel)
+        each_s, nonzero_s = own.sample_s + access.delay_s + row_s, own.nonzero_s + row_nonzero_s
         self.timelines.charge(0.0, len(samples) * each_s + nonzeros * nonzero_s + stall_s)
 
     def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:

@@ -162,8 +162,7 @@ class SharedModels:
         assert self._kernel_cost is not None  # checked by who calls
         row_s, nonzero_s = self.remote_row_s(rank, kernel)
         factor = self._memory.sequential_rows if self._sequential[rank] else 1.0
-        own_s = self._kernel_cost.nonzero_s * kernel.block * kernel.relative_cost
-        return row_s, nonzero_s + (factor - 1.0) * own_s
+        return row_s, nonzero_s + (factor - 1.0) * self._kernel_cost.of(kernel).nonzero_s
 
     def metrics(self) -> dict[str, object]:
         """Staleness, conflicts and losses of all updates by kernels; empty if there were none."""
@@ -207,18 +206,21 @@ class SharedModels:
         self._programme = replace(self._programme, native=self._compose(self._programme, model))
 
     def _compose(self, programme: _Programme, model: Model) -> tuple:
-        kernel, access, cost, memory = programme.kernel, programme.access, self._kernel_cost, self._memory
-        assert cost is not None  # checked by who calls
+        kernel, access, memory = programme.kernel, programme.access, self._memory
+        assert self._kernel_cost is not None  # checked by who calls
+        cost = self._kernel_cost.of(kernel)
         like = native_model(model)
         slots = model.slots.numpy() if isinstance(model, SplitModel) else np.empty(0, np.int32)
         number = model.cold if isinstance(model, SplitModel) else model
         costs = Costs(
             sample_s=cost.sample_s,
-            nonzero_s=cost.nonzero_s * kernel.block * kernel.relative_cost,
+            nonzero_s=memory.sequential_rows * cost.nonzero_s,
             delay_s=float(access.delay_s),
             atomic_s=float(memory.atomic_s),
             wake_s=float(memory.wake_s),
             sleep_s=float(memory.sleep_s),
+            doze_s=float(memory.doze_s),
+            futex_s=float(memory.futex_s),
             lock_s=float(memory.lock_s),
             line_shift=np.uint64((memory.line_bytes // number.itemsize).bit_length() - 1),
             block=np.uint64(kernel.block),
@@ -257,8 +259,11 @@ class SharedModels:
         worker["first_line"], worker["first_coordinate"] = place.first_line, place.first_coordinate
         worker["position"], worker["count"], worker["event"], worker["salt"] = 0, len(samples), 0, salt
         worker["since_s"], worker["waited_s"] = np.inf, 0.0
-        assert self._programme is not None
-        worker["row_s"], worker["row_nonzero_s"] = self.row_s(rank, self._programme.kernel)
+        assert self._programme is not None and self._kernel_cost is not None
+        kernel = self._programme.kernel
+        worker["row_s"], nonzero_s = self.row_s(rank, kernel)
+        own_s = self._kernel_cost.of(kernel).nonzero_s
+        worker["row_nonzero_s"] = nonzero_s + (1.0 - self._memory.sequential_rows) * own_s  # from at hand
 
     def _waits_for(self) -> str:
         locking, died = self._programme.access.locking if self._programme else "", self._died_with_lock

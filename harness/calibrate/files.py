@@ -23,6 +23,8 @@ MEMORY = {  # fields of SharedMemory: the unit, in the order of the file
     "lock_s": "s by which a lock that nobody else wants makes an update longer",
     "wake_s": "s to wake who sleeps on a mutex",
     "sleep_s": "s from then until the sleeper runs",
+    "doze_s": "s from finding a mutex held until asleep",
+    "futex_s": "s to let go of a mutex that another core has found held and does not sleep on yet",
     "local_bytes_per_s": "bytes/s from the own socket's memory, of a core",
     "remote_bytes_per_s": "bytes/s from another socket's memory, of a core",
     "sequential_rows": "cost of a nonzero in rows visited as stored / in random ones",

@@ -33,6 +33,8 @@ ROUNDS = 60
 REPETITIONS = 7  # of all but memory
 MEMORY_BYTES = 1 << 30  # more than the caches that a core has for itself
 HELD_NS = 100_000  # a mutex on which another core is to sleep
+DOZE_NS, DOZE_ROUNDS = 1_000, 240  # a mutex for so long at most, on which another core is about to
+ALLOCATIONS = 24  # of memory in which lines are timed that a cache does not hold: which ones, depends on its pages
 NUMBERS_PER_LINE = 16  # float32
 Pair = tuple[int, int]  # CPUs
 _SYSFS = Path("/sys/devices/system/cpu")
@@ -82,14 +84,17 @@ def _shared(near: Pair, far: Pair | None, cache_bytes: int) -> Iterator[Constant
     )
 
     lines = cache_bytes // _word(near[0], 0, "coherency_line_size")
-    beyond_s = 2 * (alone(near[0], 2 * lines) - alone(near[0], lines // 4))  # half of those lines are not in the cache
+    stalls_s = [alone(near[0], 2 * lines) - alone(near[0], lines // 4) for _ in range(ALLOCATIONS)]
+    beyond_s = 2 * float(np.mean(stalls_s))  # half of those lines are not in the cache
     how = f"{_ns(beyond_s)} a miss of updates on {2 * lines} lines of one's own"
     yield Constant("shared_cache_s", max(0.0, beyond_s) * overlap, how)
 
     yield Constant("atomic_s", atomic(near[0]), "additions to lines of one's own, atomic less plain")
-    wake_s, sleep_s = mutex(near)
+    wake_s, sleep_s, doze_s, futex_s = mutex(near)
     yield Constant("wake_s", wake_s, "to let go of a mutex on which another core sleeps")
     yield Constant("sleep_s", sleep_s, "from then until that core has it")
+    yield Constant("doze_s", doze_s, "after which a core that found a mutex held had to be woken")
+    yield Constant("futex_s", futex_s, "to let go of it before")
 
 
 def pairs(topology: Topology) -> tuple[Pair, Pair | None]:
@@ -168,19 +173,42 @@ def atomic(cpu: int) -> float:
     return 1e-9 * max(0.0, float(atomic_ns - plain_ns))
 
 
-def mutex(cpus: Pair) -> tuple[float, float]:
-    """Seconds to wake who sleeps on a mutex, and from then until it has it."""
+def mutex(cpus: Pair) -> tuple[float, float, float, float]:
+    """What a mutex costs that another core has found held.
+
+    Returns:
+        seconds to wake it, if it sleeps; from then until it has the mutex; from finding it held until asleep; and to
+        let go before that.
+    """
+    gone, had = handed_over(cpus, np.full(ROUNDS, HELD_NS))
+    wake_ns = float(np.median(gone[:, 1] - gone[:, 0]))
+    sleep_ns = max(0.0, float(np.median(had[:, 1] - gone[:, 1])))
+    gone, had = handed_over(cpus, np.linspace(0, DOZE_NS, DOZE_ROUNDS, dtype=np.int64))
+    waited_ns, left_ns = gone[:, 0] - had[:, 0], gone[:, 1] - gone[:, 0]
+    asked, asleep = waited_ns > 0, left_ns > wake_ns / 2
+    if not (asked & ~asleep).any():
+        raise UserError("a core that found a mutex held slept at once, which cannot be: measure when nothing else runs")
+    doze_ns = float(np.quantile(waited_ns[asked], 1 - asleep[asked].mean()))  # as many are below as were not asleep
+    futex_ns = float(np.median(left_ns[asked & ~asleep]))
+    return 1e-9 * wake_ns, 1e-9 * sleep_ns, 1e-9 * doze_ns, 1e-9 * futex_ns
+
+
+def handed_over(cpus: Pair, held_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A mutex that one core holds for a while, and another one asks for meanwhile, in rounds.
+
+    Returns:
+        when the one began to let go and had, and when the other asked and had it, in ns, shape (rounds, 2).
+    """
     words = lock_words("global_mutex", 0)
     open_mutex(words)
-    flag, gone, had = np.zeros(1, np.int64), np.zeros((ROUNDS, 2)), np.zeros(ROUNDS)
+    rounds = len(held_ns)
+    flag, gone, had = np.zeros(1, np.int64), np.zeros((rounds, 2)), np.zeros((rounds, 2))
     bodies = [
-        lambda: probes.hold_mutex_ns(flag, words.numpy(), ROUNDS, HELD_NS, gone),
-        lambda: probes.take_mutex_ns(flag, words.numpy(), ROUNDS, had),
+        lambda: probes.hold_mutex_ns(flag, words.numpy(), rounds, held_ns, gone),
+        lambda: probes.take_mutex_ns(flag, words.numpy(), rounds, had),
     ]
     probes.on_cores(cpus, bodies)
-    wake_ns = float(np.median(gone[:, 1] - gone[:, 0]))
-    sleep_ns = float(np.median(had - gone[:, 1]))
-    return 1e-9 * wake_ns, 1e-9 * max(0.0, sleep_ns)
+    return gone, had
 
 
 def from_memory(cpu: int, node: int) -> tuple[float, float]:

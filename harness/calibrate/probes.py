@@ -208,16 +208,17 @@ def additions_ns(weights, coordinates, atomic, times):
 
 @njit(nogil=True)
 def hold_mutex_ns(flag, words, rounds, hold_ns, times):
-    """One core of a mutex handed over: holds it until the other sleeps on it, then lets go.
+    """One core of a mutex handed over: holds it for a while, then lets go.
 
     Args:
+        hold_ns: shape (rounds,).
         times: when it began to let go and when it had, shape (rounds, 2).
     """
     address = words.ctypes.data + 4 * MUTEX
     for turn in range(rounds):
         lock_mutex(address)
         store_release(flag, 0, 2 * turn + 1)
-        until = now_ns() + hold_ns
+        until = now_ns() + hold_ns[turn]
         while now_ns() < until:
             pass
         times[turn, 0] = now_ns()
@@ -228,16 +229,17 @@ def hold_mutex_ns(flag, words, rounds, hold_ns, times):
 
 @njit(nogil=True)
 def take_mutex_ns(flag, words, rounds, times):
-    """The other core of a mutex handed over: sleeps on it.
+    """The other core of a mutex handed over: asks for it, and sleeps on it if it is held for long.
 
     Args:
-        times: when it had it, shape (rounds,).
+        times: when it asked and when it had it, shape (rounds, 2).
     """
     address = words.ctypes.data + 4 * MUTEX
     for turn in range(rounds):
         _await(flag, 2 * turn + 1)
+        times[turn, 0] = now_ns()
         lock_mutex(address)
-        times[turn] = now_ns()
+        times[turn, 1] = now_ns()
         unlock_mutex(address)
         store_release(flag, 0, 2 * turn + 2)
 

@@ -51,11 +51,13 @@ class Kernel(ABC):
         name: of the algorithm that runs it.
         relative_cost: time of a parameter at hand, in nonzeros of `SparseLinearKernel`
             (experiments/benchmarks/relative_costs.py).
+        relative_sample_cost: by which a sample takes longer than one of that kernel, in its nonzeros.
         block: parameters, contiguous, that a coordinate stands for.
     """
 
     name: ClassVar[str]
     relative_cost: float = 1.0
+    relative_sample_cost: float = 0.0
     block: int = 1
 
     @property
@@ -203,18 +205,22 @@ def _prefetch_data(kernel, sample):
     return getattr(kernel.instance_class, "prefetch_data", lambda kernel, sample: None)
 
 
-def define(native: type, ask: Any, slope: Any, update: Any) -> None:
+def define(native: type, ask: Any, slope: Any, update: Any, ask_hot: Any = None) -> None:
     """Compile these functions where a kernel's `native()` is of the class `native`.
 
     Args:
         ask: as `prefetch_sample`.
         slope: as `read`.
         update: as `write`.
+        ask_hot: instead of `ask` on a `Hot`, if its addresses cannot be asked for alike.
     """
 
     def chosen(kernel: Any, function: Any) -> Any:
         return function if isinstance(kernel, types.NamedTuple) and kernel.instance_class is native else None
 
-    overload(prefetch_sample, jit_options=INLINE)(lambda kernel, weights, sample: chosen(kernel, ask))
+    def asked(weights: Any) -> Any:
+        return ask if ask_hot is None or isinstance(weights, types.Array) else ask_hot
+
+    overload(prefetch_sample, jit_options=INLINE)(lambda kernel, weights, sample: chosen(kernel, asked(weights)))
     overload(read, jit_options=INLINE)(lambda kernel, weights, sample, step: chosen(kernel, slope))
     overload(write, jit_options=INLINE)(lambda kernel, weights, sample, slope, step, salt: chosen(kernel, update))

@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from numba import njit
 
-from harness.kernels.base import Kernel, define
+from harness.kernels.base import define
 from harness.kernels.native import INLINE
 from harness.kernels.numbers import add
+from harness.kernels.on_rows import OnRows
 from harness.kernels.sparse_linear import (
     HINGE,
     LOGISTIC,
@@ -44,7 +45,7 @@ CURVATURE = {LOGISTIC: 0.25, SQUARES: 1.0, SQUARED_HINGE: 2.0}  # bounds of l'';
 _TINY = 1e-300  # instead of the norm of an empty row
 
 
-class DualKernel(Kernel):
+class DualKernel(OnRows):
     """Dual coordinate descent; its model is the weights. The step is a share of the way, 1 for all of it.
 
     Args:
@@ -53,34 +54,20 @@ class DualKernel(Kernel):
     """
 
     name: ClassVar[str] = "dual_coordinate_descent"
+    relative_cost = 1.1
 
     def __init__(self, linear: SparseLinearKernel, dual: torch.Tensor) -> None:
-        self.linear, self.dual = linear, dual
-        self.relative_cost = 2.2 if linear.loss_code == LOGISTIC else 1.1  # the root costs as much as 80 nonzeros
-
-    @property
-    def indptr(self) -> torch.Tensor:
-        """Of the rows."""
-        return self.linear.indptr
-
-    @property
-    def indices(self) -> torch.Tensor:
-        """Of the rows: features."""
-        return self.linear.indices
-
-    @property
-    def num_coordinates(self) -> int:
-        """Features."""
-        return self.linear.num_coordinates
+        self.linear, self.rows, self.dual = linear, linear.rows, dual
+        self.relative_sample_cost = 60.0 if linear.loss_code == LOGISTIC else 0.0  # Newton steps to a root
 
     def native(self) -> "_Dual":
         """Views of the rows and of the dual variables."""
-        linear, rows = self.linear, self.linear.rows
+        linear, rows = self.linear, self.rows
         parts = (rows.indptr, rows.indices, rows.values, linear.labels, rows.squared_norms, self.dual)
         return _Dual(*(part.numpy() for part in parts), linear.loss_code, 1.0 / (linear.l2 * len(rows)))
 
 
-class PrimalKernel(Kernel):
+class PrimalKernel(OnRows):
     """Primal coordinate descent; its samples are features, its model is the margins.
 
     Args:
@@ -92,26 +79,11 @@ class PrimalKernel(Kernel):
     relative_cost = 2.2
 
     def __init__(self, linear: SparseLinearKernel, weights: torch.Tensor) -> None:
-        self.linear, self.columns, self.weights = linear, linear.rows.columns, weights
-
-    @property
-    def indptr(self) -> torch.Tensor:
-        """Of the columns."""
-        return self.columns.indptr
-
-    @property
-    def indices(self) -> torch.Tensor:
-        """Of the columns: samples."""
-        return self.columns.indices
-
-    @property
-    def num_coordinates(self) -> int:
-        """Samples."""
-        return self.columns.num_features
+        self.linear, self.rows, self.weights = linear, linear.rows.columns, weights
 
     def native(self) -> "_Primal":
         """Views of the columns and of the weights."""
-        linear, columns = self.linear, self.columns
+        linear, columns = self.linear, self.rows
         parts = (columns.indptr, columns.indices, columns.values, linear.labels, columns.squared_norms, self.weights)
         code = linear.loss_code
         return _Primal(*(part.numpy() for part in parts), code, CURVATURE[code], float(linear.l2))

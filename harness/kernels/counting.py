@@ -6,15 +6,13 @@ Weights do not tell what was lost of them; from zero, and with a step of 1, thes
 not. Counters are exact up to 2^24 in float32 and 2^53 in float64.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 
-from harness.kernels.base import Kernel, prefetch_sample, read, write
-from harness.kernels.native import INLINE, prefetch
+from harness.kernels.base import Kernel, define
+from harness.kernels.native import prefetch
 from harness.kernels.numbers import add, load
 
 
@@ -59,25 +57,6 @@ class _Counting(NamedTuple):
     block: int
 
 
-@overload(prefetch_sample, jit_options=INLINE)
-def _prefetch(kernel, weights, sample):
-    return _ask if _is_counting(kernel) else None
-
-
-@overload(read, jit_options=INLINE)
-def _read(kernel, weights, sample, step):
-    return _look if _is_counting(kernel) else None
-
-
-@overload(write, jit_options=INLINE)
-def _write(kernel, weights, sample, slope, step, salt):
-    return _count if _is_counting(kernel) else None
-
-
-def _is_counting(kernel: Any) -> bool:
-    return isinstance(kernel, types.NamedTuple) and kernel.instance_class is _Counting
-
-
 def _ask(kernel, weights, sample):
     for position in range(kernel.indptr[sample], kernel.indptr[sample + 1], 16):
         prefetch(kernel.indices, position)
@@ -97,3 +76,6 @@ def _count(kernel, weights, sample, slope, step, salt):
         first = np.uint32(kernel.indices[position]) * kernel.block
         for j in range(first, first + kernel.block):
             add(weights, j, slope * step.learning_rate, step, salt)
+
+
+define(_Counting, _ask, _look, _count)

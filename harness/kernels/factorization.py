@@ -16,7 +16,7 @@ import torch
 from numba import njit, types
 from numba.extending import overload
 
-from harness.kernels.base import Kernel, prefetch_sample, read, write
+from harness.kernels.base import Kernel, define
 from harness.kernels.native import INLINE, LINE_BYTES, prefetch
 from harness.kernels.numbers import Step, add, load
 
@@ -126,27 +126,6 @@ def _dot(weights: Any, first: int, second: int, width: int, zero: float, step: S
     return total
 
 
-@overload(prefetch_sample, jit_options=INLINE)
-def _prefetch(kernel, weights, sample):
-    if not _is_factors(kernel):
-        return None
-    return _ask if isinstance(weights, types.Array) else _ask_nothing
-
-
-@overload(read, jit_options=INLINE)
-def _read(kernel, weights, sample, step):
-    return _error if _is_factors(kernel) else None
-
-
-@overload(write, jit_options=INLINE)
-def _write(kernel, weights, sample, slope, step, salt):
-    return _descend if _is_factors(kernel) else None
-
-
-def _is_factors(kernel: Any) -> bool:
-    return isinstance(kernel, types.NamedTuple) and kernel.instance_class is _Factors
-
-
 def _ask(kernel, weights, sample):
     width, line = np.uint64(kernel.width), np.uint64(LINE_BYTES // weights.itemsize)
     first, second = _blocks(kernel.indices, width, sample)
@@ -207,3 +186,6 @@ def _change_floats(weights, first, second, width, scale, first_decay, second_dec
         left, right = weights[first + k], weights[second + k]
         weights[first + k] = left - (scale * right + first_decay * left)
         weights[second + k] = right - (scale * left + second_decay * right)
+
+
+define(_Factors, _ask, _error, _descend, ask_hot=_ask_nothing)

@@ -8,7 +8,7 @@ from numba import njit, types
 from harness.kernels.access import ATOMIC
 from harness.kernels.base import prefetch_data, prefetch_sample, read, write
 from harness.kernels.locks import before_write, begin, end
-from harness.kernels.native import INLINE
+from harness.kernels.native import INLINE, borrowed
 from harness.kernels.numbers import Step
 
 AHEAD = 4  # samples between the prefetch of a row and its use
@@ -38,6 +38,7 @@ def run(
         words: locks, shared by all workers.
         delay_s: seconds by which a gradient takes longer.
     """
+    kernel = borrowed(kernel)
     last = len(samples) - 1
     straight = locking <= ATOMIC and delay_s == 0.0
     for visit in range(len(samples)):

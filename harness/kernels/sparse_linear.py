@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from numba import njit
 
-from harness.kernels.base import Kernel, define
+from harness.kernels.base import define
 from harness.kernels.native import INLINE, LINE_BYTES, prefetch
 from harness.kernels.numbers import add, load
+from harness.kernels.on_rows import OnRows
 from harness.kernels.row_data import RowData
 from harness.kernels.sparse_rows import SparseRows, dot
 
 LOGISTIC, HINGE, SQUARES, SQUARED_HINGE = range(4)  # loss codes
 
 
-class SparseLinearKernel(Kernel):
+class SparseLinearKernel(OnRows):
     """Per-sample SGD of a linear model on sparse rows.
 
     Args:
@@ -44,21 +45,6 @@ class SparseLinearKernel(Kernel):
     def rarity(self) -> torch.Tensor:
         """Samples / samples that have the feature, shape (features,)."""
         return self.rows.rarity()
-
-    @property
-    def indptr(self) -> torch.Tensor:
-        """Of the rows."""
-        return self.rows.indptr
-
-    @property
-    def indices(self) -> torch.Tensor:
-        """Of the rows: features."""
-        return self.rows.indices
-
-    @property
-    def num_coordinates(self) -> int:
-        """Features."""
-        return self.rows.num_features
 
     @property
     def row_data(self) -> RowData:

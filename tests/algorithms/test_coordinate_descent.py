@@ -8,12 +8,16 @@ import pytest
 import scipy.sparse as sp
 import torch
 from composed import setup
+from simulated_ranks import results, shared_memory
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from algorithms.coordinate_descent import features_of
+from hardware.simulated.compute import Roofline
 from harness.errors import UserError
 from harness.kernels.coordinate_descent import DualKernel, logistic_dual
+from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
+from harness.problems.synthetic import sparse_rows
 from harness.trial import evaluate
 
 L2 = 0.01
@@ -146,3 +150,22 @@ def test_what_cannot_be_done_is_refused(options, message):
     rows = [] if "problem=digits_mlp" in options else ROWS
     with pytest.raises(UserError, match=message):
         setup(*problem, *rows, *options)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_root_of_a_logistic_dual_costs_its_sample(shared):
+    """By itself, on a model of its own or on one that could be shared, where no line travels."""
+    rows, labels = sparse_rows(30, 20, 5, 0.1, seed=0)
+    kernel = DualKernel(SparseLinearKernel(rows, labels, LOGISTIC, 0.1), torch.zeros_like(labels))
+    compute = Roofline("none", False, {"float64": 1e30}, 1e30, 0.0, 1e-9)
+
+    def body(worker):
+        weights = torch.zeros(20, dtype=torch.float64)
+        before_s = worker.clock.now()
+        worker.run(kernel, worker.shared("w", weights) if shared else weights, torch.arange(30).int(), 1.0)
+        return worker.clock.now() - before_s
+
+    (time_s,) = results(body, 1, memory=shared_memory(), compute=compute)
+    own_s = 1e-9 * (kernel.relative_sample_cost * 30 + kernel.relative_cost * len(rows.indices))
+    assert kernel.relative_sample_cost > 0
+    assert time_s == pytest.approx(own_s, rel=1e-9)

@@ -11,28 +11,15 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from composed import setup
-from simulated_ranks import results, shared_memory
+from composed import execution, setup
+from simulated_ranks import KERNELS_ALONE, NUMA_WITH_LOCKS, results
 
-from hardware.simulated.compute import Roofline
 from harness.errors import UserError
 from harness.kernels.langevin import LangevinKernel
 from harness.kernels.numbers import hashed, normal
 from harness.kernels.sparse_linear import SQUARES, SparseLinearKernel
 from harness.problems.synthetic import sparse_rows
 
-COMPUTE = Roofline("none", False, {"float64": 1e30}, 1e30, 0.0, 1e-9)
-NUMA = shared_memory(
-    cores_per_socket=8,
-    same_socket_s=50e-9,
-    cross_socket_s=120e-9,
-    local_memory_s=80e-9,
-    remote_memory_s=140e-9,
-    outstanding_misses=4,
-    atomic_s=7e-9,
-    wake_s=1e-6,
-    sleep_s=5e-6,
-)
 COUNT, FEATURES, L2, TEMPERATURE = 40, 6, 0.2, 0.7
 CHUNK = 50  # updates between two looks at the weights
 
@@ -110,7 +97,7 @@ def test_two_workers_on_one_model_have_it_too():
             walk.append(model.numpy().copy())
         return np.array(walk)
 
-    first, second = results(body, 2, memory=NUMA, compute=COMPUTE)
+    first, second = results(body, 2, memory=NUMA_WITH_LOCKS, compute=KERNELS_ALONE)
     assert (first != second).any()
     variance, error = variance_and_error(first)
     expected = np.trace(stationary(step))
@@ -164,3 +151,38 @@ def test_random_numbers_are_standard_normal_and_those_of_their_update():
 def test_what_would_have_another_variance_is_refused(option, message):
     with pytest.raises(UserError, match=message):
         setup("algorithm=sgld", "hardware=cpu", "tracking=none", option)
+
+
+WALK = ["algorithm=sgld", "problem=logistic_regression", "problem.synthetic_samples=600", "problem.l2=0.01"]
+WALK += ["problem.dtype=float64", "budget.epochs=2", "budget.observations=1", "tracking=none"]
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "sim_numa2"])
+@pytest.mark.parametrize("data", ["partitioned", "sharded_per_node", "replicated_per_node"])
+def test_one_worker_walks_the_same_wherever_rows_lie(hardware, data):
+    one = [*WALK, f"hardware={hardware}", "hardware.num_workers=1"]
+    still, moved = execution(*one), execution(*one, f"data={data}", "data.order=permuted")
+    assert moved.failure is None
+    assert torch.equal(still.observations[-1].parameters, moved.observations[-1].parameters)
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "sim_numa2"])
+def test_a_padded_model_gets_the_noise_of_its_places(hardware):
+    """Noise apart, padding changes nothing: at a temperature near 0 the walks are one, at 1 they are not."""
+    one = [*WALK, f"hardware={hardware}", "hardware.num_workers=1"]
+    cold, cold_padded, padded, warm = (
+        execution(*one, f"algorithm.temperature={temperature}", f"algorithm.layout={layout}")
+        .observations[-1]
+        .parameters
+        for temperature, layout in ((1e-30, "as_given"), (1e-30, "padded"), (1.0, "padded"), (1.0, "as_given"))
+    )
+    torch.testing.assert_close(cold_padded, cold, rtol=1e-9, atol=1e-12)  # the noise is below 1e-15 a step
+    assert not torch.allclose(padded, warm, rtol=1e-3)
+    assert float(padded.var()) == pytest.approx(float(warm.var()), rel=0.3)  # of thousands of weights
+
+
+@pytest.mark.parametrize("options", [["data=sharded_per_node", "data.order=permuted"], ["algorithm.layout=padded"]])
+def test_two_simulated_workers_walk_on_moved_rows(options):
+    done = execution(*WALK, "hardware=sim_numa2", "hardware.num_workers=2", *options)
+    assert done.failure is None
+    assert done.observations[-1].samples == 1080  # two epochs of what is not held out

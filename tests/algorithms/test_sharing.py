@@ -11,11 +11,10 @@ import pytest
 import torch
 from composed import setup
 from oracle import oracle_weights
-from simulated_ranks import results, shared_memory
+from simulated_ranks import KERNELS_ALONE, NUMA_WITH_LOCKS, results
 
 from algorithms.precision import PRECISIONS, decode, encode
 from algorithms.replicas import MERGES, SHARING, Merged
-from hardware.simulated.compute import Roofline
 from harness.kernels.access import LOCKING, Access, lock_words
 from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
 from harness.problems.synthetic import sparse_rows
@@ -23,18 +22,6 @@ from tests.counting import CountKernel
 
 UPDATES = 50_000
 LOSSLESS = [locking for locking in LOCKING if locking != "none"]
-COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)
-NUMA = shared_memory(
-    cores_per_socket=8,
-    same_socket_s=50e-9,
-    cross_socket_s=120e-9,
-    local_memory_s=80e-9,
-    remote_memory_s=140e-9,
-    outstanding_misses=4,
-    atomic_s=7e-9,
-    wake_s=1e-6,
-    sleep_s=5e-6,
-)
 ROWS = ["problem=logistic_regression", "problem.synthetic_samples=2000", "problem.synthetic_features=500"]
 ONCE = ["budget.epochs=2", "budget.observations=2", "tracking=none", "problem.dtype=float64"]
 
@@ -70,7 +57,7 @@ def count(locking):
 
 @pytest.mark.parametrize("locking", LOSSLESS)
 def test_simulated_counters_are_exact(locking):
-    for counts in results(count(locking), 4, memory=NUMA, compute=COMPUTE):
+    for counts in results(count(locking), 4, memory=NUMA_WITH_LOCKS, compute=KERNELS_ALONE):
         assert counts == [4 * UPDATES, 0, 4 * UPDATES]
 
 
@@ -134,6 +121,15 @@ def test_one_worker_equals_scikit_learn(hardware, sharing, merge, locking):
     torch.testing.assert_close(weights, oracle, rtol=0, atol=8e-13)
 
 
+@pytest.mark.parametrize(("workers", "known"), [(2, {"async/lost_frac": 0.0}), (4, {})])
+def test_nobody_knows_what_the_merging_of_a_node_s_replica_overwrites(workers, known):
+    """Workers of the node go on with it; one that has it for itself loses nothing."""
+    options = ["hardware=numa2", f"hardware.num_workers={workers}", "algorithm.locking=global_mutex", "budget.epochs=1"]
+    composed = setup("algorithm=hogwild", *ROWS, *ONCE, *options, "algorithm.sharing=replica_per_node")
+    execution = composed.hardware.execute(composed.program(), lambda samples: None)
+    assert execution.failure is None and execution.metrics == known
+
+
 @pytest.mark.parametrize("hardware", ["cpu", "numa2", "sim_numa2"])
 @pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("sharing", [sharing for sharing in SHARING if sharing != "shared"])
@@ -170,7 +166,7 @@ def test_merged_replicas_lose_nothing(merge, share):
         worker.meet()
         return replica.common.tolist()
 
-    for common in results(body, 3, memory=NUMA, budget=300, milestones=(300,)):
+    for common in results(body, 3, memory=NUMA_WITH_LOCKS, budget=300, milestones=(300,)):
         np.testing.assert_allclose(common, [300 * share] * 4, rtol=1e-5)  # sums of float32
 
 

@@ -6,14 +6,20 @@ import sys
 
 import pytest
 
-from experiments.lost_updates import main
-from harness.errors import UserError
+from experiments.lost_updates.__main__ import main
 
+MINE = """
+from harness.problems.logistic_regression import LogisticRegression
+
+
+class Mine(LogisticRegression):
+    pass
+"""
 FEW = ["problem.synthetic_samples=2000", "problem.synthetic_features=100", "problem.synthetic_nonzeros_per_sample=10"]
 
 
 def counted(capsys, *overrides):
-    main([*FEW, "hardware.num_workers=2", "budget.epochs=2", *overrides])
+    assert main([*FEW, "hardware.num_workers=2", "budget.epochs=2", *overrides]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -38,12 +44,37 @@ def test_a_real_run_that_can_lose_nothing_says_so_and_loses_nothing(capsys, loss
     assert line["lost"] == 0 and line["async/lost_frac"] == 0.0
 
 
-@pytest.mark.parametrize("mistake", ["hardware=nowhere", "hardware.num_workers=0", "algorithm.locking=some"])
-def test_a_mistake_is_one_sentence(mistake):
-    command = [sys.executable, "-m", "experiments.lost_updates", mistake]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+def test_help_waits_for_nothing_heavy():
+    without = "import sys; sys.modules.update(torch=None, numba=None)"
+    program = f"{without}; from experiments.lost_updates.__main__ import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--config-dir" in done.stdout and "key=value" in done.stdout
+
+
+def test_groups_of_the_user_s_own_are_found(capsys, tmp_path):
+    (tmp_path / "problem").mkdir()
+    yaml = "defaults: [logistic_regression]\n_target_: mine_to_count.Mine\n"
+    (tmp_path / "problem/mine.yaml").write_text(yaml)
+    (tmp_path / "mine_to_count.py").write_text(MINE)
+    found = counted(capsys, "hardware=sim_cpu", "problem=mine", "--config-dir", str(tmp_path))
+    assert found["additions"] > 0
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (["hardware=nowhere"], "hardware=nowhere is unknown: use one of"),
+        (["hardware.num_workers=0"], "hardware.num_workers must be"),
+        (["algorithm.locking=some"], "algorithm.locking must be"),
+        (["algorithm.lockng=none"], "algorithm.lockng is not a setting: did you mean locking?"),
+        (["budget.epochs"], "cannot read the override 'budget.epochs'"),
+        (["--config-dir", "/nowhere"], "--config-dir must be a folder, got '/nowhere'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(capsys, mistake, words):
+    assert main(mistake) == 1
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith(f"error: {words}") and said.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -58,6 +89,6 @@ def test_a_mistake_is_one_sentence(mistake):
         (["budget.epochs=100000"], "problem.dtype=float64"),
     ],
 )
-def test_what_counters_cannot_tell_is_refused(overrides, words):
-    with pytest.raises(UserError, match=words):
-        main([*FEW, "hardware=cpu", "hardware.num_workers=1", *overrides])
+def test_what_counters_cannot_tell_is_refused(capsys, overrides, words):
+    assert main([*FEW, "hardware=cpu", "hardware.num_workers=1", *overrides]) == 1
+    assert words in capsys.readouterr().err

@@ -155,23 +155,67 @@ def test_a_model_of_ones_own_that_does_not_fit_costs_its_misses():
     assert run_s(1024 * 4, shared=True) > 1.1 * at_hand
 
 
-def test_a_spin_lock_goes_to_any_of_those_who_want_it():
-    """Its holders do not alternate, and none is starved: of equals each has about half of the turns."""
+def turns_of(ranks):
+    """Ranks in the order in which they end chunks of 10 updates under a spin lock that all of them want."""
     kernel, turns = rows(2000, 1, 16), []
 
     def body(worker):
         model = worker.shared("model", torch.zeros(16))
-        words = worker.shared("locks", lock_words("global_spin", 16))
-        access = Access("global_spin", words)
+        access = Access("global_spin", worker.shared("locks", lock_words("global_spin", 16)))
         for samples in torch.arange(1000, dtype=torch.int32).split(10):
             worker.run(kernel, model, samples, 1e-3, access)
             turns.append(worker.rank)
 
     memory = shared_memory(sockets=1, same_socket_s=1e-8, lock_s=1e-8)
-    assert execute(body, 2, memory=memory, compute=COMPUTE).failure is None
-    early = turns[:100]  # of 10 updates each
-    assert 25 < early.count(0) < 75
-    assert early != [0, 1] * 50 and early != [1, 0] * 50
+    assert execute(body, ranks, memory=memory, compute=COMPUTE).failure is None
+    return turns
+
+
+def test_a_spin_lock_goes_to_another_one_who_waits():
+    """Of two, each has it in turn; of three, no order holds, and none is starved."""
+    assert turns_of(2)[:100] in ([0, 1] * 50, [1, 0] * 50)
+    early = turns_of(3)[:150]
+    assert min(early.count(rank) for rank in range(3)) > 25
+    assert early != early[:3] * 50
+
+
+def test_under_one_lock_rows_come_while_others_hold_it():
+    """A row that takes a third as long as the rest of its update is hidden from two workers, and not from one."""
+    kernel = rows(300, 4, 16)
+
+    def run_s(num_workers, sequential_rows):
+        def body(worker):
+            words = worker.shared("locks", lock_words("global_spin", 16))
+            worker.run(kernel, worker.shared("model", torch.zeros(16)), samples, 1e-3, Access("global_spin", words))
+            return worker.clock.now()
+
+        samples = torch.arange(300, dtype=torch.int32)
+        memory = shared_memory(sockets=1, sequential_rows=sequential_rows)
+        return max(results(body, num_workers, memory=memory, compute=COMPUTE))
+
+    whole_s, at_hand_s = 4 * NONZERO_S, 3 * NONZERO_S
+    assert run_s(1, 0.75) == pytest.approx(300 * whole_s)
+    assert run_s(2, 1.0) == pytest.approx(600 * whole_s)
+    assert run_s(2, 0.75) == pytest.approx(600 * at_hand_s + (whole_s - at_hand_s))
+
+
+def test_a_mutex_wakes_nobody_who_is_not_asleep_yet():
+    """Both want it at once; 10 updates of 1 ns each, whose worker lets go before the other one is asleep, or after."""
+    kernel = rows(10, 1, 1)
+
+    def run_s(doze_s, **costs):
+        def body(worker):
+            words = worker.shared("locks", lock_words("global_mutex", 1))
+            samples = torch.arange(10 if worker.rank == 0 else 1, dtype=torch.int32)
+            worker.run(kernel, worker.shared("model", torch.zeros(1)), samples, 1e-3, Access("global_mutex", words))
+            return worker.clock.now()
+
+        return results(body, 2, memory=shared_memory(sockets=1, doze_s=doze_s, **costs), compute=COMPUTE)
+
+    awake = run_s(2e-9, futex_s=1e-6, wake_s=1.0, sleep_s=1.0)
+    assert max(awake) < 1e-4 and min(awake) >= 1e-6
+    asleep = run_s(0.5e-9, futex_s=100.0, wake_s=1.0, sleep_s=1.0)
+    assert 2.0 < max(asleep) < 10.0
 
 
 def test_a_lock_costs_its_own_time_when_nobody_else_wants_it():

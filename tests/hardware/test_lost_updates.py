@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import torch
 from composed import setup
-from simulated_ranks import execute, results, shared_memory
+from simulated_ranks import KERNELS_ALONE, NUMA_WITH_LOCKS, execute, results
 
-from hardware.simulated.compute import Roofline
 from harness.build import build
 from harness.cli import composed
 from harness.kernels.access import LOCKING, Access, lock_words
@@ -18,23 +17,12 @@ from harness.problems.synthetic import sparse_rows
 from tests.counting import CountKernel
 
 CONF = Path(__file__).parents[2] / "conf"
-COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, 1e-9)
-NUMA = shared_memory(
-    cores_per_socket=8,
-    same_socket_s=50e-9,
-    cross_socket_s=120e-9,
-    local_memory_s=80e-9,
-    remote_memory_s=140e-9,
-    outstanding_misses=4,
-    atomic_s=7e-9,
-    wake_s=1e-6,
-    sleep_s=5e-6,
-)
-FREE = replace(NUMA, **{f"{name}_s": 0.0 for name in ("same_socket", "cross_socket", "local_memory", "remote_memory")})
+LINES = ("same_socket", "cross_socket", "local_memory", "remote_memory")
+FREE = replace(NUMA_WITH_LOCKS, **{f"{name}_s": 0.0 for name in LINES})
 ROWS = [[0, 1, 2], [0, 30], [1, 2, 3, 31], [40]]  # of 64 coordinates, some of them on one line
 
 
-def counted(workers, locking="none", memory=NUMA, samples=None, block=1, dtype=torch.float64):
+def counted(workers, locking="none", memory=NUMA_WITH_LOCKS, samples=None, block=1, dtype=torch.float64):
     """Every worker takes the rows in an order of its own. Returns the additions made, those found, and the metrics."""
     kernel, words = CountKernel(ROWS, 64, block), lock_words(locking, 64)
     found = {}
@@ -48,7 +36,7 @@ def counted(workers, locking="none", memory=NUMA, samples=None, block=1, dtype=t
         worker.meet()
         found[worker.rank] = model.sum().item(), kernel.nonzeros(order) * block
 
-    done = execute(body, workers, memory=memory, compute=COMPUTE)
+    done = execute(body, workers, memory=memory, compute=KERNELS_ALONE)
     assert done.failure is None
     return sum(made for _, made in found.values()), found[0][0], done.metrics
 
@@ -73,7 +61,7 @@ def test_what_is_lost_is_what_counters_lack(locking, workers):
     assert (found < made) == (locking == "none" and workers > 1)
 
 
-@pytest.mark.parametrize("memory", [FREE, NUMA])
+@pytest.mark.parametrize("memory", [FREE, NUMA_WITH_LOCKS])
 @pytest.mark.parametrize("locking", LOCKING)
 def test_one_worker_is_sequential_bit_for_bit(locking, memory):
     rows, labels = sparse_rows(500, 300, 10, 0.1, 0)
@@ -89,7 +77,7 @@ def test_one_worker_is_sequential_bit_for_bit(locking, memory):
 
     native = torch.zeros(300, dtype=rows.values.dtype)
     kernel(native, order, 0.5)
-    (model,) = results(body, 1, memory=memory, compute=COMPUTE)
+    (model,) = results(body, 1, memory=memory, compute=KERNELS_ALONE)
     assert torch.equal(model, native) and native.abs().max() > 0.5
 
 
@@ -115,7 +103,7 @@ def test_a_coordinate_that_nobody_shares_is_not_lost():
         worker.meet()
         return model[[0, 16]].tolist()
 
-    assert results(body, 2, memory=NUMA, compute=COMPUTE) == [[500, 500]] * 2
+    assert results(body, 2, memory=NUMA_WITH_LOCKS, compute=KERNELS_ALONE) == [[500, 500]] * 2
 
 
 def test_the_later_store_overwrites_the_earlier_one():
@@ -132,9 +120,9 @@ def test_the_later_store_overwrites_the_earlier_one():
         worker.meet()
         return stored_s, model[0].item()
 
-    (first_s, count), (second_s, same) = results(body, 2, memory=NUMA, compute=COMPUTE)
+    (first_s, count), (second_s, same) = results(body, 2, memory=NUMA_WITH_LOCKS, compute=KERNELS_ALONE)
     assert (first_s, second_s) == pytest.approx((201e-9, 261e-9), rel=1e-9) and count == same == 1.0
-    assert execute(body, 2, memory=NUMA, compute=COMPUTE).metrics["async/lost_frac"] == 0.5
+    assert execute(body, 2, memory=NUMA_WITH_LOCKS, compute=KERNELS_ALONE).metrics["async/lost_frac"] == 0.5
 
 
 @pytest.mark.parametrize(("dtype", "in_line"), [(torch.float32, 16), (torch.float64, 8)])
@@ -149,7 +137,7 @@ def test_sixteen_locks_of_coordinates_share_a_line_whatever_the_model_is(dtype, 
             access = Access("per_coordinate", worker.shared("locks", words))
             worker.run(kernel, model, torch.full((100,), worker.rank, dtype=torch.int32), 1.0, access)
 
-        return execute(body, 2, memory=NUMA, compute=COMPUTE).run_s
+        return execute(body, 2, memory=NUMA_WITH_LOCKS, compute=KERNELS_ALONE).run_s
 
     assert run_s(16) == run_s(64) < run_s(15) / 3
     assert in_line == 16 or run_s(8) / 3 > run_s(16)

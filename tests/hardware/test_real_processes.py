@@ -22,6 +22,7 @@ from tests.hardware.toys import (
     RaisesInRankOne,
     ReportsCPUs,
     Silent,
+    SlowToCompile,
     Wild,
     WildHelped,
     WildLingering,
@@ -55,6 +56,10 @@ def test_reports_account_for_the_run():
         assert worker.peak_bytes > 2**20
         assert min(worker.compute_s, worker.comm_s, worker.idle_s) >= 0
         assert worker.compute_s + worker.comm_s + worker.idle_s <= worker.finish_s * (1 + 1e-9)
+
+
+def test_a_worker_that_starts_slowly_keeps_nobody_waiting_beyond_the_timeout():
+    assert run(SlowToCompile, settings={"timeout_s": 0.5}).failure is None
 
 
 def test_waiting_for_a_late_worker_is_idleness():

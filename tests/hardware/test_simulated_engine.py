@@ -1,5 +1,6 @@
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -163,6 +164,22 @@ def test_ctrl_c_ends_a_loop_of_python():
     before = set(threading.enumerate())
     assert isinstance(interrupted(body, [0.3]).failure, KeyboardInterrupt)
     assert set(threading.enumerate()) == before
+
+
+class HalfMade:
+    def __init__(self):
+        while True:
+            pass
+
+    def __del__(self):
+        del self.never_made
+
+
+def test_ctrl_c_says_nothing_of_destructors_of_what_was_being_made(monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    assert isinstance(interrupted(lambda worker: HalfMade(), [0.3]).failure, KeyboardInterrupt)
+    assert heard == []
 
 
 def test_a_rank_that_does_not_end_is_named_and_leaves_the_caller_s_group_alone(monkeypatch, released):

@@ -126,7 +126,7 @@ def test_every_knob_of_shared_memory_moves_the_answer():
         return done.run_s
 
     node, lockings = composed.node("hardware/sim_numa2"), {"atomic_s": "atomic", "wake_s": "global_mutex"}
-    lockings |= {"sleep_s": "global_mutex", "lock_s": "global_mutex"}
+    lockings |= dict.fromkeys(("sleep_s", "doze_s", "futex_s", "lock_s"), "global_mutex")
     numbers = {f"memory.{name}": value for name, value in node.memory.items() if type(value) in (int, float)}
     numbers["compute.nonzero_s"] = node.compute.nonzero_s
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from simulated_ranks import execute, results, shared_memory
+from simulated_ranks import NUMA, execute, results, shared_memory
 
 from hardware.simulated.compute import Fixed, Roofline
 from harness.errors import UserError
@@ -14,14 +14,6 @@ from tests.hardware.toys import ToyKernel
 NONZERO_S = 1e-9
 COMPUTE = Roofline("none", False, {"float32": 1e30, "float64": 1e30}, 1e30, 0.0, NONZERO_S)  # operators are free
 FREE = shared_memory(outstanding_misses=10)
-NUMA = shared_memory(
-    cores_per_socket=8,
-    same_socket_s=50e-9,
-    cross_socket_s=120e-9,
-    local_memory_s=80e-9,
-    remote_memory_s=140e-9,
-    outstanding_misses=4,
-)
 FEATURES = 64
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from simulated_ranks import compute_for, execute, results, shared_memory
+from simulated_ranks import NUMA, compute_for, execute, results
 from simulated_ranks import machine as simulated
 
 from harness.errors import UserError, WorkerFailed
@@ -26,14 +26,6 @@ from tests.hardware.toys import (
 
 REAL = ["threads", "processes"]
 EVERYWHERE = [*REAL, "simulated"]
-NUMA = shared_memory(
-    cores_per_socket=8,
-    same_socket_s=50e-9,
-    cross_socket_s=120e-9,
-    local_memory_s=80e-9,
-    remote_memory_s=140e-9,
-    outstanding_misses=4,
-)
 
 
 def run(kind, algorithm, num_workers=2, timeout_s=20.0, **options):

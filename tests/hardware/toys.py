@@ -1,5 +1,6 @@
 """Small problems and algorithms for tests of hardware, in a module that worker processes can import."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -175,6 +176,15 @@ class LateRankOne(Averaging):
     def interfere(self, worker, step):
         if worker.rank == 1:
             time.sleep(0.02)
+
+
+@dataclass(frozen=True)
+class SlowToCompile(Averaging):
+    """In rank 1."""
+
+    def warm_up(self, problem):
+        if multiprocessing.current_process().name == "worker 1":
+            time.sleep(1.0)
 
 
 @dataclass(frozen=True)

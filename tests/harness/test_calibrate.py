@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 from composed import execution
 
@@ -20,6 +21,8 @@ QUICK += [
     (core, "ROUNDS", 2),
     (core, "REPETITIONS", 2),
     (memory, "REPETITIONS", 2),
+    (memory, "ALLOCATIONS", 1),
+    (memory, "DOZE_ROUNDS", 60),
     (core, "SIDE", 64),
     (core, "LARGE", 1 << 16),
 ]
@@ -113,3 +116,26 @@ def test_constants_that_repetitions_disagree_on_are_named():
     )
     assert _warning([steady, once]) == ""
     assert "repetitions of lock_s differ by more than 30 %" in _warning([steady, noisy, once])
+
+
+def test_how_long_it_takes_to_fall_asleep_is_read_from_what_a_mutex_costs_who_lets_go(monkeypatch):
+    """An imaginary machine: asked 80 ns after the mutex was taken, asleep 220 ns later; 400 ns or 11 us to let go."""
+
+    def handed_over(cpus, held_ns):
+        waited_ns = held_ns - 80.0
+        left_ns = np.where(waited_ns > 220, 11_000.0, 400.0)
+        return np.stack([held_ns, held_ns + left_ns], 1), np.stack([held_ns - waited_ns, held_ns + left_ns + 8000], 1)
+
+    monkeypatch.setattr(memory, "handed_over", handed_over)
+    wake_s, sleep_s, doze_s, futex_s = memory.mutex((0, 1))
+    assert (wake_s, sleep_s, futex_s) == pytest.approx((11e-6, 8e-6, 400e-9))
+    assert doze_s == pytest.approx(220e-9, abs=1.5e-9 * memory.DOZE_NS / memory.DOZE_ROUNDS)
+
+
+def test_a_mutex_on_which_others_are_asleep_at_once_makes_no_sense(monkeypatch):
+    def handed_over(cpus, held_ns):
+        return np.stack([held_ns, held_ns + 11_000.0], 1), np.stack([held_ns - 80.0, held_ns + 19_000.0], 1)
+
+    monkeypatch.setattr(memory, "handed_over", handed_over)
+    with pytest.raises(UserError, match="slept at once"):
+        memory.mutex((0, 1))

@@ -6,8 +6,9 @@ from algorithms.sgd import SGD
 from hardware.real.host_clock import HostClock
 from harness.data import Partitioned, Replicated, ReplicatedPerNode, ShardedPerNode
 from harness.errors import UserError
+from harness.kernels.row_data import RowData
 from harness.program import Program
-from harness.rows import within_epochs
+from harness.rows import Rows, within_epochs
 from harness.worker import Place, Worker
 from tests.hardware.toys import ToyKernel
 
@@ -45,6 +46,9 @@ class Counting(Place):
     def run(self, kernel, model, samples, learning_rate):
         raise NotImplementedError
 
+    def rows(self, name, kernel, shares, share, fresh=False, sequential=False):
+        return Rows(kernel, share.first)
+
     def background(self, activity):
         raise NotImplementedError
 
@@ -58,13 +62,21 @@ class Counting(Place):
         raise NotImplementedError
 
 
+class Movable(ToyKernel):
+    """Whose rows could be moved, and are not."""
+
+    @property
+    def row_data(self):
+        return RowData(self.indptr, {}, {"numbers": self.numbers})
+
+
 class Claiming(SGD):
     synchronous = False
 
 
 def deal(data, num_workers, batch_size, budget=2 * SAMPLES, algorithm=SGD, seed=0, nodes=None):
     """The batches of all workers, taking turns: [worker 0's first, worker 1's first, ..., worker 0's second, ...]."""
-    sequential = algorithm(learning_rate=1.0, batch_size=batch_size, step_decay=1.0)
+    sequential = algorithm(1.0, batch_size, step_decay=1.0, accumulate=1, optimizer=PlainSGD(0.0))
     program = Program(sequential, Sizes(), data, seed, budget, [budget])
     counters = {}
     workers = [Worker(Counting(rank, nodes or (0,) * num_workers, counters), program) for rank in range(num_workers)]
@@ -77,7 +89,7 @@ def deal(data, num_workers, batch_size, budget=2 * SAMPLES, algorithm=SGD, seed=
 
 def dealer(worker, data, batch_size):
     if data.moves_rows:
-        return (samples for _, samples in worker.visits(ToyKernel(torch.zeros(SAMPLES)), batch_size))
+        return (samples for _, samples in worker.visits(Movable(torch.zeros(SAMPLES)), batch_size))
     return worker.batches(Sizes(), batch_size)
 
 
@@ -213,7 +225,9 @@ def test_numbers_of_rows_that_are_moved_are_refused(data):
 
 @pytest.mark.parametrize("batch_size", [3, 5, 50])  # SAMPLES = 12; the last one leaves a worker without any
 def test_epochs_are_dealt_exactly_once_and_end_for_every_worker(batch_size):
-    program = Program(Claiming(1.0, batch_size, 1.0), Sizes(), Partitioned("index"), 0, 3 * SAMPLES, [1])
+    program = Program(
+        Claiming(1.0, batch_size, 1.0, 1, PlainSGD(0.0)), Sizes(), Partitioned("index"), 0, 3 * SAMPLES, [1]
+    )
     counters = {}
     workers = [Worker(Counting(rank, (0, 0), counters), program) for rank in range(2)]
     dealers = [worker.epochs(Sizes(), batch_size) for worker in workers]

@@ -4,9 +4,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from numba import njit
 from oracle import as_scipy, oracle_weights
 
 from harness.kernels import loop
+from harness.kernels.native import borrowed
 from harness.kernels.sparse_linear import HINGE, LOGISTIC, SQUARES, SparseLinearKernel, slope_of
 from harness.kernels.sparse_rows import SparseRows
 from harness.problems.synthetic import sparse_rows
@@ -154,3 +156,18 @@ def test_other_threads_run_meanwhile(data):
     begin, end = span
     margin = (end - begin) / 5  # at its edges the other thread holds the interpreter anyway
     assert any(begin + margin < tick < end - margin for tick in ticks)
+
+
+def test_borrowed_arrays_are_the_same_memory_and_not_counted():
+    @njit
+    def change(parts):
+        mine = borrowed(parts)
+        mine[1][0][2] = mine[0]
+        return mine[1][0]
+
+    numbers = np.zeros(4)
+    returned = change((5.0, (numbers,)))
+    assert numbers.tolist() == [0.0, 0.0, 5.0, 0.0]
+    assert returned.ctypes.data == numbers.ctypes.data
+    assert returned.base is None  # nobody's reference keeps its memory
+    assert not returned.flags.owndata

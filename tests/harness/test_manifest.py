@@ -2,8 +2,11 @@ import subprocess
 from dataclasses import replace
 
 import pytest
+from composed import setup
 
+from harness.baseline import alone, sequential
 from harness.manifest import RunInfo, git_state, host, manifest, new_run_id, pair_id, run_name, versions
+from harness.setup import run_info
 
 INFO = RunInfo("ab12", "real-sgd-cpu-w1-s0", "real", "wall", 1, 0, "p", "q", "g", ["t"], {"seed": 0})
 
@@ -11,6 +14,24 @@ INFO = RunInfo("ab12", "real-sgd-cpu-w1-s0", "real", "wall", 1, 0, "p", "q", "g"
 def test_names_of_twins_differ_in_the_first_word_alone():
     assert run_name("simulated", "hogwild", "sim_numa2", 4, 0) == "sim-hogwild-numa2-w4-s0"
     assert run_name("real", "hogwild", "numa2", 4, 0) == "real-hogwild-numa2-w4-s0"
+
+
+def test_names_show_what_is_not_as_the_algorithms_file_has_it():
+    changed = ["algorithm.locking=atomic", "algorithm.sharing=shared", "algorithm.learning_rate=0.5"]
+    run = setup("algorithm=hogwild", "hardware=sim_cpu", "hardware.num_workers=2", *changed)
+    names = [run_info(each, {}, None).name for each in (run, alone(run), sequential(run))]
+    said = "hogwild(learning_rate=0.5,locking=atomic)"
+    assert names == [f"sim-{said}-cpu-w2-s0", f"sim-{said}-cpu-w1-s0", "sim-sgd(learning_rate=0.5)-cpu-w1-s0"]
+
+
+def test_a_part_of_an_algorithm_is_named_by_its_option():
+    def name(*overrides):
+        return run_info(setup(*overrides, "hardware=sim_numa2", "problem=least_squares"), {}, None).name
+
+    assert name("algorithm=sgd") == "sim-sgd-numa2-w1-s0"
+    assert name("algorithm=sgd", "algorithm/optimizer=adam") == "sim-sgd(optimizer=adam)-numa2-w1-s0"
+    chosen = name("algorithm=all_reduce", "algorithm/optimizer=momentum", "algorithm.optimizer.momentum=0.8")
+    assert chosen == "sim-all_reduce(optimizer=momentum,optimizer.momentum=0.8)-numa2-w4-s0"
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_a_full_disk_damages_nothing_that_was_written(record):
     record.append({"a": "x" * 100})
     record.finish({"a": 1}, "finished")
     with full_disk(150):
-        with pytest.raises(UserError, match=r"history.jsonl cannot be written \(No space left on device\): free disk"):
+        with pytest.raises(UserError, match=r"history.jsonl cannot be written \(File too large\): raise the limit"):
             record.append({"a": "y" * 100})
         with pytest.raises(UserError, match=r"summary.json cannot be written"):
             record.finish({"a": "z" * 1000}, "failed")
@@ -103,7 +103,7 @@ def test_a_full_disk_damages_nothing_that_was_written(record):
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/run cannot be written \(Not a directory\).*hydra.run.dir"):
+    with pytest.raises(UserError, match=r"file/run cannot be written \(Not a directory\): choose another runs_dir"):
         Record(tmp_path / "file" / "run").start(MANIFEST)
 
 

@@ -1,9 +1,13 @@
 """Rows that are moved: parts, copies in another order, and whose memory they lie in."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from composed import execution, setup
 
+from hardware.real.topology import read_topology
+from harness.data import Partitioned
 from harness.errors import UserError
 from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
 from harness.problems.synthetic import sparse_rows
@@ -109,8 +113,23 @@ def test_simulated_workers_visit_the_rows_of_their_node_each_once_an_epoch(monke
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.order=permuted", "algorithm=all_reduce"], "data.order=permuted moves the rows of a native kernel"),
-        (["data=sharded_per_node", "algorithm.batch_size=2"], "data=sharded_per_node moves .* use data=partitioned"),
+        (
+            ["data.order=permuted", "algorithm=all_reduce"],
+            "data.order=permuted moves the rows of a native kernel, and algorithm=all_reduce has none: use data.order=",
+        ),
+        (
+            ["data=sharded_per_node", "algorithm.batch_size=2"],
+            "algorithm=hogwild runs one only with algorithm.batch_size=1, got 2: use data=partitioned",
+        ),
+        (["data=sharded_per_node", "algorithm=svrg"], "algorithm=svrg keeps a slope per sample, .* data=partitioned"),
+        (
+            ["data.order=permuted", "algorithm=dual_coordinate_descent", "problem.l2=0.1"],
+            "algorithm=dual_coordinate_descent keeps a dual variable per sample, .* use data.order=index",
+        ),
+        (
+            ["data.order=permuted", "algorithm=coordinate_descent", "problem.l2=0.1"],
+            "algorithm=coordinate_descent visits columns, not rows: use data.order=index",
+        ),
         (
             ["data=sharded_per_node", "algorithm=sgd", "hardware=sim_ethernet"],
             r"data=sharded_per_node needs memory that all workers share, which hardware=sim_ethernet does not have: "
@@ -122,6 +141,41 @@ def test_simulated_workers_visit_the_rows_of_their_node_each_once_an_epoch(monke
 def test_rows_that_cannot_be_moved_are_refused(overrides, words):
     with pytest.raises(UserError, match=words):
         setup(*ROWS, "algorithm=hogwild", "hardware=cpu", *overrides)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "words"),
+    [
+        ("hogwild", "that of problem=matrix_completion reads no rows that could be moved"),
+        ("sgld", "algorithm=sgld has none for problem=matrix_completion"),
+    ],
+)
+def test_what_matrix_completion_reads_is_not_moved(algorithm, words):
+    with pytest.raises(UserError, match=words):
+        setup("problem=matrix_completion", f"algorithm={algorithm}", "hardware=cpu", "data=sharded_per_node")
+
+
+def test_rows_of_a_kernel_that_keeps_them_are_refused_by_the_worker_too():
+    unchecked = setup(*ROWS, *ONCE, "algorithm=dual_coordinate_descent", "problem.l2=0.1", "hardware=sim_numa2")
+    done = unchecked.hardware.execute(replace(unchecked, data=Partitioned("permuted")).program(), lambda samples: None)
+    assert isinstance(done.failure, UserError)
+    assert "those of the kernel dual_coordinate_descent stay where they are" in str(done.failure)
+
+
+@pytest.mark.parametrize(
+    ("sharing", "models"), [("replica_per_worker", ["model of worker 0", "model of worker 1"]), ("shared", [])]
+)
+def test_the_manifest_says_where_private_replicas_and_loaded_rows_lie(sharing, models):
+    if len({core.node for core in read_topology().cores}) > 1:
+        pytest.skip("needs a machine with 1 NUMA node: on others rows are copied")
+    done = run("hardware=cpu", "hardware.num_workers=2", f"algorithm.sharing={sharing}", "algorithm.merge_every=100")
+    placement = done.facts["placement"]
+    assert [name for name in placement if name.startswith("model of")] == models
+    for name in (*models, "rows: indptr", "rows: indices", "rows: values", "rows: labels"):
+        assert placement[name]["policy"] == "first_touch"
+    indices = setup(*ROWS, *ONCE).problem.rows.indices
+    pages = placement["rows: indices"]["pages_by_node"]
+    assert list(pages) == ["0"] and pages["0"] == pytest.approx(indices.nbytes / 4096, abs=2)
 
 
 @pytest.mark.parametrize("data", PER_NODE)

@@ -1,33 +1,17 @@
-"""How many additions a run without locks loses, by counting: real and simulated, with the settings of run.py.
+"""The settings of a run, with 1 added wherever it adds a gradient."""
 
-    python -m experiments.lost_updates hardware=cpu problem.synthetic_samples=20000 budget.epochs=5
-
-The run is repeated with 1 added wherever it adds a gradient, to counters that begin at 0: same rows, order, workers,
-chunks, locking, sharing and memory. What the counters lack at the end has been overwritten. A counting update reads and
-writes the coordinates of a real one, but has no row values to fetch and to multiply: it is a little faster, so that
-workers meet a little more often. Prints one JSON line.
-"""
-
-import json
-import sys
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from torch import nn
 
 from algorithms.shared_model import SharedModelAlgorithm
-from harness import setup as harness_setup
-from harness.cli import MISTAKES, quoted, sentence
 from harness.errors import UserError, require
 from harness.kernels.counting import CountingKernel
 from harness.problems.base import Problem
 from harness.setup import Setup
 
-CONF = Path(__file__).parents[1] / "conf"
 EXACT = {"float32": 2**24, "float64": 2**53}  # up to which floats count
 
 
@@ -114,31 +98,3 @@ def expected(setup: Setup) -> torch.Tensor:
     rule = f"must be smaller, or problem.dtype=float64: {dtype} counts to {EXACT[dtype]}"
     require(int(visits.max()) <= EXACT[dtype], "budget.epochs", rule, epochs)
     return visits.repeat_interleave(kernel.block)
-
-
-def main(overrides: list[str]) -> None:
-    """Print one JSON line."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        chosen = ["algorithm=hogwild", "tracking=none", *map(quoted, overrides)]
-        config = compose("config", chosen, return_hydra_config=True)
-    HydraConfig.instance().set_config(config)
-    setup, _ = harness_setup.check(harness_setup.compose(config))
-    print(
-        json.dumps(
-            {
-                "experiment": "lost_updates",
-                "hardware": setup.choices["hardware"],
-                "workers": setup.num_workers,
-                "sharing": getattr(setup.algorithm, "sharing", None),
-                "locking": getattr(setup.algorithm, "locking", None),
-                **count(setup),
-            }
-        )
-    )
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except MISTAKES as error:
-        sys.exit(f"error: {sentence(error)}")

@@ -1,0 +1,109 @@
+"""CHOCO-SGD: gossip of compressed differences (Koloskova, Stich and Jaggi, ICML 2019, Algorithm 2, as Algorithm 6).
+
+    w_i  <-  w_i - eta * gradient at w_i
+    q_i  <-  Q(w_i - u_i);   send q_i to the neighbours, receive theirs
+    u_i  <-  u_i + q_i                                 what all neighbours know of w_i
+    s_i  <-  s_i + sum_j W[i, j] q_j                   = sum_j W[i, j] u_j, kept without keeping the u_j
+    w_i  <-  w_i + gamma * (s_i - u_i)
+
+What Q leaves out of one difference is in the next one, so that nothing is lost: u_i follows w_i. W must be symmetric,
+doubly stochastic, and the same at every step; then the average of the w_i is that of their steps alone, whatever Q
+does. We deviate in that u_i and s_i begin as the initial model, which all have, not as zero.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from algorithms.base import Algorithm
+from algorithms.compression import Compressor
+from algorithms.flat import flatten_
+from algorithms.mixing import Mixing, Row, begin_messages, require_doubly_stochastic, spectral_gap
+from algorithms.optimizers import Descent, Optimizer
+from harness.errors import require
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+
+@dataclass(frozen=True)
+class ChocoSGD(Algorithm):
+    """Gossip whose messages are compressed.
+
+    Args:
+        consensus_step: gamma, in (0, 1]; the stronger the compression, the smaller it has to be.
+        compression: Q.
+        mixing: who averages with whom.
+        optimizer: of each worker.
+    """
+
+    synchronous: ClassVar[bool] = True
+    decentralised: ClassVar[bool] = True
+
+    consensus_step: float
+    compression: Compressor
+    mixing: Mixing
+    optimizer: Optimizer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = "must be in (0, 1]"
+        require(0 < self.consensus_step <= 1, "algorithm.consensus_step", rule, self.consensus_step)
+
+    def constants(self, num_workers: int) -> dict[str, float]:
+        """The spectral gap.
+
+        Raises:
+            UserError: if the matrix is not symmetric, or not always the same.
+        """
+        require_doubly_stochastic(self.mixing, num_workers)
+        rule = "must be symmetric and the same at every step: use ring, torus, random_regular, complete or star"
+        require(self.mixing.is_symmetric(num_workers), "algorithm/mixing", rule, self.mixing)
+        return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
+
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """Step and average until the budget is spent."""
+        weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))
+        descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
+        (row,) = self.mixing.rows(worker.num_workers, worker.rank)
+        averaging = CompressedAveraging(weights, row, self.compression, self.consensus_step, worker.generator)
+        for batch in worker.batches(problem, self.batch_size):
+            problem.loss(model, batch).backward()
+            descent.step()
+            averaging.step()
+            gradient.zero_()
+            worker.observe(weights, samples=len(batch))
+
+
+class CompressedAveraging:
+    """CHOCO-Gossip, one worker's (Koloskova et al., ICML 2019, Algorithm 1).
+
+    Args:
+        weights: of this worker, written in place, shape (parameters,); equal on all workers now.
+        row: its row of W.
+        generator: of this worker's random numbers.
+
+    Attributes:
+        known: u_i, what all neighbours know of the weights.
+        average: s_i, the weighted average of what is known of all.
+    """
+
+    def __init__(
+        self, weights: torch.Tensor, row: Row, compression: Compressor, step: float, generator: torch.Generator
+    ) -> None:
+        self._weights, self._row, self._step = weights, row, step
+        self._compression, self._generator = compression, generator
+        self.known, self.average = weights.clone(), weights.clone()
+
+    def step(self) -> None:
+        """Average once."""
+        message = self._compression.encode(self._weights - self.known, self._generator)
+        boxes = {rank: torch.empty_like(message) for rank in self._row.receives}
+        for work in begin_messages(dict.fromkeys(self._row.sends, message), boxes):
+            work.wait()
+        own = self._compression.decode(message, self._weights)
+        self.known += own
+        self.average.add_(own, alpha=self._row.own)
+        for rank, box in boxes.items():
+            self.average.add_(self._compression.decode(box, self._weights), alpha=self._row.receives[rank])
+        self._weights.add_(self.average - self.known, alpha=self._step)

@@ -1,0 +1,87 @@
+"""Gossip: what one worker, the complete graph and push-sum come to."""
+
+from functools import cache
+
+import pytest
+import torch
+from composed import execution, setup
+from simulated_ranks import results
+
+from algorithms.graphs import Exponential, Star
+from algorithms.mixing import Exchange
+from harness.errors import UserError
+from harness.trial import averaged
+
+SMALL = ["problem=least_squares", "problem.samples=240", "problem.features=10", "problem.condition=10.0"]
+SMALL += ["problem.dtype=float64", "budget.epochs=4", "budget.observations=3", "tracking=none"]
+STEP = ["algorithm.learning_rate=0.1", "algorithm.batch_size=6"]
+ALL = ["algorithm/mixing=complete", "algorithm.mixing.weighting=uniform", "algorithm.overlap=false"]
+
+
+@cache
+def models(*overrides):
+    """The average model at every milestone, shape (observations, parameters), and the consensus distances."""
+    composed = setup(*SMALL, *STEP, *overrides)
+    done = composed.machine.execute(composed.program(), lambda samples: None)
+    assert done.failure is None
+    observations, spreads = averaged(done.observations, composed.num_workers)
+    return torch.stack([seen.parameters for seen in observations]), spreads
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "sim_ethernet"])
+@pytest.mark.parametrize("algorithm", ["gossip", "stochastic_gradient_push"])
+def test_the_complete_graph_with_uniform_weights_is_all_reduce_sgd(algorithm, hardware):
+    there = [f"hardware={hardware}", "hardware.num_workers=3"]
+    expected, _ = models("algorithm=all_reduce", *there)
+    mine, spreads = models(f"algorithm={algorithm}", *ALL, *there)
+    # rtol 1e-12: the order of sums differs
+    torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-13)
+    assert max(spread["stat/consensus_distance"] for spread in spreads) < 1e-24  # of rounding errors
+
+
+@pytest.mark.parametrize(("algorithm", "overlap"), [("gossip", "true"), ("stochastic_gradient_push", "false")])
+def test_a_ring_keeps_models_apart_and_real_and_simulated_alike(algorithm, overlap):
+    chosen = [f"algorithm={algorithm}", "algorithm/mixing=ring", f"algorithm.overlap={overlap}"]
+    real, spreads = models(*chosen, "hardware=cpu", "hardware.num_workers=4")
+    simulated, same = models(*chosen, "hardware=sim_ethernet", "hardware.num_workers=4")
+    torch.testing.assert_close(real, simulated, rtol=1e-12, atol=1e-13)
+    spread = spreads[-1]["stat/consensus_distance"]
+    assert spread == pytest.approx(same[-1]["stat/consensus_distance"], rel=1e-9) and spread > 1e-6
+
+
+@pytest.mark.parametrize("mixing", [Star("uniform"), Exponential("uniform")], ids=["star", "exponential"])
+def test_push_sum_averages_to_the_true_mean(mixing):
+    workers, size = 5, 4
+    start = torch.randn(workers, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def push(worker):
+        pushed = torch.cat([start[worker.rank], torch.ones(1, dtype=torch.float64)])
+        (row,) = mixing.rows(workers, worker.rank)
+        for _ in range(200):
+            Exchange(pushed, row).finish()
+        return pushed[:-1] / pushed[-1], pushed[-1]
+
+    ends = results(push, workers)
+    for ratio, _ in ends:
+        torch.testing.assert_close(ratio, start.mean(dim=0), rtol=1e-9, atol=1e-12)
+    assert sum(weight.item() for _, weight in ends) == pytest.approx(workers, rel=1e-12)
+    unequal = max(weight.item() for _, weight in ends) > 1.5
+    assert unequal == isinstance(mixing, Star)  # there the sums alone would go elsewhere
+
+
+def test_push_sum_solves_where_columns_alone_sum_to_one():
+    star = ["algorithm/mixing=star", "hardware=sim_ethernet", "hardware.num_workers=4", "budget.epochs=20"]
+    mean, _ = models("algorithm=stochastic_gradient_push", *star)
+    optimum = setup(*SMALL).problem.optimum
+    assert (mean[-1] - optimum).norm() < 0.1 * optimum.norm()  # a constant step leaves noise
+    with pytest.raises(UserError, match=r"weighting must be metropolis on this graph of 4 workers, or use algorithm="):
+        setup("algorithm=gossip", *star, "algorithm.mixing.weighting=uniform", *SMALL)
+
+
+def test_bytes_are_those_of_the_neighbours():
+    done = execution("algorithm=gossip", *SMALL, *STEP, "hardware=sim_ethernet", "hardware.num_workers=5")
+    assert [report.sent_bytes for report in done.workers] == [240 * 4 // 30 * 2 * 10 * 8] * 5
+
+
+def test_the_summary_has_the_spectral_gap():
+    assert setup("algorithm=gossip", *SMALL).algorithm.constants(3) == {"mixing/spectral_gap": pytest.approx(1)}
