@@ -17,6 +17,7 @@ REGULARISED += ["problem.synthetic_nonzeros_per_sample=5", "problem.l2=0.01", "p
 EXACT = ["algorithm.learning_rate=1"]  # a share of an exact step
 PROBLEMS = {"dual_coordinate_descent": REGULARISED + EXACT, "coordinate_descent": CONVEX + EXACT}
 PROBLEMS["diloco"] = [*CONVEX, "algorithm.learning_rate=0.004"]  # a step of Adam is about as long as that
+PROBLEMS["federated"] = [*CONVEX, "algorithm.num_clients=10", "algorithm.participation=0.5"]
 PROBLEMS["sgld"] = [*CONVEX, "algorithm.temperature=0.01"]  # the variance of the noise, as Bayes would have it
 PAIRS = list(product(options("algorithm"), options("hardware")))
 
