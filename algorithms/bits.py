@@ -1,4 +1,4 @@
-"""Whole numbers of few bits, several in a byte."""
+"""Messages of bytes: two tensors in one, and whole numbers of few bits, several in a byte."""
 
 import torch
 
@@ -27,3 +27,13 @@ def unpacked(packed: torch.Tensor, bits: int, size: int) -> torch.Tensor:
     """The first `size` numbers that `packed` was given."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
     return ((packed[:, None] >> shifts) & (2**bits - 1)).view(-1)[:size]
+
+
+def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The bytes of both, one after the other."""
+    return torch.cat([first.view(torch.uint8), second.view(torch.uint8)])
+
+
+def split(message: torch.Tensor, first_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both parts, each with a memory of its own: values of several bytes must be aligned."""
+    return message[:first_bytes].clone(), message[first_bytes:].clone()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from algorithms.bits import packed, unpacked
+from algorithms.bits import joined, packed, split, unpacked
 from harness.errors import require
 
 SEED_BYTES = 8
@@ -83,11 +83,11 @@ class TopK(Compressor):
     def encode(self, vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Values, then places."""
         places = vector.abs().topk(_kept(self.fraction, vector), sorted=False).indices
-        return _joined(vector[places], places.to(torch.int32))
+        return joined(vector[places], places.to(torch.int32))
 
     def decode(self, message: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Zero elsewhere."""
-        values, places = _split(message, _kept(self.fraction, like) * like.element_size())
+        values, places = split(message, _kept(self.fraction, like) * like.element_size())
         return torch.zeros_like(like).index_copy_(0, places.view(torch.int32).long(), values.view(like.dtype))
 
 
@@ -96,7 +96,7 @@ class RandomK(Compressor):
     """Entries at random places.
 
     Args:
-        fraction: of the entries, at least one, in (0, 1].
+        fraction: as of `TopK`.
         unbiased: multiply them by n / k.
     """
 
@@ -116,17 +116,18 @@ class RandomK(Compressor):
         values = vector[self._places(seed, vector)]
         if self.unbiased:
             values *= len(vector) / len(values)
-        return _joined(values, seed)
+        return joined(values, seed)
 
     def decode(self, message: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Zero elsewhere."""
-        values, seed = _split(message, len(message) - SEED_BYTES)
-        places = self._places(seed.view(torch.int64), like)
-        return torch.zeros_like(like).index_copy_(0, places, values.view(like.dtype))
+        values, seed = split(message, len(message) - SEED_BYTES)
+        return torch.zeros_like(like).index_copy_(
+            0, self._places(seed.view(torch.int64), like), values.view(like.dtype)
+        )
 
     def _places(self, seed: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-        shuffled = torch.randperm(len(vector), generator=torch.Generator().manual_seed(int(seed)))
-        return shuffled[: _kept(self.fraction, vector)]
+        generator = torch.Generator().manual_seed(int(seed))
+        return torch.randperm(len(vector), generator=generator)[: _kept(self.fraction, vector)]
 
 
 @dataclass(frozen=True)
@@ -134,16 +135,16 @@ class Sign(Compressor):
     """Signs, and the mean modulus."""
 
     def num_bytes(self, vector: torch.Tensor) -> int:
-        """Of a bit per entry, and one value."""
+        """Of bits, and a value."""
         return vector.element_size() + math.ceil(len(vector) / 8)
 
     def encode(self, vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The mean modulus, then the bits."""
-        return _joined(vector.abs().mean().view(1), packed(vector >= 0, 1))
+        return joined(vector.abs().mean().view(1), packed(vector >= 0, 1))
 
     def decode(self, message: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Plus or minus the mean modulus."""
-        scale, signs = _split(message, like.element_size())
+        scale, signs = split(message, like.element_size())
         return (2 * unpacked(signs, 1, len(like)).to(like.dtype) - 1) * scale.view(like.dtype)
 
 
@@ -171,11 +172,11 @@ class QSGD(Compressor):
         norm, chance = vector.norm(), torch.rand(len(vector), generator=generator, dtype=vector.dtype)
         exact = vector.abs() * (self._levels / norm.clamp_min(torch.finfo(vector.dtype).tiny))
         level = (exact + chance).floor().clamp_max(self._levels)  # rounding may put the last level in sight of the next
-        return _joined(norm.view(1), packed(level * vector.sign() + self._levels, self.bits))
+        return joined(norm.view(1), packed(level * vector.sign() + self._levels, self.bits))
 
     def decode(self, message: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Levels of the norm."""
-        norm, codes = _split(message, like.element_size())
+        norm, codes = split(message, like.element_size())
         level = unpacked(codes, self.bits, len(like)).to(like.dtype) - self._levels
         rough = math.sqrt(len(like)) / self._levels
         tau = 1 if self.unbiased else 1 + min(rough**2, rough)
@@ -192,12 +193,3 @@ def _require_fraction(fraction: float) -> None:
 
 def _kept(fraction: float, vector: torch.Tensor) -> int:
     return max(1, round(fraction * len(vector)))
-
-
-def _joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return torch.cat([first.view(torch.uint8), second.view(torch.uint8)])
-
-
-def _split(message: torch.Tensor, first_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both parts, each with a memory of its own: values of several bytes must be aligned."""
-    return message[:first_bytes].clone(), message[first_bytes:].clone()
