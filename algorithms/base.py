@@ -70,18 +70,11 @@ class Algorithm(ABC):
         """Do one server's whole work: `worker.rank` is num_workers or more."""
         raise NotImplementedError(f"{type(self).__name__}.servers() asks for servers, and it has no method `serve`")
 
-    def check_workers(self, num_workers: int) -> None:  # noqa: B027 - most can do with any number
-        """Refuse a number of workers that these settings cannot do with; 1 must always do, as the baseline of itself.
-
-        Raises:
-            UserError: naming the field, the value and what would work.
-        """
-
     def constants(self, num_workers: int) -> dict[str, float]:
         """What is known beforehand of a run on so many workers, by key of docs/metrics.md, for its summary.
 
         Raises:
-            UserError: if there cannot be so many with these settings.
+            UserError: if there cannot be so many with these settings; 1 must always do, for comparison.
         """
         return {}
 

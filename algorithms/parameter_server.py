@@ -71,10 +71,15 @@ class ParameterServer(Algorithm):
         """One rank each."""
         return self.num_servers
 
-    def check_workers(self, num_workers: int) -> None:
-        """Refuse rounds of nobody."""
+    def constants(self, num_workers: int) -> dict[str, float]:
+        """None.
+
+        Raises:
+            UserError: if nobody would be left in a round.
+        """
         few = self.consistency != "backup_workers" or num_workers == 1 or self.backups < num_workers
         require(few, "algorithm.backups", f"must be below hardware.num_workers={num_workers}", self.backups)
+        return {}
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Push and pull until the budget is spent."""

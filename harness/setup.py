@@ -218,7 +218,6 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
         UserError: with a sentence that names what would work.
     """
     setup.algorithm.check(setup.problem)
-    setup.algorithm.check_workers(setup.num_workers)
     _check_memory(setup)
     _check_replay(setup)
     _check_kernel(setup)

@@ -59,7 +59,7 @@ def break_down(ledgers: Sequence[Ledger], start_s: float, synchronous: bool) -> 
     Args:
         ledgers: by rank.
         start_s: host time at which the run's clock started.
-        synchronous: whether rank 0 observes for all, so that a pause of its own holds everybody up.
+        synchronous: whether rank 0 alone observes, for all, so that a pause of its own holds everybody up.
     """
     clocks = [_Timeline(ledger, start_s, ledgers[0].pauses if synchronous else ledger.pauses) for ledger in ledgers]
     arrivals = {name: _last_arrivals(clocks, name) for name in {key for clock in clocks for key in clock.collectives}}

@@ -61,7 +61,7 @@ class _Parent:
     """The processes of one run, and what is known of them."""
 
     def __init__(self, crew: Crew, program: Program, parcel: Parcel) -> None:
-        self._crew, self._synchronous = crew, program.algorithm.synchronous
+        self._crew, self._synchronous = crew, program.algorithm.synchronous and not program.algorithm.decentralised
         self._program = parcel
         self._common = {name: Segment() for name in ("rendezvous", "locks", "shared")}
         self._common["counters"] = Segment(8 * len(COUNTERS))
