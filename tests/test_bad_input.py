@@ -12,7 +12,7 @@ REAL, SIMULATED = ["hardware=cpu"], ["hardware=sim_numa2"]
 MISTAKES = {
     "unknown algorithm": (
         ["algorithm=hogwildd"],
-        r"algorithm=hogwildd is unknown: use one of all_reduce, .*hogwild, .*sgd",
+        r"algorithm=hogwildd is unknown: use one of ad_psgd, all_reduce, .*hogwild, .*sgd",
     ),
     "unknown hardware": (["hardware=gpu9"], r"hardware=gpu9 is unknown: use one of cpu, numa2, sim_cpu"),
     "unknown problem": (["problem=imagenet"], r"problem=imagenet is unknown: use one of .*logistic_regression"),
@@ -56,7 +56,7 @@ MISTAKES = {
     "Hogwild without shared memory": (
         ["algorithm=hogwild", "hardware=sim_ethernet"],
         r"algorithm=hogwild needs memory that all workers share, which hardware=sim_ethernet does not have: "
-        r"use hardware=cpu\|numa2\|sim_cpu\|sim_numa2\|sim_numa4 or algorithm=all_reduce\|sgd",
+        r"use hardware=cpu\|numa2\|sim_cpu\|sim_numa2\|sim_numa4 or algorithm=ad_psgd\|all_reduce\|.*\|sgd",
     ),
     "unknown pinning": (
         [*REAL, "hardware.pin_policy=scatter"],
