@@ -19,10 +19,18 @@ PROBLEMS = {"dual_coordinate_descent": REGULARISED + EXACT, "coordinate_descent"
 PROBLEMS["diloco"] = [*CONVEX, "algorithm.learning_rate=0.004"]  # a step of Adam is about as long as that
 PROBLEMS["federated"] = [*CONVEX, "algorithm.num_clients=10", "algorithm.participation=0.5"]
 PROBLEMS["sgld"] = [*CONVEX, "algorithm.temperature=0.01"]  # the variance of the noise, as Bayes would have it
-PAIRS = list(product(options("algorithm"), options("hardware")))
-
-
 SINGLE = ("diloco", "federated", "sgd", "hogwild", "svrg", "sgld", "dual_coordinate_descent", "coordinate_descent")
+NATIVE = ("sgd", "hogwild", "svrg", "sgld", "dual_coordinate_descent", "coordinate_descent")
+DISTINCT = ("cpu", "sim_numa2", "sim_ethernet", "sim_dgx")  # other hardware differs from these in numbers alone
+
+
+def pair(algorithm, hardware):
+    """What sends messages by its own code runs on all hardware, but for one algorithm only when asked for."""
+    usual = algorithm in (*NATIVE, "all_reduce") or hardware in DISTINCT
+    return pytest.param(algorithm, hardware, marks=() if usual else pytest.mark.slow)
+
+
+PAIRS = [pair(*each) for each in product(options("algorithm"), options("hardware"))]
 
 
 def steps(algorithm):
@@ -57,7 +65,7 @@ def test_two_workers_solve_a_convex_problem(algorithm, hardware):
     assert losses(composed, execution)[-1] < composed.problem.target_loss
 
 
-@pytest.mark.parametrize(("algorithm", "hardware"), [pair for pair in PAIRS if pair[0] != "sgd"])
+@pytest.mark.parametrize(("algorithm", "hardware"), [each for each in PAIRS if each.values[0] != "sgd"])
 def test_one_worker_equals_sequential(algorithm, hardware):
     """SGD on the same hardware, or the same method on the other clock."""
     composed, program, execution = run(algorithm, hardware, 1)
