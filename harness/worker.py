@@ -217,7 +217,7 @@ class Worker:
         self._sources = iter(program.replay[self.rank].sources) if program.replay else None
         self._turns = list(program.replay[self.rank].turns) if program.replay else None
         self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
-        self._model: nn.Module | torch.Tensor | Callable[[], torch.Tensor] = torch.empty(0)
+        self._model: nn.Module | torch.Tensor | Callable[[], torch.Tensor] | None = None  # last observed
         self._dealer = Dealer(place, program)
         if self.rank < self.num_workers:
             self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
@@ -461,7 +461,7 @@ class Worker:
 
     def finish(self) -> None:
         """Leave the training: what others have yet to reach, this worker's own model is for as it is now."""
-        if self._decentralised:
+        if self._decentralised and self._model is not None:
             self._report_own(len(self._milestones))
 
     def _dealt(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int]]:
@@ -479,6 +479,7 @@ class Worker:
         self._place.settle()
         time_s, (samples, updates) = self.clock.now(), self._seen
         with self.clock.paused(), torch.no_grad():
+            assert self._model is not None
             flat = _flat(self._model)
             parameters = flat.detach().to("cpu", copy=True)
             seen = Observation(time_s, time.perf_counter(), samples, updates, parameters, member, milestone)
