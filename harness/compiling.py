@@ -12,6 +12,8 @@ def announced(say: Callable[[str], None]) -> Iterator[None]:
     from numba.core import event  # noqa: PLC0415 - slow
 
     class Listener(event.Listener):
+        """Hears of compilations of native kernels, as numba tells its listeners of events."""
+
         said = False
 
         def on_start(self, event: object) -> None:
