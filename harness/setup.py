@@ -92,13 +92,18 @@ class Setup:
         """
         offered = self.hardware.workers_offered
         if self.hardware.num_workers is None:
-            offered = max(1, offered - self.algorithm.servers())
+            offered = max(1, offered - self.num_servers)
         return min(offered, self.algorithm.max_workers or offered)
+
+    @property
+    def num_servers(self) -> int:
+        """Ranks beyond the workers: the algorithm's servers, then those of data."""
+        return self.algorithm.servers() + self.data.servers()
 
     @property
     def machine(self) -> Hardware:
         """The hardware, with a rank for each worker and each server: what executes the program."""
-        return replace(self.hardware, num_workers=self.num_workers + self.algorithm.servers())
+        return replace(self.hardware, num_workers=self.num_workers + self.num_servers)
 
     def with_workers(self, num_workers: int) -> "Setup":
         """The same run on another number of workers."""
@@ -120,8 +125,8 @@ class Setup:
         """
         field, directory = f"replay={self.settings.replay}", Path(str(self.settings.replay))
         decided = read(directory / FILE)
-        rule = f"must name a run of {self.num_workers} workers and {self.algorithm.servers()} servers, as this one has"
-        require(len(decided) == self.num_workers + self.algorithm.servers(), field, rule, f"{len(decided)} ranks")
+        rule = f"must name a run of {self.num_workers} workers and {self.num_servers} servers, as this one has"
+        require(len(decided) == self.num_workers + self.num_servers, field, rule, f"{len(decided)} ranks")
         return decided
 
 
@@ -228,6 +233,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     if used < offered and setup.hardware.num_workers is not None:
         notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
     setup.algorithm.constants(used)
+    setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
     return setup, [*notices, *setup.machine.check()]
 
