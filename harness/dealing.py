@@ -82,6 +82,30 @@ class Dealer:
                 "for the rows (worker.visits): use data=partitioned and data.order=index"
             )
 
+    def check_at_hand(self) -> None:
+        """Refuse a policy that sends rows.
+
+        Raises:
+            UserError: naming it.
+        """
+        if self._data.servers():
+            raise UserError(
+                f"data={self._data} sends rows batch by batch (worker.batches), and this algorithm takes them "
+                f"otherwise: use data=partitioned"
+            )
+
+    def check_everywhere(self) -> None:
+        """Refuse a policy that gives workers samples of their own.
+
+        Raises:
+            UserError: naming it.
+        """
+        if self._parts is not None:
+            raise UserError(
+                f"data={self._data} gives each worker samples of its own, and this algorithm says itself who has which "
+                "(worker.batches_of): use data=partitioned"
+            )
+
     def rows(self, kernel: Kernel, num_samples: int) -> StoredRows | PermutedRows:
         """The rows of this worker, where the policy wants them. All workers call it alike.
 

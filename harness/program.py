@@ -56,8 +56,10 @@ class Program:
 
     def run(self, worker: "Worker") -> None:
         """Do one worker's whole training, or one server's work."""
-        if worker.rank >= worker.num_workers:
-            self.algorithm.serve(worker, self.problem)
-        else:
+        if worker.rank < worker.num_workers:
             self.algorithm.train(worker, self.problem)
             worker.finish()
+        elif worker.rank < worker.num_workers + self.algorithm.servers():
+            self.algorithm.serve(worker, self.problem)
+        else:
+            worker.serve_rows(self.problem)

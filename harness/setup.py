@@ -137,9 +137,8 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
         config: the composed configuration, in plain types.
         group: the sweep it belongs to, or None.
     """
-    algorithm, problem, data = (
-        [type(part).__qualname__, asdict(part)] for part in (setup.algorithm, setup.problem, setup.data)
-    )
+    parts = (setup.algorithm, setup.problem, setup.data, setup.data.at_hand())
+    algorithm, problem, data, at_hand = ([type(part).__qualname__, asdict(part)] for part in parts)
     kind, choices, seed = setup.hardware.kind, setup.choices, setup.settings.seed
     return RunInfo(
         id=new_run_id(),
@@ -149,7 +148,7 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
         num_workers=setup.num_workers,
         seed=seed,
         pair_id=pair_id(algorithm, problem, data, setup.num_workers, seed),
-        problem_id=digest([problem, setup.problem.data_version(), data, seed]),
+        problem_id=digest([problem, setup.problem.data_version(), at_hand, seed]),
         group=group,
         tags=[choices["algorithm"], choices["hardware"], choices["problem"]],
         config=config,
@@ -227,6 +226,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     _check_replay(setup)
     _check_kernel(setup)
     _check_rows(setup)
+    _check_streams(setup)
     assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
     notices = _notices_of_kernels(setup)
     offered, used = setup.hardware.workers_offered, setup.num_workers
@@ -283,6 +283,21 @@ def _check_rows(setup: Setup) -> None:
             f"{asked} needs memory that all workers share, which hardware={hardware} does not have: use {instead}, or "
             f"hardware={_names('hardware', lambda h: h.shares_memory)}"
         )
+
+
+def _check_streams(setup: Setup) -> None:
+    if not setup.data.servers():
+        return
+    algorithm, problem = (f"{group}={setup.choices[group]}" for group in ("algorithm", "problem"))
+    reason = ""
+    if setup.algorithm.needs_shared_memory:
+        reason = f"workers of {algorithm} have them in memory that all share"
+    elif setup.algorithm.releases_gil(setup.problem):
+        reason = f"{algorithm} with algorithm.batch_size=1 runs a native kernel on rows at hand"
+    elif not setup.problem.has_rows:
+        reason = f"{problem} has no method `gather` that says what they are"
+    if reason:
+        raise UserError(f"data={setup.choices['data']} sends rows by message, and {reason}: use data=partitioned")
 
 
 def _why_rows_stay(setup: Setup) -> str:

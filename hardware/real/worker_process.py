@@ -9,6 +9,7 @@ import resource
 import signal
 import time
 import traceback
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -18,7 +19,7 @@ from hardware.real.crew import as_failure
 from hardware.real.host_clock import HostClock
 from hardware.real.messages import Arrived, Failed, Finished, Line
 from hardware.real.meter import Meter
-from hardware.real.metered_group import init_metered_group
+from hardware.real.metered_group import GroupOptions, MeteredGroup, init_metered_group
 from hardware.real.process_place import Launch, ProcessPlace
 from harness.program import Program
 from harness.worker import Worker
@@ -79,13 +80,28 @@ def _work(launch: Launch, line: Line) -> None:
     place = ProcessPlace(launch, line)
     touch(program)
     place.ask(Arrived("ready"))  # from here on nobody is late, whatever gloo's time-out
-    store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", launch.crew.num_workers)
-    meter = init_metered_group(store, launch.rank, launch.crew.num_workers, launch.crew.timeout_s)
+    meter = _connect(launch, program, place)
     warm_up(meter)
     ledger = _train(program, place, meter)
     line.say(Finished(ledger, place.prove_placement(), place.interleaving, place.measures))
     place.ask(Arrived("end"))
     dist.destroy_process_group()
+
+
+def _connect(launch: Launch, program: Program, place: ProcessPlace) -> Meter:
+    """Make the default group of the algorithm's ranks; where there are data servers, one of each, and one of all."""
+    rank, num_ranks, timeout_s = launch.rank, launch.crew.num_workers, launch.crew.timeout_s
+    store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", num_ranks)
+    peers = num_ranks - program.data.servers()
+    if peers == num_ranks:
+        return init_metered_group(store, rank, num_ranks, timeout_s)
+    if rank < peers:
+        meter = init_metered_group(store, rank, peers, timeout_s)
+    else:
+        meter = init_metered_group(dist.PrefixStore(f"alone {rank}", store), 0, 1, timeout_s)
+    options = GroupOptions(dist.PrefixStore("streams", store), rank, num_ranks, "streams", timedelta(seconds=timeout_s))
+    place.all_ranks = MeteredGroup(options, meter, timeout_s)
+    return meter
 
 
 def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
