@@ -64,9 +64,8 @@ def sequential(setup: Setup) -> Setup:
     else:
         decay, optimizer = getattr(own, "step_decay", 1.0), getattr(own, "optimizer", PlainSGD(0.0))
         best = SGD(own.learning_rate, own.batch_size, decay, accumulate=1, optimizer=optimizer)
-    return replace(
-        alone(setup), algorithm=best, data=setup.data.at_hand(), choices=setup.choices | {"algorithm": "sgd"}
-    )
+    choices = setup.choices | {"algorithm": "sgd"}
+    return replace(alone(setup), algorithm=best, data=setup.data.at_hand(), choices=choices)
 
 
 def alone(setup: Setup) -> Setup:

@@ -44,6 +44,11 @@ class Streamed(DataPolicy):
         require(self.num_servers >= 1, "data.num_servers", "must be >= 1", self.num_servers)
         require(self.prefetch >= 0, "data.prefetch", "must be >= 0", self.prefetch)
 
+    @property
+    def credits(self) -> int:
+        """Batches that a worker may have asked for at a time."""
+        return max(self.prefetch, 1)
+
     def servers(self) -> int:
         """The data servers."""
         return self.num_servers
@@ -71,11 +76,10 @@ class Stream:
     Args:
         group: of all ranks.
         server: its rank.
-        ahead: batches asked for while one is worked on.
     """
 
-    def __init__(self, group: dist.ProcessGroup, server: int, ahead: int) -> None:
-        self._group, self._server, self._ahead = group, server, ahead
+    def __init__(self, data: Streamed, group: dist.ProcessGroup, server: int) -> None:
+        self._data, self._group, self._server = data, group, server
         self._coming: deque[_Coming] = deque()
 
     def batches(
@@ -91,18 +95,19 @@ class Stream:
             the epoch and the batch.
         """
         while True:
-            self._ask(problem, order, positions, max(self._ahead, 1))
+            self._ask(problem, order, positions, self._data.credits)
             if not self._coming:
                 return
             received = self._coming.popleft().received()
-            self._ask(problem, order, positions, self._ahead)
+            self._ask(problem, order, positions, self._data.prefetch)
             yield received
 
     def close(self) -> None:
-        """Take what is still under way, and say goodbye."""
+        """Take what is still under way, and say goodbye, once for every credit."""
         while self._coming:
             self._coming.popleft().received()
-        self._send(0, 0).wait()
+        for work in [self._send(0, 0) for _ in range(self._data.credits)]:
+            work.wait()
 
     def _ask(self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[int, int, int]], most: int) -> None:
         """Ask for batches until so many are under way."""
@@ -138,18 +143,17 @@ class _Coming:
         return self.epoch, Batch(self.problem, unpacked(self.message, self.layout), self.size)
 
 
-def serve(group: dist.ProcessGroup, problem: Problem, order: torch.Tensor, num_clients: int, ahead: int) -> None:
+def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: torch.Tensor, num_clients: int) -> None:
     """Be a data server until all its workers have said goodbye.
 
-    As many receives are posted as workers are there: each of them will be heard at least once more.
+    A receive is posted for every credit, and meets either the next request or the goodbye.
 
     Args:
         group: of all ranks.
         order: the sample at every position.
         num_clients: workers whose server it is.
-        ahead: batches that each may have asked for.
     """
-    posted = deque(_Request(group) for _ in range(num_clients))
+    posted = deque(_Request(group) for _ in range(num_clients * data.credits))
     sent: dict[int, deque[dist.Work]] = {}
     while posted:
         source, position, size = posted.popleft().received()
@@ -157,7 +161,7 @@ def serve(group: dist.ProcessGroup, problem: Problem, order: torch.Tensor, num_c
             continue
         posted.append(_Request(group))
         works = sent.setdefault(source, deque())
-        while len(works) >= max(ahead, 1):
+        while len(works) >= data.credits:
             works.popleft().wait()
         works.append(group.send([packed(problem.gather(order[position : position + size]))], source, ROWS))
     for works in sent.values():

@@ -233,7 +233,7 @@ class Worker:
             self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
         if isinstance(program.data, Streamed) and self.rank < self.num_workers:
             server = program.data.server_of(self.rank, place.num_workers)
-            self._stream = Stream(place.streams(), server, program.data.prefetch)
+            self._stream = Stream(program.data, place.streams(), server)
 
     @property
     def clock(self) -> Clock:
@@ -485,9 +485,9 @@ class Worker:
     def serve_rows(self, problem: Problem) -> None:
         """Be a data server until all its workers have left."""
         assert isinstance(self._data, Streamed)
-        num_ranks, prefetch = self._place.num_workers, self._data.prefetch
-        own = [rank for rank in range(self.num_workers) if self._data.server_of(rank, num_ranks) == self.rank]
-        serve(self._place.streams(), problem, self._dealer.sequence(problem.num_samples), len(own), prefetch)
+        data, num_ranks, order = self._data, self._place.num_workers, self._dealer.sequence(problem.num_samples)
+        clients = [rank for rank in range(self.num_workers) if data.server_of(rank, num_ranks) == self.rank]
+        serve(data, self._place.streams(), problem, order, len(clients))
 
     def finish(self) -> None:
         """Leave the training: what others have yet to reach, this worker's own model is for as it is now."""
