@@ -18,6 +18,7 @@ from harness.cli import option_files
 from harness.data import DataPolicy
 from harness.errors import TwinclockError, UserError, require
 from harness.interleaving import FILE, Interleaving, read
+from harness.local_data import LocalData
 from harness.manifest import RunInfo, new_run_id, pair_id, run_name
 from harness.problems.base import Problem
 from harness.program import Program
@@ -226,6 +227,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     _check_replay(setup)
     _check_kernel(setup)
     _check_rows(setup)
+    _check_dealer(setup)
     _check_streams(setup)
     assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
     notices = _notices_of_kernels(setup)
@@ -282,6 +284,17 @@ def _check_rows(setup: Setup) -> None:
         raise UserError(
             f"{asked} needs memory that all workers share, which hardware={hardware} does not have: use {instead}, or "
             f"hardware={_names('hardware', lambda h: h.shares_memory)}"
+        )
+
+
+def _check_dealer(setup: Setup) -> None:
+    """Who deals the samples of its clients itself would leave a policy that does so without effect."""
+    local = isinstance(setup.data, LocalData) or setup.data.servers() > 0
+    if setup.algorithm.deals_samples and local:
+        algorithm, data = setup.choices["algorithm"], setup.choices["data"]
+        raise UserError(
+            f"algorithm={algorithm} says itself who has which samples, which data={data} would say too: use "
+            "data=partitioned, and what the algorithm's own settings offer"
         )
 
 

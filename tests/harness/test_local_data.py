@@ -104,9 +104,10 @@ def test_what_cannot_be_is_one_sentence(overrides, words):
         setup("algorithm=local_sgd", "hardware=sim_ethernet", "tracking=none", *overrides)
 
 
-def test_an_algorithm_that_deals_samples_itself_is_refused():
-    done = execution(*MLP, "algorithm=federated", "data=by_label", "hardware=sim_ethernet", "hardware.num_workers=2")
-    assert isinstance(done.failure, UserError) and "says itself who has which" in str(done.failure)
+@pytest.mark.parametrize("data", ["data=by_label", "data=streamed"])
+def test_an_algorithm_that_deals_samples_itself_is_refused(data):
+    with pytest.raises(UserError, match="algorithm=federated says itself who has which samples, which data="):
+        setup(*MLP, "algorithm=federated", data, "hardware=sim_ethernet")
 
 
 def curve(data, algorithm, *how):

@@ -227,10 +227,5 @@ def test_what_cannot_be_streamed_is_one_sentence(overrides, words):
         setup(*MLP, STREAMED, *overrides)
 
 
-def test_an_algorithm_that_deals_samples_itself_is_refused():
-    done = execution(*MLP, "algorithm=federated", STREAMED, SIM, "hardware.num_workers=2")
-    assert isinstance(done.failure, UserError) and "sends rows batch by batch" in str(done.failure)
-
-
 def test_a_problem_that_cannot_say_what_its_rows_are_is_refused():
     assert not Mean("float64", 0.1, 1, 0.1, 0.0).has_rows
