@@ -40,9 +40,9 @@ Layout = list[tuple[tuple[int, ...], torch.dtype]]  # shapes and dtypes of rows
 
 
 def packed(rows: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Rows as one message, uint8, shape (bytes,): those of the largest numbers first, so that all are aligned."""
+    """Rows as one message on the CPU, uint8, shape (bytes,): largest numbers come first, so that all are aligned."""
     order = _order([row.dtype for row in rows])
-    return torch.cat([rows[place].contiguous().view(-1).view(torch.uint8) for place in order])
+    return torch.cat([rows[place].contiguous().view(-1).view(torch.uint8) for place in order]).cpu()
 
 
 def message_bytes(layout: Layout) -> int:

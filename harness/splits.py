@@ -64,7 +64,7 @@ def labels_of(problem: Problem, option: str, instead: str) -> np.ndarray:
     if problem.labels is None:
         name = type(problem).__name__
         raise UserError(f"{option} needs a label of every sample, which {name} lacks: use {instead}")
-    return problem.labels.numpy()
+    return problem.labels.numpy(force=True)
 
 
 def _random(seed: int) -> np.random.Generator:

@@ -120,7 +120,7 @@ class SparseLinear(Problem):
 
     def layout(self, samples: torch.Tensor) -> Layout:
         """By the lengths of the rows; computed by numpy, which no meter sees."""
-        indptr, numbers = self.rows.indptr.numpy(), samples.numpy()
+        indptr, numbers = self.rows.indptr.numpy(force=True), samples.numpy(force=True)
         nonzeros = int((indptr[numbers + 1] - indptr[numbers]).sum())
         indices, values, offsets, labels = (row.dtype for row in self._first_row)
         size = len(samples)
