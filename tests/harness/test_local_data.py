@@ -75,6 +75,12 @@ def test_order_depends_on_seed_rank_and_round_and_nothing_else():
     assert sequence(3, 1, 100) != sequence(4, 1, 100)
 
 
+def test_without_shuffling_a_worker_goes_through_its_own_as_they_are_stored():
+    batches = deal(ByLabel("storage", 1), 2, 3, 3 * SAMPLES, problem=LABELLED)
+    for rank, part in enumerate(ByLabel("storage", 1).parts(LABELLED, 2, seed=0)):
+        assert torch.cat(batches[rank::2]).tolist() == part.tolist() * 3
+
+
 @pytest.mark.parametrize(("data", "partition"), [*zip(OPTIONS, ["iid", "by_label", "dirichlet"], strict=True)])
 def test_workers_are_given_what_federated_clients_would_be(data, partition):
     composed = setup(*MLP, "algorithm=federated", f"algorithm/partition={partition}", "hardware=sim_ethernet")

@@ -10,10 +10,11 @@ from composed import execution, setup
 from rich.console import Console
 
 from algorithms.flat import flat_parameters
+from harness.baseline import alone, run_key, sequential
 from harness.batch import Batch, message_bytes, packed, unpacked
 from harness.errors import UserError, WorkerFailed
 from harness.progress import Progress
-from harness.setup import run_info
+from harness.setup import check, run_info
 from harness.trial import averaged, evaluate, execute
 from tests.hardware.toys import DyingServer, Mean
 from tests.harness.test_problems import OPTIONS, somewhere
@@ -228,4 +229,23 @@ def test_what_cannot_be_streamed_is_one_sentence(overrides, words):
 
 
 def test_a_problem_that_cannot_say_what_its_rows_are_is_refused():
-    assert not Mean("float64", 0.1, 1, 0.1, 0.0).has_rows
+    composed = replace(setup(*MLP, "algorithm=all_reduce", STREAMED, SIM), problem=Mean("float64", 0.1, 1, 0.1, 0.0))
+    with pytest.raises(UserError, match="has no method `gather`"):
+        check(composed)
+
+
+def test_the_baseline_has_its_rows_at_hand():
+    streamed, at_hand = (setup(*MLP, "algorithm=all_reduce", data, SIM) for data in (STREAMED, "data=partitioned"))
+    assert run_key(sequential(streamed)) == run_key(sequential(at_hand))
+    ids = [run_info(each, {}, None) for each in (streamed, at_hand)]
+    assert ids[0].problem_id == ids[1].problem_id and ids[0].pair_id != ids[1].pair_id
+    assert alone(streamed).data == streamed.data
+
+
+def test_servers_take_their_share_of_a_machine_that_is_used_whole():
+    offered, left = (
+        setup(*MLP, "algorithm=all_reduce", "hardware=cpu", "hardware.num_workers=null", *data)
+        for data in ([], [STREAMED])
+    )
+    assert left.num_workers == max(1, offered.num_workers - 1)
+    assert left.machine.workers_offered == left.num_workers + 1
