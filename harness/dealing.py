@@ -91,7 +91,7 @@ class Dealer:
         if self._data.servers():
             raise UserError(
                 f"data={self._data} sends rows batch by batch (worker.batches), and this algorithm takes them "
-                f"otherwise: use data=partitioned"
+                "otherwise: use data=partitioned"
             )
 
     def check_everywhere(self) -> None:
