@@ -11,6 +11,7 @@ Mathematical Programming Computation 2013) solves the same problem without confl
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -68,6 +69,8 @@ class MatrixCompletion(Problem):
         synthetic_item_exponent: the same of items.
         seed: of the synthetic ratings, and of what is held out, >= 0.
     """
+
+    loss_reads: ClassVar[tuple[str, ...]] = ("_sets",)
 
     path: str | None
     download: bool
@@ -140,7 +143,7 @@ class MatrixCompletion(Problem):
         mean = 0.5 * errors.square().mean()
         if not self.l2:
             return mean
-        shares = self.kernel.rarity[rows].to(device)  # (batch, 2)
+        shares = self.kernel.rarity[rows.cpu()].to(device)  # (batch, 2)
         return mean + 0.5 * self.l2 * (shares * torch.stack([left, right], 1).square().sum(2)).sum(1).mean()
 
     @torch.no_grad()
