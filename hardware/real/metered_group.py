@@ -84,7 +84,7 @@ class MeteredGroup(dist.ProcessGroup):
         super().__init__(options.group_rank, options.group_size)
         timeout = min(options.timeout, timedelta(seconds=timeout_s))
         self._library = (_nccl if name == "nccl" else _gloo)(options, timeout)
-        self._name, self._device, self._staged = name, device, name == "gloo" and device.type != "cpu"
+        self._name, self._staged = name, name == "gloo" and device.type != "cpu"
         kind = getattr(dist.ProcessGroup.BackendType, name.upper())
         self._register_backend(torch.device(device.type), kind, self._library)
         self._set_default_backend(kind)
@@ -202,7 +202,7 @@ class MeteredGroup(dist.ProcessGroup):
     ) -> dist.Work:
         meter, log = self._meter, self._log
         place = meter.start(log, 0 if self._alone else _count_bytes(sent))
-        work = staging.collective(call, self._device, *arguments, opts) if self._staged else call(*arguments, opts)
+        work = staging.collective(call, *arguments, opts) if self._staged else call(*arguments, opts)
         if opts.asyncOp and not self._staged:
             _when_done(work, lambda _: meter.complete(log, place))
             return MeteredWork(work, meter, log, place)

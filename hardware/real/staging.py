@@ -37,7 +37,7 @@ class Staging:
             return [self._copied(each) for each in value]
         if not isinstance(value, torch.Tensor):
             return value
-        self._pairs.append((value.detach(), value.detach().cpu()))
+        self._pairs.append((value.detach(), value.detach().to("cpu", copy=True)))
         return self._pairs[-1][1]
 
 
@@ -46,14 +46,11 @@ class DoneWork(dist.Work):
 
     Args:
         outputs: tensors that it has written.
-        device: where they lie.
     """
 
-    def __init__(self, outputs: list[torch.Tensor], device: torch.device) -> None:
+    def __init__(self, outputs: list[torch.Tensor]) -> None:
         super().__init__()
         self._outputs = outputs
-        self._future: torch.futures.Future = torch.futures.Future(devices=[device])
-        self._future.set_result(outputs)
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
         """There is nothing to wait for."""
@@ -65,7 +62,10 @@ class DoneWork(dist.Work):
 
     def get_future(self) -> torch.futures.Future:
         """A future that has its value."""
-        return self._future
+        devices = {tensor.device for tensor in self._outputs if tensor.is_cuda}
+        future: torch.futures.Future = torch.futures.Future(devices=list(devices))
+        future.set_result(self._outputs)
+        return future
 
     def result(self) -> list[torch.Tensor]:
         """The output tensors."""
@@ -99,11 +99,11 @@ class StagedMessage(dist.Work):
         return self._work._source_rank()
 
 
-def collective(call: Callable[..., dist.Work], device: torch.device, *arguments: Any) -> dist.Work:
+def collective(call: Callable[..., dist.Work], *arguments: Any) -> dist.Work:
     """Do a collective on copies, and wait for it."""
     staging = Staging(arguments)
     call(*staging.arguments).wait()
-    return DoneWork(staging.give_back(), device)
+    return DoneWork(staging.give_back())
 
 
 def message(call: Callable[..., dist.Work], receives: bool, *arguments: Any) -> dist.Work:
