@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from composed import execution, options, setup
 
+from hardware.base import Execution, WorkerReport
 from hardware.real import cuda, metered_group, staging, stopwatch
 from hardware.real.breakdown import Ledger, break_down
 from hardware.real.fork_server import start_fork_server
@@ -199,51 +200,71 @@ def test_staging_gives_back_what_is_written_alone():
     assert (outputs[0][1].tolist(), inputs[0].tolist(), other) == ([7, 7], [1, 1], "options")
 
 
-def staged_rank(rank, segment):
-    """Every operation of a group of two, by way of copies; exits with 0 if all are right."""
-    meter = init_metered_group(dist.FileStore(f"/proc/self/fd/{segment.fd}", 2), rank, 2, 30.0, CPU, "gloo")
-    group = dist.distributed_c10d._get_default_group()
-    group._staged = True
-    own = torch.tensor([1.0, 2.0]) + 10 * rank
+def operations(rank, segment, ranks, place, backend):
+    """Every collective and, over gloo, messages; an exit code other than 0 if one is wrong."""
+    device = torch.device(place)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store = dist.FileStore(f"/proc/self/fd/{segment.fd}", ranks)
+    meter = init_metered_group(store, rank, ranks, 60.0, device, backend)
+    dist.distributed_c10d._get_default_group()._staged = backend == "gloo"  # on the CPU too
+    each = [torch.tensor([1.0, 2.0], device=device) + 10 * other for other in range(ranks)]
+    own, total = each[rank], torch.stack(each).sum(0)
     dist.all_reduce(summed := own.clone())
-    dist.broadcast(sent := own.clone(), 1)
-    dist.all_gather(both := [torch.zeros(2), torch.zeros(2)], own)
-    dist.all_gather_single(flat := torch.zeros(4), own)
-    dist.reduce_scatter_single(part := torch.zeros(1), own)
-    dist.all_to_all_single(turned := torch.zeros(2), own)
+    work = dist.all_reduce(later := own.clone(), async_op=True)
+    work.wait()
+    dist.broadcast(sent := own.clone(), ranks - 1)
+    dist.all_gather(gathered := [torch.zeros_like(own) for _ in each], own)
+    dist.all_gather_single(flat := own.new_zeros(2 * ranks), own)
+    dist.reduce_scatter_single(part := own.new_zeros(1), own.repeat(ranks)[:ranks])
     dist.barrier()
-    works = [dist.irecv(heard := torch.zeros(2), 1 - rank), dist.isend(own, 1 - rank)]
-    for work in works:
-        work.wait()
-    source = None
-    if rank == 0:
-        source = dist.recv(torch.zeros(2))
-    else:
-        dist.send(own, 0)
-    parallel = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1, bias=False))
+    parallel = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 1, bias=False, device=device))
     parallel(own).sum().backward()
-    zero, one = torch.tensor([1.0, 2.0]), torch.tensor([11.0, 12.0])
-    other = (one, zero)[rank]
     right = [
-        (summed, zero + one), (sent, one), (both[0], zero), (both[1], one), (flat, torch.cat([zero, one])),
-        (part, (zero + one)[rank : rank + 1]), (turned, torch.stack([zero, one])[:, rank]), (heard, other),
-        (next(parallel.parameters()).grad[0], (zero + one) / 2),
+        (summed, total), (later, total), (sent, each[-1]), (torch.stack(gathered), torch.stack(each)),
+        (flat, torch.cat(each)), (part, total.repeat(ranks)[rank : rank + 1]),
+        (next(parallel.parameters()).grad[0], total / ranks),
     ]  # fmt: skip
+    if backend == "gloo" and ranks > 1:
+        works = [dist.irecv(heard := torch.zeros_like(own), 1 - rank), dist.isend(own, 1 - rank)]
+        for work in works:
+            work.wait()
+        right.append((heard, each[1 - rank]))
+        if rank == 0:
+            source = dist.recv(first := torch.zeros_like(own))
+            right.append((first, each[source]))
+        else:
+            dist.send(own, 0)
     assert all(torch.equal(found, wanted) for found, wanted in right), right
-    assert source == (1 if rank == 0 else None)
-    assert np.isfinite(meter.stopwatch.seconds(meter.messages.table())).all()
+    for log in (*meter.collectives.values(), meter.messages):
+        table = meter.stopwatch.seconds(log.table())
+        waited = table[~np.isnan(table[:, 2])]
+        assert (np.diff(waited[:, :3]) >= 0).all(), table  # called, then blocked, then released
     dist.destroy_process_group()
 
 
-def test_every_operation_goes_through_copies():
+@pytest.mark.parametrize(
+    ("ranks", "place", "backend"),
+    [
+        (2, "cpu", "gloo"),
+        pytest.param(2, "cuda:0", "gloo", marks=pytest.mark.gpu),
+        pytest.param(1, "cuda:0", "nccl", marks=pytest.mark.gpu),
+    ],
+)
+def test_every_operation_is_right_and_measured(ranks, place, backend):
     context, segment = start_fork_server([]), Segment()
-    ranks = [context.Process(target=staged_rank, args=(rank, segment)) for rank in range(2)]
-    for process in ranks:
+    processes = [
+        context.Process(target=operations, args=(rank, segment, ranks, place, backend)) for rank in range(ranks)
+    ]
+    for process in processes:
         process.start()
-    for process in ranks:
+    for process in processes:
+        process.join(60.0)
+        process.kill()
+    for process in processes:
         process.join()
-    assert [process.exitcode for process in ranks] == [0, 0]
-    for process in ranks:
+    assert [process.exitcode for process in processes] == [0] * ranks
+    for process in processes:
         process.close()
 
 
@@ -258,11 +279,11 @@ def parameters(done):
 
 
 def test_peak_memory_of_devices_is_in_the_summary():
-    done = run("cpu", "sgd", "algorithm.batch_size=24")
-    done.workers = [replace(worker, device_peak_bytes=7) for worker in done.workers]
-    rows = [{"time/run_s": done.run_s, "progress/sample": 1, "progress/update": 1}]
-    assert summarise(done, rows, 1, 1, None)["mem/device_peak_bytes_max"] == 7
-    assert "mem/device_peak_bytes_max" not in summarise(run("cpu", "sgd", "algorithm.batch_size=24"), rows, 1, 1, None)
+    worker = WorkerReport(0, finish_s=1.0, compute_s=1.0, comm_s=0.0, idle_s=0.0, sent_bytes=0)
+    rows = [{"time/run_s": 1.0, "progress/sample": 1, "progress/update": 1}]
+    for peaks, expected in (((None, None), None), ((5, 7), 7)):
+        done = Execution(workers=[replace(worker, device_peak_bytes=peak) for peak in peaks])
+        assert summarise(done, rows, 1, 2, None).get("mem/device_peak_bytes_max") == expected
 
 
 @pytest.mark.gpu
