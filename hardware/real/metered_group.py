@@ -206,7 +206,8 @@ class MeteredGroup(dist.ProcessGroup):
         if opts.asyncOp and not self._staged:
             _when_done(work, lambda _: meter.complete(log, place))
             return MeteredWork(work, meter, log, place)
-        work.wait()
+        if work is not None:  # NCCL has no handle of what it put on the caller's own stream
+            work.wait()
         meter.finish(log, place, log.times[place])
         return work
 

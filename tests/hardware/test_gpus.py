@@ -74,6 +74,14 @@ def test_messages_over_nccl_are_refused():
         MeteredGroup.send(group, [torch.zeros(1)], 1, 0)
 
 
+def test_a_collective_without_a_handle_is_over_when_the_stream_has_left_it():
+    meter = Meter()
+    group = SimpleNamespace(_meter=meter, _log=metered_group.Log(), _alone=False, _staged=False)
+    opts = SimpleNamespace(asyncOp=False)
+    assert MeteredGroup._collective(group, lambda *arguments: None, [torch.zeros(2)], opts, [torch.zeros(2)]) is None
+    assert np.isfinite(group._log.table()).all() and meter.sent_bytes == 8
+
+
 def test_workers_share_devices_in_turn_and_that_is_said(machine):
     machine(2)
     hardware = gpus(5, "gloo")
