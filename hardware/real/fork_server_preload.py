@@ -4,6 +4,9 @@ import atexit
 import os
 import shutil
 
+# torch.optim imports it when first used, which takes a second: in every worker, and on the clock
+import torch._dynamo  # noqa: F401
+
 import hardware.real.worker_process  # noqa: F401 - imported once for all workers
 from hardware.real.fork_server import FOLDER_VARIABLE
 
