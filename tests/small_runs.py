@@ -3,7 +3,7 @@
 from functools import cache
 
 import pytest
-from composed import setup
+from composed import options, setup
 
 from harness.errors import UserError
 
@@ -23,6 +23,9 @@ MANY = [*CONVEX, "budget.epochs=20"]
 REGULARISED = ["problem=logistic_regression", "problem.synthetic_samples=250", "problem.synthetic_features=20"]
 REGULARISED += ["problem.synthetic_nonzeros_per_sample=5", "problem.l2=0.01", "problem.target_loss=0.5217"]
 
+# those whose ranks send messages: the others, of one worker or on a shared model, are native
+SENDING = sorted(set(options("algorithm")) - set(NATIVE))
+
 SETTINGS = dict.fromkeys(NATIVE, MANY + SINGLE)
 SETTINGS["dual_coordinate_descent"] = [*REGULARISED, "budget.epochs=20", *EXACT]
 SETTINGS["coordinate_descent"] = MANY + EXACT
@@ -37,13 +40,14 @@ def settings(algorithm):
 
 
 @cache
-def run(algorithm, hardware, workers, like=None):
+def run(algorithm, hardware, workers, *extra, like=None):
     """The setup, the program and what came of it; skips what the setup refuses for want of shared memory.
 
     Args:
+        extra: overrides.
         like: an algorithm whose problem and steps are taken.
     """
-    chosen = [*settings(like or algorithm), *COMMON, f"hardware={hardware}", f"hardware.num_workers={workers}"]
+    chosen = [*settings(like or algorithm), *COMMON, f"hardware={hardware}", f"hardware.num_workers={workers}", *extra]
     try:
         composed = setup(f"algorithm={algorithm}", *chosen)
     except UserError as refusal:
