@@ -2,30 +2,36 @@
 
 import os
 import signal
-import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch.distributed as dist
 
 from harness.problems.least_squares import LeastSquares
 
-DELAY_S = 0.3  # from the beginning, some steps later
+STEPS = 500  # of worker 0 until then
 
 
 @dataclass(frozen=True)
 class Dying(LeastSquares):
-    """Least squares.
+    """Least squares, whose worker 0 kills a rank in mid-run.
 
     Args:
-        victim: the rank that is killed by a signal in mid-run.
+        victim: the rank, beyond the workers if it is a server.
+        pid_file: where it leaves its process id.
     """
 
     victim: int
+    pid_file: str
 
     def build_model(self, device, seed):
-        if self._is_victim():
-            threading.Timer(DELAY_S, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if dist.is_initialized() and dist.get_rank() == self.victim:
+            Path(self.pid_file).write_text(str(os.getpid()))
         return super().build_model(device, seed)
 
-    def _is_victim(self):
-        return dist.is_initialized() and dist.get_rank() == self.victim
+    def loss(self, model, samples):
+        if dist.is_initialized() and dist.get_rank() == 0:
+            steps = self.__dict__["steps"] = self.__dict__.get("steps", 0) + 1
+            if steps == STEPS:
+                os.kill(int(Path(self.pid_file).read_text()), signal.SIGKILL)
+        return super().loss(model, samples)

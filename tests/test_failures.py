@@ -10,7 +10,7 @@ from harness.errors import Diverged, WorkerFailed
 
 SERVED = ("parameter_server", "elastic_averaging")
 DEATHS = [(algorithm, 1) for algorithm in SENDING] + [(algorithm, 2) for algorithm in SERVED]  # a worker, a server
-ENDLESS = ["budget.epochs=100000", "budget.observations=100000", "hardware.timeout_s=20"]
+LONG = ["budget.epochs=2000", "budget.observations=2000", "hardware.timeout_s=20"]
 CONSISTENCIES = ("synchronous", "backup_workers", "bounded_staleness")
 
 
@@ -37,9 +37,9 @@ def test_whatever_the_servers_wait_for_a_death_is_named(consistency):
 
 
 @pytest.mark.parametrize(("algorithm", "rank"), DEATHS)
-def test_a_real_rank_that_is_killed_is_named(algorithm, rank):
-    victim = "problem._target_=dying.Dying", f"+problem.victim={rank}"
-    execution = failing(algorithm, "hardware=cpu", *ENDLESS, *victim)
+def test_a_real_rank_that_is_killed_is_named(algorithm, rank, tmp_path):
+    victim = "problem._target_=dying.Dying", f"+problem.victim={rank}", f"+problem.pid_file={tmp_path}/pid"
+    execution = failing(algorithm, "hardware=cpu", *LONG, *victim)
     assert re.fullmatch(rf"worker {rank} \(pid \d+\) was killed by signal 9 \(SIGKILL\)", str(execution.failure))
     assert len(execution.observations) > 0
 
