@@ -4,8 +4,9 @@ from itertools import product
 
 import pytest
 import torch
-from composed import options
-from small_runs import NATIVE, run
+from composed import options, setup
+from small_runs import COMMON, NATIVE, SENDING, run, settings
+from watching import Watching
 
 from harness.trial import averaged, evaluate
 
@@ -57,3 +58,11 @@ def test_accounts_for_samples_and_time(algorithm, hardware):
         assert 0 < worker.finish_s <= execution.run_s
         spent_s = worker.compute_s + worker.comm_s + worker.idle_s
         assert 0 <= spent_s <= execution.run_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("algorithm", SENDING)
+def test_worker_processes_import_nothing_on_the_clock(algorithm):
+    """As torch's optimisers would, at their first step, for a second."""
+    composed = setup(f"algorithm={algorithm}", *settings(algorithm), *COMMON, "hardware=cpu", "hardware.num_workers=2")
+    execution = composed.machine.execute(Watching(**vars(composed.program())), lambda samples: None)
+    assert execution.failure is None and execution.metrics["imports_max"] == 0
