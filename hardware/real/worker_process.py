@@ -3,12 +3,14 @@
 import contextlib
 import ctypes
 import fcntl
+import math
 import multiprocessing
 import os
 import resource
 import signal
 import time
 import traceback
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -60,14 +62,29 @@ def die_with_parent() -> None:
 
 def touch(program: Program) -> None:
     """One forward and backward pass on a throw-away model: data are loaded, torch and kernels are warm."""
-    model = program.problem.build_model(torch.device("cpu"), program.seed)
-    program.problem.loss(model, torch.zeros(1, dtype=torch.int32)).backward()
+    pass_once(program, torch.device("cpu"))
     program.warm_up()
 
 
-def warm_up(meter: Meter) -> None:
+def pass_once(program: Program, device: torch.device) -> None:
+    """Forward and backward on a throw-away model."""
+    model = program.problem.build_model(device, program.seed)
+    program.problem.loss(model, torch.zeros(1, dtype=torch.int32, device=device)).backward()
+
+
+def moved(program: Program, device: torch.device) -> Program:
+    """The program with its data on a device, which is warm then."""
+    if device.type == "cpu":
+        return program
+    torch.cuda.set_device(device)
+    program = replace(program, problem=program.problem.to(device))
+    pass_once(program, device)
+    return program
+
+
+def warm_up(meter: Meter, device: torch.device) -> None:
     """One collective, which nobody measures: the first one of a group costs many times what later ones do."""
-    dist.all_reduce(torch.zeros(1))
+    dist.all_reduce(torch.zeros(1, device=device))
     meter.clear()
 
 
@@ -79,9 +96,10 @@ def _work(launch: Launch, line: Line) -> None:
     program = launch.program.open()
     place = ProcessPlace(launch, line)
     touch(program)
+    program = moved(program, place.device)
     place.ask(Arrived("ready"))  # from here on nobody is late, whatever gloo's time-out
     meter = _connect(launch, program, place)
-    warm_up(meter)
+    warm_up(meter, place.device)
     ledger = _train(program, place, meter)
     line.say(Finished(ledger, place.prove_placement(), place.interleaving, place.measures))
     place.ask(Arrived("end"))
@@ -90,36 +108,42 @@ def _work(launch: Launch, line: Line) -> None:
 
 def _connect(launch: Launch, program: Program, place: ProcessPlace) -> Meter:
     """Make the default group of the algorithm's ranks; where there are data servers, one of each, and one of all."""
-    rank, num_ranks, timeout_s = launch.rank, launch.crew.num_workers, launch.crew.timeout_s
-    store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", num_ranks)
-    peers = num_ranks - program.data.servers()
-    if peers == num_ranks:
-        return init_metered_group(store, rank, num_ranks, timeout_s)
-    if rank < peers:
-        meter = init_metered_group(store, rank, peers, timeout_s)
+    crew, rank, num_ranks = launch.crew, launch.rank, launch.crew.num_workers
+    store: dist.Store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", num_ranks)
+    peers, common = num_ranks - program.data.servers(), (crew.timeout_s, place.device, crew.backend)
+    if rank >= peers:
+        meter = init_metered_group(dist.PrefixStore(f"alone {rank}", store), 0, 1, *common)
     else:
-        meter = init_metered_group(dist.PrefixStore(f"alone {rank}", store), 0, 1, timeout_s)
-    options = GroupOptions(dist.PrefixStore("streams", store), rank, num_ranks, "streams", timedelta(seconds=timeout_s))
-    place.all_ranks = MeteredGroup(options, meter, timeout_s)
+        meter = init_metered_group(store, rank, peers, *common)
+    if peers < num_ranks:
+        timeout, store = timedelta(seconds=crew.timeout_s), dist.PrefixStore("streams", store)
+        options = GroupOptions(store, rank, num_ranks, "streams", timeout)
+        place.all_ranks = MeteredGroup(options, meter, *common)
     return meter
 
 
 def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
-    worker = Worker(place, program)
+    worker, on_device = Worker(place, program), place.device.type == "cuda"
+    if on_device:
+        torch.cuda.reset_peak_memory_stats(place.device)
+    place.settle()
     start_s = place.ask(Arrived("start"))
     time.sleep(max(0.0, start_s - time.perf_counter()))
     clock = place.clock = HostClock(start_s)
     begin_cpu_s = time.thread_time()
     program.run(worker)
+    place.settle()
     finish_s, busy_s = time.perf_counter(), time.thread_time() - begin_cpu_s - clock.paused_cpu_s
     place.finish()
+    seconds = meter.stopwatch.seconds
     return Ledger(
         finish_s=finish_s,
-        busy_s=busy_s,
+        busy_s=math.inf if on_device else busy_s,
         pauses=clock.pauses,
-        collectives={name: log.table() for name, log in meter.collectives.items()},
-        messages=meter.messages.table(),
+        collectives={name: seconds(log.table()) for name, log in meter.collectives.items()},
+        messages=seconds(meter.messages.table()),
         waits=place.waits.table(),
         sent_bytes=meter.sent_bytes,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        device_peak_bytes=torch.cuda.max_memory_allocated(place.device) if on_device else None,
     )

@@ -11,6 +11,7 @@ Mathematical Programming Computation 2013) solves the same problem without confl
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -70,6 +71,8 @@ class MatrixCompletion(Problem):
         seed: of the synthetic ratings, and of what is held out, >= 0.
     """
 
+    loss_reads: ClassVar[tuple[str, ...]] = ("_sets", "rarity")
+
     path: str | None
     download: bool
     center: bool
@@ -124,6 +127,11 @@ class MatrixCompletion(Problem):
         return self._sets[2][1]
 
     @cached_property
+    def rarity(self) -> torch.Tensor:
+        """What the kernel takes a row's part of the regulariser by, shape (users + items,)."""
+        return self.kernel.rarity
+
+    @cached_property
     def kernel(self) -> FactorizationKernel:
         """Native per-sample SGD."""
         return FactorizationKernel(self.rows, self.values, self.num_users + self.num_items, self.rank, self.l2)
@@ -135,7 +143,7 @@ class MatrixCompletion(Problem):
     def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Rows of [L; R] and ratings; where there is a regulariser, the rarity of these rows."""
         rows = self.rows[samples]  # (batch, 2)
-        return rows, self.values[samples], *([self.kernel.rarity[rows]] if self.l2 else [])
+        return rows, self.values[samples], *([self.rarity[rows]] if self.l2 else [])
 
     def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Half the mean squared error over the batch, and its share of the regulariser."""

@@ -215,6 +215,10 @@ def test_servers_are_in_the_summary():
             "workers of algorithm=hogwild have them in memory that all share",
         ),
         (["algorithm=sgd", "algorithm.batch_size=1", "problem=least_squares", SIM], "runs a native kernel on rows at"),
+        (
+            ["algorithm=all_reduce", "hardware=gpus", "hardware.num_workers=2"],
+            "hardware=gpus would give a device to each",
+        ),
         (["algorithm=all_reduce", SIM, "data.num_servers=0"], "data.num_servers must be >= 1"),
         (["algorithm=all_reduce", SIM, "data.prefetch=-1"], "data.prefetch must be >= 0"),
         (
