@@ -39,7 +39,7 @@ class Algorithm(ABC):
 
     Args:
         learning_rate: constant step, > 0.
-        batch_size: samples per worker and update, >= 1.
+        batch_size: samples per worker and update, >= 1; 0 for the whole training set where the class `takes_all`.
     """
 
     synchronous: ClassVar[bool]  # all workers take the same number of steps, in lockstep
@@ -49,6 +49,7 @@ class Algorithm(ABC):
     visits_rows: ClassVar[bool] = False  # runs its kernel by `worker.visits`, wherever its rows lie
     why_rows_stay: ClassVar[str] = "runs a kernel whose rows stay"  # if it does not
     is_sgd: ClassVar[bool] = True  # one worker does what sequential SGD of the same step does
+    takes_all: ClassVar[bool] = False  # batch_size may be 0, for the whole training set
     decentralised: ClassVar[bool] = False  # every worker has a model of its own, and the run's is their average
 
     learning_rate: float
@@ -56,7 +57,8 @@ class Algorithm(ABC):
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "algorithm.learning_rate", "must be > 0", self.learning_rate)
-        require(self.batch_size >= 1, "algorithm.batch_size", "must be >= 1", self.batch_size)
+        rule = "must be >= 1" + (", or 0 for the whole training set" if self.takes_all else "")
+        require(self.batch_size >= 1 - self.takes_all, "algorithm.batch_size", rule, self.batch_size)
 
     @abstractmethod
     def train(self, worker: Worker, problem: Problem) -> None:

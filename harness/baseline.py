@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from algorithms.optimizers import PlainSGD
+from algorithms.schedules import Constant
 from algorithms.sgd import SGD
 from harness.build import class_path
 from harness.errors import TwinclockError, UserError, WorkerFailed, require
@@ -23,6 +24,7 @@ from harness.setup import Setup, run_info
 from harness.trial import Outcome, execute
 
 PACKAGES = ("algorithms", "harness", "hardware")
+CONSTANT = Constant(warmup_epochs=0.0, warmup_start=0.1)  # as in its YAML file
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,11 @@ def sequential(setup: Setup) -> Setup:
     step and batches. The step of a method that is not SGD is none of SGD's.
     """
     own, problem = setup.algorithm, setup.problem
-    if problem.kernel is not None and setup.hardware.runs_kernels and (own.batch_size > 1 or not own.is_sgd):
-        best = SGD(problem.learning_rate, batch_size=1, step_decay=1.0, accumulate=1, optimizer=PlainSGD(0.0))
+    if problem.kernel is not None and setup.hardware.runs_kernels and (own.batch_size != 1 or not own.is_sgd):
+        best = SGD(problem.learning_rate, batch_size=1, accumulate=1, optimizer=PlainSGD(0.0), schedule=CONSTANT)
     else:
-        decay, optimizer = getattr(own, "step_decay", 1.0), getattr(own, "optimizer", PlainSGD(0.0))
-        best = SGD(own.learning_rate, own.batch_size, decay, accumulate=1, optimizer=optimizer)
+        optimizer, schedule = getattr(own, "optimizer", PlainSGD(0.0)), getattr(own, "schedule", CONSTANT)
+        best = SGD(own.learning_rate, own.batch_size, accumulate=1, optimizer=optimizer, schedule=schedule)
     return replace(alone(setup), algorithm=best, choices=setup.choices | {"algorithm": "sgd"})
 
 

@@ -284,7 +284,7 @@ def _why_rows_stay(setup: Setup) -> str:
     algorithm, problem = setup.algorithm, setup.problem
     name, on = f"algorithm={setup.choices['algorithm']}", f"problem={setup.choices['problem']}"
     if not algorithm.releases_gil(problem):
-        if algorithm.has_kernel and algorithm.batch_size > 1:
+        if algorithm.has_kernel and algorithm.batch_size != 1:
             return f"{name} runs one only with algorithm.batch_size=1, got {algorithm.batch_size}"
         return f"{name} has none" + (f" for {on}" if algorithm.has_kernel else "")
     if not algorithm.visits_rows:
@@ -295,7 +295,7 @@ def _why_rows_stay(setup: Setup) -> str:
 
 def _notices_of_kernels(setup: Setup) -> list[str]:
     algorithm, problem = setup.algorithm, setup.problem
-    if not algorithm.has_kernel or algorithm.batch_size > 1 or algorithm.releases_gil(problem):
+    if not algorithm.has_kernel or algorithm.batch_size != 1 or algorithm.releases_gil(problem):
         return []
     name, on = setup.choices["algorithm"], setup.choices["problem"]
     return [

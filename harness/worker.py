@@ -193,6 +193,8 @@ class Worker:
         device: where its model lives.
         generator: random numbers of this worker alone, from (seed, rank).
         budget: global samples to process; `batches` keeps to it.
+        elapsed_epochs: dealt to all workers before the last batch was; equal on workers in lockstep.
+        total_epochs: of the whole run.
         epoch: of the last batch dealt, from 0.
         position: of the last batch dealt by `epochs`: where in its epoch it begins, from 0.
     """
@@ -210,7 +212,8 @@ class Worker:
         self._milestones = program.milestones
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
-        self.epoch = self.position = 0
+        self.total_epochs = program.budget_samples / program.problem.num_samples
+        self.elapsed_epochs, self.epoch, self.position = 0.0, 0, 0
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
         place.interleaving, place.measures = Interleaving(), {}
@@ -278,7 +281,7 @@ class Worker:
 
         def of_epoch(epoch: int, group: Iterator[tuple[int, int, int, int]]) -> Iterator[torch.Tensor]:
             for _, first, own, size in group:
-                self.epoch, self.position = epoch, first
+                self.elapsed_epochs, self.epoch, self.position = epoch + first / problem.num_samples, epoch, first
                 if size:
                     yield rows[own : own + size]
 
@@ -465,8 +468,8 @@ class Worker:
             self._report_own(len(self._milestones))
 
     def _dealt(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int]]:
-        for epoch, position, size in self._dealer.positions(num_samples, batch_size):
-            self.epoch = epoch
+        for elapsed, position, size in self._dealer.positions(num_samples, batch_size):
+            self.elapsed_epochs, self.epoch = elapsed, int(elapsed)
             self._place.dealt(size)
             yield position, size
 
