@@ -49,6 +49,8 @@ class Algorithm(ABC):
     visits_rows: ClassVar[bool] = False  # runs its kernel by `worker.visits`, wherever its rows lie
     why_rows_stay: ClassVar[str] = "runs a kernel whose rows stay"  # if it does not
     is_sgd: ClassVar[bool] = True  # one worker does what sequential SGD of the same step does
+    trains: ClassVar[bool] = True  # there is a model to observe and to compare; if not, only what it measures is kept
+    own_baseline: ClassVar[bool] = False  # the sequential way of doing the same is itself, on one worker
     takes_all: ClassVar[bool] = False  # batch_size may be 0, for the whole training set
     decentralised: ClassVar[bool] = False  # every worker has a model of its own, and the run's is their average
 
@@ -79,6 +81,10 @@ class Algorithm(ABC):
             UserError: if there cannot be so many with these settings; 1 must always do, for comparison.
         """
         return {}
+
+    def seeds(self, seed: int) -> list[int]:
+        """Of the models it begins with, in a run of this seed; several make an ensemble."""
+        return [seed]
 
     def check(self, problem: Problem) -> None:  # noqa: B027 - most can do any problem
         """Refuse a problem that cannot be done with these settings.

@@ -17,7 +17,7 @@ from harness.build import class_path
 from harness.errors import TwinclockError, UserError, WorkerFailed, require
 from harness.index import RunIndex, code_digest, key
 from harness.manifest import host, manifest, versions
-from harness.metrics import Row, Summary, compare, retarget
+from harness.metrics import Row, Summary, compare, retarget, time_to_best
 from harness.progress import Progress
 from harness.record import Record
 from harness.setup import Setup, run_info
@@ -51,7 +51,10 @@ class References:
         """Speedups and statistical efficiency against both, at the run's own target."""
         own = Reference(outcome.rows, outcome.summary)
         baseline, alone = (retarget(r.summary, r.rows, target_loss) for r in (self.baseline or own, self.alone or own))
-        return compare(outcome.summary, baseline, alone)
+        found = compare(outcome.summary, baseline, alone)
+        if "search/trials" in outcome.summary:
+            found |= time_to_best(own.rows, (self.baseline or own).rows)
+        return found
 
 
 def sequential(setup: Setup) -> Setup:
@@ -85,8 +88,11 @@ def find_references(setup: Setup, index: RunIndex, progress: Progress) -> Refere
         WorkerFailed: if a baseline does not finish.
     """
     wanted = setup.settings.baseline
-    if wanted == "none":
+    if wanted == "none" or not setup.algorithm.trains:
         return None
+    if wanted == "auto" and setup.algorithm.own_baseline:
+        itself = _find_or_run(alone(setup), setup, index, progress)
+        return References(itself, itself)
     if wanted != "auto":
         return References(_given(wanted, setup, index), _find_or_run(alone(setup), setup, index, progress))
     return References(

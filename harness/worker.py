@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from harness.interleaving import Interleaving, exhausted
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.kernels.merge import merge
+from harness.measures import Conclusion
 from harness.problems.base import Problem
 from harness.program import Program
 from harness.rows import Rows, copied
@@ -67,7 +69,7 @@ class Place(ABC):
         num_nodes: how many sockets hold workers; 1 where workers share no memory.
         num_memories: NUMA nodes in use, on which what is shared may lie.
         interleaving: what timing has decided here.
-        measures: what the worker has measured here, values by key of docs/metrics.md.
+        measures: what the worker has measured here, and concluded; see `harness.measures`.
     """
 
     rank: int
@@ -78,7 +80,7 @@ class Place(ABC):
     device: torch.device
     clock: Clock
     interleaving: Interleaving
-    measures: dict[str, list[float]]
+    measures: dict[str, Any]
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -363,6 +365,19 @@ class Worker:
             key: of docs/metrics.md, such as "async/staleness"; whole numbers get a histogram too.
         """
         self._place.measures.setdefault(key, []).append(value)
+
+    def conclude(self, key: str, value: Any) -> None:
+        """Tell the summary something as it is: one rank of the run does, and the last time counts.
+
+        Args:
+            key: of docs/metrics.md.
+            value: a number, a string, or lists and mappings of them.
+        """
+        self._place.measures[key] = Conclusion(value)
+
+    def settle(self) -> None:
+        """Wait for all that this worker's device has been given, as who looks at the clock must on an accelerator."""
+        self._place.settle()
 
     def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
         """Merge a replica into a common model: common += share * (model - known), and model = known = common.

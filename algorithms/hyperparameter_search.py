@@ -1,0 +1,204 @@
+"""Hyperparameter search: many trainings with different settings, of which the best model counts.
+
+    worker:  loop: ask for a job;  train its trial further;  measure its validation loss;  hand in loss and model
+    server:  loop: hear of a result;  keep the best model;  give jobs to those who wait  (search_strategies.py)
+
+    grid                every combination, of an equal share of the budget each
+    random              trials drawn from the space (Bergstra and Bengio, JMLR 2012), of an equal share each
+    successive_halving  the best 1 / eta of the trials go on (Jamieson and Talwalkar, AISTATS 2016, Algorithm 1)
+    asha                the same, without anybody waiting (Li et al., MLSys 2020, Algorithm 2)
+
+A trial is minibatch SGD with its own settings, on the run's initial model and samples in one order for all, less some
+that are held out: their mean loss decides. Measuring it is a part of the search, and on the clock. The budget is that
+of all trials together, so that a search of one worker is the sequential way of doing the same. What is found depends on
+the seed alone, whatever the number of workers, but for `asha`, where it depends on who is first. A trial that diverges
+is a result like any other. Deviation: a trial that goes on does so from its weights, with a new optimiser.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from algorithms.base import Algorithm
+from algorithms.flat import flat_parameters, flatten_
+from algorithms.optimizers import Descent, Optimizer
+from algorithms.search_server import SearchServer
+from algorithms.search_space import Range
+from algorithms.search_strategies import Asha, Plan, Rungs
+from harness.errors import require
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+STRATEGIES = ("grid", "random", "successive_halving", "asha")
+VALIDATED_AT_ONCE = 4096  # samples
+_DRAW, _ORDER, _HELD_OUT = 7_340_033, 2_750_159, 6_291_469  # tell their random numbers from others of the same seed
+
+
+@dataclass(frozen=True)
+class HyperparameterSearch(Algorithm):
+    """Trials of minibatch SGD, on workers around a server.
+
+    Args:
+        optimizer: of every trial, but for what is searched.
+        space: what settings may be, by name: learning_rate, batch_size, or a field of the optimizer (search_space.py).
+        strategy: grid, random, successive_halving or asha.
+        trials: drawn from the space by random and successive_halving, >= 1.
+        grid_points: of a range in a grid, >= 2.
+        reduction: eta, of successive_halving and asha, >= 2.
+        min_epochs: of a new trial of asha, > 0.
+        max_epochs: of its longest, >= min_epochs.
+        validation_fraction: share of the training set that is held out, in (0, 1).
+    """
+
+    synchronous: ClassVar[bool] = False
+    is_sgd: ClassVar[bool] = False
+    own_baseline: ClassVar[bool] = True
+
+    optimizer: Optimizer
+    space: dict[str, str]
+    strategy: str
+    trials: int
+    grid_points: int
+    reduction: int
+    min_epochs: float
+    max_epochs: float
+    validation_fraction: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = f"must be one of {', '.join(STRATEGIES)}"
+        require(self.strategy in STRATEGIES, "algorithm.strategy", rule, self.strategy)
+        for name, least in (("trials", 1), ("grid_points", 2), ("reduction", 2)):
+            require(getattr(self, name) >= least, f"algorithm.{name}", f"must be >= {least}", getattr(self, name))
+        require(self.min_epochs > 0, "algorithm.min_epochs", "must be > 0", self.min_epochs)
+        rule = f"must be >= algorithm.min_epochs={self.min_epochs}"
+        require(self.max_epochs >= self.min_epochs, "algorithm.max_epochs", rule, self.max_epochs)
+        share = self.validation_fraction
+        require(0 < share < 1, "algorithm.validation_fraction", "must be in (0, 1)", share)
+        self._check_space()
+
+    def servers(self) -> int:
+        """One, which has the best model and knows who does what."""
+        return 1
+
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """Train trials, as the server says."""
+        trainer, server = Trainer(self, worker, problem), worker.num_workers
+        result, job = torch.tensor([0.0, 0.0], dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
+        dist.send(result, server)
+        while True:
+            dist.recv(job, server)
+            trial, begin, end = job.tolist()
+            if trial < 0:
+                return
+            if begin:
+                dist.recv(trainer.weights, server)
+            result[0], result[1] = trainer.run(trial, begin, end)
+            dist.send(result, server)
+            dist.send(trainer.weights, server)
+
+    def serve(self, worker: Worker, problem: Problem) -> None:
+        """Give out jobs and keep the best model."""
+        budget, initial = worker.budget, flat_parameters(problem.build_model(worker.device, worker.seed))
+        SearchServer(worker, self.plan(budget, problem.num_samples), initial).run(
+            lambda trial: self.settings(worker.seed, trial)
+        )
+
+    def plan(self, budget: int, num_samples: int) -> Plan:
+        """Of the jobs of a search.
+
+        Raises:
+            UserError: if there are fewer samples than trials.
+        """
+        if self.strategy == "asha":
+            least, most = (max(1, round(epochs * num_samples)) for epochs in (self.min_epochs, self.max_epochs))
+            return Asha(least, most, self.reduction, budget)
+        trials = len(self.grid()) if self.strategy == "grid" else self.trials
+        rule = f"must be enough for a sample to each of {trials} trials"
+        require(budget >= trials, "budget.epochs", rule, budget / num_samples)
+        return Rungs(trials, self.reduction if self.strategy == "successive_halving" else None, budget)
+
+    def settings(self, seed: int, trial: int) -> dict[str, float]:
+        """What a trial is made with, by name."""
+        if self.strategy == "grid":
+            return self.grid()[trial]
+        random = np.random.default_rng([seed, _DRAW, trial])
+        return {name: values.draw(random) for name, values in self._ranges()}
+
+    def grid(self) -> list[dict[str, float]]:
+        """Every combination."""
+        names, values = zip(*((name, values.grid(self.grid_points)) for name, values in self._ranges()), strict=True)
+        return [dict(zip(names, combination, strict=True)) for combination in product(*values)]
+
+    def of(self, settings: dict[str, Any]) -> tuple[Optimizer, float, int]:
+        """Optimiser, learning rate and batch size of a trial."""
+        own = {name: settings[name] for name in settings if name not in ("learning_rate", "batch_size")}
+        step, size = (settings.get(name, getattr(self, name)) for name in ("learning_rate", "batch_size"))
+        return replace(self.optimizer, **own), step, size
+
+    def _ranges(self) -> list[tuple[str, Range]]:
+        return [(name, Range.read(f"algorithm.space.{name}", self.space[name])) for name in sorted(self.space)]
+
+    def _check_space(self) -> None:
+        require(bool(self.space), "algorithm.space", "must name a setting to search", self.space)
+        known = ["learning_rate", "batch_size"]
+        known += [each.name for each in fields(self.optimizer) if each.type in (float, "float")]
+        for name, values in self._ranges():
+            require(name in known, "algorithm.space", f"must name settings among {', '.join(known)}", name)
+            least = min(values.numbers)
+            if name == "batch_size":
+                whole = values.kind == "one_of" and all(isinstance(number, int) for number in values.numbers)
+                rule = "must be one_of(...) whole numbers >= 1"
+                require(whole and least >= 1, f"algorithm.space.{name}", rule, self.space[name])
+            elif name == "learning_rate":
+                require(least > 0, f"algorithm.space.{name}", "must be > 0", self.space[name])
+            else:
+                for number in values.numbers if self.strategy == "grid" or values.kind == "one_of" else [least]:
+                    replace(self.optimizer, **{name: number})
+
+
+class Trainer:
+    """One worker's model, and the samples of all trials."""
+
+    def __init__(self, search: HyperparameterSearch, worker: Worker, problem: Problem) -> None:
+        self._search, self._worker, self._problem = search, worker, problem
+        self._model = problem.build_model(worker.device, worker.seed)
+        self.weights, self._gradient = flatten_(self._model)
+        self._initial = self.weights.clone()
+        samples = np.random.default_rng([worker.seed, _HELD_OUT]).permutation(problem.num_samples).astype(np.int32)
+        held_out = min(max(1, round(search.validation_fraction * len(samples))), len(samples) - 1)
+        self._validation, self._training = torch.from_numpy(samples[:held_out]), samples[held_out:]
+
+    def run(self, trial: int, begin: int, end: int) -> tuple[float, int]:
+        """Train `weights` from one number of samples to another; returns the validation loss, and the steps."""
+        if begin == 0:
+            self.weights.copy_(self._initial)
+        optimizer, learning_rate, batch_size = self._search.of(self._search.settings(self._worker.seed, trial))
+        descent, steps = Descent(optimizer, self.weights, self._gradient, learning_rate), 0
+        for batch in self._batches(begin, end, batch_size):
+            self._problem.loss(self._model, batch).backward()
+            descent.step()
+            self._gradient.zero_()
+            steps += 1
+        return self._loss(), steps
+
+    def _batches(self, begin: int, end: int, batch_size: int) -> Iterator[torch.Tensor]:
+        """Of a new order in every epoch, the same for all trials."""
+        size = len(self._training)
+        for epoch in range(begin // size, -(-end // size)):
+            order = np.random.default_rng([self._worker.seed, _ORDER, epoch]).permutation(self._training)
+            part = order[max(begin - epoch * size, 0) : end - epoch * size]
+            yield from self._worker.batches_of(torch.from_numpy(part), batch_size)
+
+    @torch.no_grad()
+    def _loss(self) -> float:
+        """Mean over the held-out samples."""
+        total = 0.0
+        for batch in self._worker.batches_of(self._validation, VALIDATED_AT_ONCE):
+            total += float(self._problem.loss(self._model, batch)) * len(batch)
+        return total / len(self._validation)
