@@ -45,7 +45,7 @@ class HyperparameterSearch(Algorithm):
 
     Args:
         optimizer: of every trial, but for what is searched.
-        space: what settings may be, by name: learning_rate, batch_size, or a field of the optimizer (search_space.py).
+        space: what settings may be, by name, None for one that is not searched: learning_rate, batch_size, or a field of the optimizer (search_space.py).
         strategy: grid, random, successive_halving or asha.
         trials: drawn from the space by random and successive_halving, >= 1.
         grid_points: of a range in a grid, >= 2.
@@ -60,7 +60,7 @@ class HyperparameterSearch(Algorithm):
     own_baseline: ClassVar[bool] = True
 
     optimizer: Optimizer
-    space: dict[str, str]
+    space: dict[str, str | None]
     strategy: str
     trials: int
     grid_points: int
@@ -142,10 +142,11 @@ class HyperparameterSearch(Algorithm):
         return replace(self.optimizer, **own), step, size
 
     def _ranges(self) -> list[tuple[str, Range]]:
-        return [(name, Range.read(f"algorithm.space.{name}", self.space[name])) for name in sorted(self.space)]
+        asked = [(name, text) for name, text in sorted(self.space.items()) if text is not None]
+        return [(name, Range.read(f"algorithm.space.{name}", text)) for name, text in asked]
 
     def _check_space(self) -> None:
-        require(bool(self.space), "algorithm.space", "must name a setting to search", self.space)
+        require(bool(self._ranges()), "algorithm.space", "must name a setting to search", self.space)
         known = ["learning_rate", "batch_size"]
         known += [each.name for each in fields(self.optimizer) if each.type in (float, "float")]
         for name, values in self._ranges():

@@ -69,7 +69,8 @@ def sequential(setup: Setup) -> Setup:
     else:
         optimizer, schedule = getattr(own, "optimizer", PlainSGD(0.0)), getattr(own, "schedule", CONSTANT)
         best = SGD(own.learning_rate, own.batch_size, accumulate=1, optimizer=optimizer, schedule=schedule)
-    return replace(alone(setup), algorithm=best, choices=setup.choices | {"algorithm": "sgd"})
+    hardware, choices = setup.hardware.sequential(), setup.choices | {"algorithm": "sgd"}
+    return replace(alone(setup), algorithm=best, hardware=hardware, choices=choices)
 
 
 def alone(setup: Setup) -> Setup:

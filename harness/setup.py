@@ -258,9 +258,18 @@ def _check_kernel(setup: Setup) -> None:
         algorithm, hardware = setup.choices["algorithm"], setup.choices["hardware"]
         raise UserError(
             f"algorithm={algorithm} with algorithm.batch_size=1 runs the problem's native kernel, which "
-            f"hardware={hardware} does not run: set algorithm.batch_size above 1, or use "
-            f"hardware={_names('hardware', lambda h: h.runs_kernels)}"
+            f"hardware={hardware}{_instructions(setup)} does not run: set algorithm.batch_size above 1, or use "
+            f"{_with_kernels(setup)}"
         )
+
+
+def _instructions(setup: Setup) -> str:
+    level = getattr(setup.hardware, "simd", None)
+    return "" if level is None else f" with hardware.simd={level}"
+
+
+def _with_kernels(setup: Setup) -> str:
+    return "hardware.simd=null" if _instructions(setup) else f"hardware={_names('hardware', lambda h: h.runs_kernels)}"
 
 
 def _check_rows(setup: Setup) -> None:

@@ -21,6 +21,7 @@ class Crew:
         numa_nodes: all NUMA nodes in use, over which memory is interleaved.
         memory_policy: of shared tensors, see `placement`.
         intra_op_threads: torch's threads per worker.
+        simd: vector instructions that torch's kernels may use in worker processes, see `simd`.
         timeout_s: after which a collective has failed.
     """
 
@@ -31,6 +32,7 @@ class Crew:
     numa_nodes: list[int]
     memory_policy: str
     intra_op_threads: int
+    simd: str | None
     timeout_s: float
 
     @property

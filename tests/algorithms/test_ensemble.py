@@ -47,9 +47,9 @@ def test_probabilities_are_averaged_not_weights():
     images, classes = problem.test
     with torch.no_grad():
         mean = torch.stack([model(images).softmax(1) for model in models]).mean(0)
+        own = [float(cross_entropy(model(images), classes)) for model in models]
     assert values["eval/loss"] == pytest.approx(float(-mean[range(len(classes)), classes].log().mean()), rel=1e-12)
     assert values["eval/accuracy"] == pytest.approx(float((mean.argmax(1) == classes).double().mean()))
-    own = [float(cross_entropy(model(images), classes)) for model in models]
     assert values["ensemble/member_eval_loss"] == pytest.approx(sum(own) / 3, rel=1e-12)
     assert values["eval/loss"] < values["ensemble/member_eval_loss"]  # Jensen's inequality
 

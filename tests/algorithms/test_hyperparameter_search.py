@@ -41,7 +41,7 @@ def test_what_is_found_depends_on_the_seed_alone(strategy):
     assert found(alone) == found(three)
     assert torch.equal(alone.observations[-1].parameters, three.observations[-1].parameters)
     assert three.observations[-1].samples == alone.observations[-1].samples == 4 * 1438
-    assert three.run_s < 0.5 * alone.run_s
+    assert three.run_s < 0.6 * alone.run_s  # 4 trials or more by 3 workers
 
 
 def test_processes_find_what_simulated_workers_find():
@@ -97,11 +97,12 @@ def test_the_best_trial_is_sgd_with_its_settings():
 
 
 def test_trials_that_diverge_are_a_result():
-    wild = ["algorithm.space={learning_rate: 'one_of(0.1, 1e200)'}", "algorithm.strategy=grid", "budget.epochs=1"]
+    wild = ["algorithm.space={learning_rate: 'one_of(0.1, 1e200)', batch_size: null, momentum: null}"]
+    wild += ["algorithm.strategy=grid", "budget.epochs=1"]
     done = run(ETHERNET, "hardware.num_workers=2", *wild)
-    assert (done.metrics["search/trials"], done.metrics["search/diverged"]) == (5 if False else 2, 1)
+    assert (done.metrics["search/trials"], done.metrics["search/diverged"]) == (2, 1)
     assert done.metrics["search/best_learning_rate"] == 0.1
-    assert [len(each) for each in done.metrics["search/results"]] == [4 + 2, 3 + 2]
+    assert [len(each) for each in done.metrics["search/results"]] == [4, 3]  # of the other, no loss
 
 
 def test_a_run_says_what_it_found_and_how_fast(tmp_path):

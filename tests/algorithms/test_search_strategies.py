@@ -54,8 +54,8 @@ def test_trials_that_diverge_are_not_promoted():
 def test_asha_promotes_as_soon_as_it_can():
     """Algorithm 2 with eta 2, r 1, R 4: the best of every two goes on, the highest rung first."""
     jobs = done(Asha(1, 4, 2, 11), [4, 3, 2, 1, 0, 0, 0])
-    expected = [(0, 0, 1), (1, 0, 1), (1, 1, 2), (2, 0, 1), (2, 1, 2), (2, 2, 4), (3, 0, 1), (3, 1, 2), (4, 0, 1)]
-    assert [(job.trial, job.begin, job.end) for job in jobs][:9] == expected
+    expected = [(0, 0, 1), (1, 0, 1), (1, 1, 2), (2, 0, 1), (2, 1, 2), (2, 2, 4), (3, 0, 1), (3, 1, 2), (3, 2, 4)]
+    assert [(job.trial, job.begin, job.end) for job in jobs] == expected
 
 
 def test_asha_waits_for_nobody_and_stops_at_the_budget():
@@ -80,5 +80,5 @@ def test_draws_are_spread_over_the_range(text, low, high):
     "text", ["", "uniform(1)", "uniform(2, 1)", "log_uniform(0, 1)", "one_of()", "f(1, 2)", "one_of(a)"]
 )
 def test_nonsense_is_no_range(text):
-    with pytest.raises(UserError, match="algorithm.space.momentum must be"):
+    with pytest.raises(UserError, match=r"algorithm\.space\.momentum must be"):
         Range.read("algorithm.space.momentum", text)
