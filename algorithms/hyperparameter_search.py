@@ -15,7 +15,6 @@ the seed alone, whatever the number of workers, but for `asha`, where it depends
 is a result like any other. Deviation: a trial that goes on does so from its weights, with a new optimiser.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any, ClassVar
@@ -25,18 +24,18 @@ import torch
 import torch.distributed as dist
 
 from algorithms.base import Algorithm
-from algorithms.flat import flat_parameters, flatten_
-from algorithms.optimizers import Descent, Optimizer
+from algorithms.flat import flat_parameters
+from algorithms.optimizers import Optimizer
 from algorithms.search_server import SearchServer
 from algorithms.search_space import Range
 from algorithms.search_strategies import Asha, Plan, Rungs
+from algorithms.search_trainer import Trainer
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
 
 STRATEGIES = ("grid", "random", "successive_halving", "asha")
-VALIDATED_AT_ONCE = 4096  # samples
-_DRAW, _ORDER, _HELD_OUT = 7_340_033, 2_750_159, 6_291_469  # tell their random numbers from others of the same seed
+_DRAW = 7_340_033  # tells its random numbers from others of the same seed
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ class HyperparameterSearch(Algorithm):
 
     Args:
         optimizer: of every trial, but for what is searched.
-        space: what settings may be, by name, None for one that is not searched: learning_rate, batch_size, or a field of the optimizer (search_space.py).
+        space: what settings may be (search_space.py), None for not searched, by name: learning_rate, batch_size, or a
+            number of the optimizer.
         strategy: grid, random, successive_halving or asha.
         trials: drawn from the space by random and successive_halving, >= 1.
         grid_points: of a range in a grid, >= 2.
@@ -161,45 +161,3 @@ class HyperparameterSearch(Algorithm):
             else:
                 for number in values.numbers if self.strategy == "grid" or values.kind == "one_of" else [least]:
                     replace(self.optimizer, **{name: number})
-
-
-class Trainer:
-    """One worker's model, and the samples of all trials."""
-
-    def __init__(self, search: HyperparameterSearch, worker: Worker, problem: Problem) -> None:
-        self._search, self._worker, self._problem = search, worker, problem
-        self._model = problem.build_model(worker.device, worker.seed)
-        self.weights, self._gradient = flatten_(self._model)
-        self._initial = self.weights.clone()
-        samples = np.random.default_rng([worker.seed, _HELD_OUT]).permutation(problem.num_samples).astype(np.int32)
-        held_out = min(max(1, round(search.validation_fraction * len(samples))), len(samples) - 1)
-        self._validation, self._training = torch.from_numpy(samples[:held_out]), samples[held_out:]
-
-    def run(self, trial: int, begin: int, end: int) -> tuple[float, int]:
-        """Train `weights` from one number of samples to another; returns the validation loss, and the steps."""
-        if begin == 0:
-            self.weights.copy_(self._initial)
-        optimizer, learning_rate, batch_size = self._search.of(self._search.settings(self._worker.seed, trial))
-        descent, steps = Descent(optimizer, self.weights, self._gradient, learning_rate), 0
-        for batch in self._batches(begin, end, batch_size):
-            self._problem.loss(self._model, batch).backward()
-            descent.step()
-            self._gradient.zero_()
-            steps += 1
-        return self._loss(), steps
-
-    def _batches(self, begin: int, end: int, batch_size: int) -> Iterator[torch.Tensor]:
-        """Of a new order in every epoch, the same for all trials."""
-        size = len(self._training)
-        for epoch in range(begin // size, -(-end // size)):
-            order = np.random.default_rng([self._worker.seed, _ORDER, epoch]).permutation(self._training)
-            part = order[max(begin - epoch * size, 0) : end - epoch * size]
-            yield from self._worker.batches_of(torch.from_numpy(part), batch_size)
-
-    @torch.no_grad()
-    def _loss(self) -> float:
-        """Mean over the held-out samples."""
-        total = 0.0
-        for batch in self._worker.batches_of(self._validation, VALIDATED_AT_ONCE):
-            total += float(self._problem.loss(self._model, batch)) * len(batch)
-        return total / len(self._validation)

@@ -161,6 +161,8 @@ def _changed(setup: Setup) -> dict[str, Any]:
         part = getattr(setup.algorithm, key)
         if is_dataclass(part):
             changed |= _changed_part(key, {"_target_": class_path(part), **value}, _usual(usual, key))
+        elif isinstance(value, dict):
+            changed |= {f"{key}.{name}": each for name, each in _differing(value, _usual(usual, key) or {}).items()}
         elif _usual(usual, key) != value:
             changed[key] = value
     return changed

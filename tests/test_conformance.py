@@ -18,6 +18,8 @@ EXACT = ["algorithm.learning_rate=1"]  # a share of an exact step
 PROBLEMS = {"dual_coordinate_descent": REGULARISED + EXACT, "coordinate_descent": CONVEX + EXACT}
 PROBLEMS["diloco"] = [*CONVEX, "algorithm.learning_rate=0.004"]  # a step of Adam is about as long as that
 PROBLEMS["federated"] = [*CONVEX, "algorithm.num_clients=10", "algorithm.participation=0.5"]
+PROBLEMS["ensemble"] = [*CONVEX, "algorithm.members=2"]
+PROBLEMS["hyperparameter_search"] = [*CONVEX, "algorithm.trials=4", "algorithm.space.batch_size=null"]
 PROBLEMS["sgld"] = [*CONVEX, "algorithm.temperature=0.01"]  # the variance of the noise, as Bayes would have it
 SINGLE = ("diloco", "federated", "sgd", "hogwild", "svrg", "sgld", "dual_coordinate_descent", "coordinate_descent")
 NATIVE = ("sgd", "hogwild", "svrg", "sgld", "dual_coordinate_descent", "coordinate_descent")

@@ -67,8 +67,8 @@ def test_asha_is_repeated_in_virtual_time():
 
 def test_the_best_trial_is_sgd_with_its_settings():
     """Of the samples that are not held out, in their order: the model that counts is reproduced by hand."""
-    from algorithms.hyperparameter_search import Trainer
     from algorithms.optimizers import Momentum
+    from algorithms.search_trainer import Trainer
 
     done, composed = run(ETHERNET, "hardware.num_workers=2"), setup(*SEARCH, ETHERNET)
     best = done.metrics["search/results"][done.metrics["search/best_trial"]]
