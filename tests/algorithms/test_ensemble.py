@@ -92,7 +92,10 @@ def test_ratings_are_averaged_not_factors():
     with torch.no_grad():
         mean = sum((model.users[users] * model.items[items]).sum(1).double() for model in models) / 2
     penalty = (
-        0.5 * problem.l2 * sum(float(p.double().square().sum()) for model in models for p in model.parameters()) / 2
+        0.5
+        * problem.l2
+        * sum(float(p.detach().double().square().sum()) for model in models for p in model.parameters())
+        / 2
     )
     expected = 0.5 * float((mean - problem.values.double()).square().mean()) + penalty
     assert problem.evaluate_ensemble(models)["train/loss"] == pytest.approx(expected, rel=1e-5)  # float32 factors
