@@ -12,7 +12,12 @@ GUIDE = (Path(__file__).parents[1] / "docs" / "search.md").read_text()
 COMMANDS = re.findall(r"^python run.py ([^\n]+)", GUIDE, re.M)
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+def executed(line):
+    """What is neither a multirun nor real is run when asked for: other tests do the like."""
+    return pytest.param(line, marks=() if re.search("-m |=cpu", line) else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("line", map(executed, COMMANDS))
 def test_commands_run(tmp_path, line):
     shell = re.search(r"\$\((.*)\)", line)
     if shell:

@@ -7,10 +7,10 @@ import torch
 from commands import command
 from composed import execution, setup
 
-from harness.errors import UserError
+from harness.errors import UserError, WorkerFailed
 
 MLP = ["problem=digits_mlp", "problem.hidden_sizes=[8]", "problem.dtype=float64", "tracking=none"]
-SEARCH = [*MLP, "algorithm=hyperparameter_search", "algorithm.trials=8", "budget.epochs=4"]
+SEARCH = [*MLP, "algorithm=hyperparameter_search", "algorithm.trials=8", "budget.epochs=2"]
 ETHERNET, PAIRS = (
     "hardware=sim_ethernet",
     ["algorithm.reduction=2", "algorithm.min_epochs=0.1", "algorithm.max_epochs=0.4"],
@@ -40,7 +40,7 @@ def test_what_is_found_depends_on_the_seed_alone(strategy):
     alone, three = (run(*chosen, ETHERNET, f"hardware.num_workers={workers}") for workers in (1, 3))
     assert found(alone) == found(three)
     assert torch.equal(alone.observations[-1].parameters, three.observations[-1].parameters)
-    assert three.observations[-1].samples == alone.observations[-1].samples == 4 * 1438
+    assert three.observations[-1].samples == alone.observations[-1].samples == 2 * 1438
     assert three.run_s < 0.6 * alone.run_s  # 4 trials or more by 3 workers
 
 
@@ -131,6 +131,13 @@ def test_a_run_says_what_it_found_and_how_fast(tmp_path):
 def test_nonsense_is_refused_by_name(setting, field):
     with pytest.raises(UserError, match=field.replace(".", r"\.")):
         setup(*SEARCH, ETHERNET, setting)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_worker_or_server_that_dies_ends_the_run(rank):
+    done = execution(*SEARCH, ETHERNET, "hardware.num_workers=2", f"hardware.deaths={{{rank}: 0.01}}")
+    assert isinstance(done.failure, WorkerFailed) and "rank 2" in str(done.failure)  # who waits for anybody, or died
+    assert done.observations
 
 
 def test_a_budget_below_a_sample_each_is_refused():
