@@ -159,5 +159,5 @@ class HyperparameterSearch(Algorithm):
             elif name == "learning_rate":
                 require(least > 0, f"algorithm.space.{name}", "must be > 0", self.space[name])
             else:
-                for number in values.numbers if self.strategy == "grid" or values.kind == "one_of" else [least]:
+                for number in values.extremes(drawn=self.strategy != "grid"):
                     replace(self.optimizer, **{name: number})

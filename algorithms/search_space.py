@@ -71,6 +71,12 @@ class Range:
         inner = np.linspace(*self._ends(), points)[1:-1]
         return [float(self.numbers[0]), *(float(f"{self._value(each):.12g}") for each in inner), float(self.numbers[1])]
 
+    def extremes(self, drawn: bool) -> tuple[float, ...]:
+        """Values that must be possible: all there are, or the ends, the upper of which is never drawn."""
+        if self.kind == "one_of" or not drawn:
+            return self.numbers
+        return self.numbers[0], math.nextafter(self.numbers[1], self.numbers[0])
+
     def _ends(self) -> tuple[float, float]:
         low, high = self.numbers
         return (math.log(low), math.log(high)) if self.kind == "log_uniform" else (low, high)

@@ -58,7 +58,7 @@ class References:
 
 
 def sequential(setup: Setup) -> Setup:
-    """The baseline's setup: the best sequential code, on one worker of the same hardware.
+    """The baseline's setup: the best sequential code, on one worker with one thread of the same hardware.
 
     That is per-sample SGD where the problem has a native kernel that the hardware can run, else SGD with the run's own
     step and batches. The step of a method that is not SGD is none of SGD's.

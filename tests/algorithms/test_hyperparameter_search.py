@@ -123,6 +123,7 @@ def test_a_run_says_what_it_found_and_how_fast(tmp_path):
         ("algorithm.space.batch_size=uniform(1,2)", "algorithm.space.batch_size"),
         ("algorithm.space.learning_rate=uniform(-1,2)", "algorithm.space.learning_rate"),
         ("algorithm.space.momentum=one_of(0.5,1.5)", "optimizer.momentum"),
+        ("algorithm.space.momentum=uniform(0.5,1.5)", "optimizer.momentum"),
         ("algorithm.reduction=1", "algorithm.reduction"),
         ("algorithm.max_epochs=0.1", "algorithm.max_epochs"),
         ("algorithm.validation_fraction=1", "algorithm.validation_fraction"),
