@@ -136,7 +136,7 @@ def test_nonsense_is_refused_by_name(setting, field):
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_worker_or_server_that_dies_ends_the_run(rank):
-    done = execution(*SEARCH, ETHERNET, "hardware.num_workers=2", f"hardware.deaths={{{rank}: 0.01}}")
+    done = execution(*SEARCH, ETHERNET, "hardware.num_workers=2", f"hardware.deaths={{{rank}: 0.003}}")
     assert isinstance(done.failure, WorkerFailed) and "rank 2" in str(done.failure)  # who waits for anybody, or died
     assert done.observations
 
