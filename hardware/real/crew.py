@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from harness.errors import TwinclockError, WorkerFailed
 
 
@@ -23,6 +25,8 @@ class Crew:
         intra_op_threads: torch's threads per worker.
         simd: vector instructions that torch's kernels may use in worker processes, see `simd`.
         timeout_s: after which a collective has failed.
+        devices: number of the CUDA device of each worker; None where they compute on their CPUs.
+        backend: library of their process group, gloo or nccl.
     """
 
     cpus: list[tuple[int, ...]]
@@ -34,6 +38,12 @@ class Crew:
     intra_op_threads: int
     simd: str | None
     timeout_s: float
+    devices: list[int] | None = None
+    backend: str = "gloo"
+
+    def device(self, rank: int) -> torch.device:
+        """What a worker computes on."""
+        return torch.device("cpu") if self.devices is None else torch.device("cuda", self.devices[rank])
 
     @property
     def num_workers(self) -> int:

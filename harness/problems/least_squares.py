@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -42,6 +43,8 @@ class LeastSquares(Problem):
         l2: factor of |w|^2 / 2 in the objective, >= 0.
         seed: of A and b, >= 0.
     """
+
+    loss_reads: ClassVar[tuple[str, ...]] = ("matrix", "labels")
 
     samples: int
     features: int
