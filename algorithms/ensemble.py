@@ -10,6 +10,7 @@ The members do not depend on the number of workers. Deviations: no adversarial e
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import ClassVar
 
 import numpy as np
@@ -36,7 +37,7 @@ class Ensemble(Algorithm):
         schedule: factor of the step, by epochs of a member.
     """
 
-    synchronous: ClassVar[bool] = True
+    synchronous: ClassVar[bool] = False  # nobody waits for anybody
     decentralised: ClassVar[bool] = True
     is_sgd: ClassVar[bool] = False
     own_baseline: ClassVar[bool] = True
@@ -79,12 +80,11 @@ class Ensemble(Algorithm):
         weights = torch.stack([flat_parameters(each.model) for each in crew])  # (own members, parameters)
         for each, row in zip(crew, weights, strict=True):
             each.begin(row)
-        done = 0  # samples of all members
-        for batches in zip(*(each.batches() for each in crew), strict=True):
-            for each, batch in zip(crew, batches, strict=True):
-                each.step(batch, done / self.members / problem.num_samples)
-            before, done = done, done + len(batches[0]) * self.members
-            worker.observe(weights, -(-done // worker.num_workers) - -(-before // worker.num_workers))
+        for batches in zip_longest(*(each.batches() for each in crew)):
+            own_batches = [(each, batch) for each, batch in zip(crew, batches, strict=True) if batch is not None]
+            for each, batch in own_batches:
+                each.step(batch)
+            worker.observe(weights, sum(len(batch) for _, batch in own_batches), updates=len(own_batches))
 
 
 class Member:
@@ -93,7 +93,8 @@ class Member:
     def __init__(self, ensemble: Ensemble, worker: Worker, problem: Problem, member: int) -> None:
         self._ensemble, self._worker, self._problem, self._member = ensemble, worker, problem, member
         self.model = problem.build_model(worker.device, ensemble.seeds(worker.seed)[member])
-        self._samples = -(-worker.budget // ensemble.members)
+        first, end = (worker.budget * number // ensemble.members for number in (member, member + 1))
+        self._samples, self._done = end - first, 0
 
     def begin(self, weights: torch.Tensor) -> None:
         """Have its weights here from now on, where their values are already."""
@@ -109,9 +110,11 @@ class Member:
             yield from self._worker.batches_of(torch.from_numpy(order), self._ensemble.batch_size)
             left, epoch = left - len(order), epoch + 1
 
-    def step(self, batch: torch.Tensor, epochs: float) -> None:
-        """Along the gradient of a batch, after so many epochs."""
+    def step(self, batch: torch.Tensor) -> None:
+        """Along the gradient of a batch."""
         self._problem.loss(self.model, batch).backward()
-        factor = self._ensemble.schedule.factor(epochs, self._samples / self._problem.num_samples)
+        size = self._problem.num_samples
+        factor = self._ensemble.schedule.factor(self._done / size, self._samples / size)
+        self._done += len(batch)
         self._descent.step(self._ensemble.learning_rate * factor)
         self._gradient.zero_()

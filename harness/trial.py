@@ -93,7 +93,7 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     if setup.algorithm.servers():
         summary["run/num_servers"] = setup.algorithm.servers()
     summary |= setup.algorithm.constants(setup.num_workers)
-    silence = _silence(execution) if trains else None
+    silence = (_silence(execution) or missing(execution.observations, setup.num_workers)) if trains else None
     failure = execution.failure or silence or _divergence(observations, evaluations, problem.num_samples)
     summary |= _stamp(info, execution.tags)
     decided = [] if setup.algorithm.needs_shared_memory else execution.interleavings
@@ -173,6 +173,16 @@ def _silence(execution: Execution) -> WorkerFailed | None:
     if execution.observations:
         return None
     return WorkerFailed("nothing was observed: `train` must call worker.observe(model, samples) after every update")
+
+
+def missing(observations: Sequence[Observation], num_workers: int) -> WorkerFailed | None:
+    """Where workers have models of their own, one that died and that nobody waited for: its model is not there."""
+    last = max((seen.milestone for seen in observations), default=0)
+    there = {seen.member for seen in observations if seen.milestone == last}
+    gone = sorted({*range(num_workers)} - there)
+    if None in there or not gone:
+        return None
+    return WorkerFailed(f"worker {gone[0]} died: its model was not seen to the end, and those of all are the run's")
 
 
 def _divergence(

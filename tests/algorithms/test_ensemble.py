@@ -7,8 +7,8 @@ import torch
 from composed import execution, setup
 from torch.nn.functional import cross_entropy
 
-from harness.errors import UserError
-from harness.trial import averaged, evaluate
+from harness.errors import Diverged, UserError, WorkerFailed
+from harness.trial import averaged, evaluate, missing
 
 MLP = ["problem=digits_mlp", "problem.hidden_sizes=[8]", "problem.dtype=float64", "tracking=none"]
 ENSEMBLE = [*MLP, "algorithm=ensemble", "algorithm.members=3", "budget.epochs=3", "budget.observations=3"]
@@ -26,7 +26,7 @@ def test_members_do_not_depend_on_the_workers(hardware, workers):
     _, together = run(f"hardware={hardware}", f"hardware.num_workers={workers}")
     order = [member for rank in range(workers) for member in range(rank, 3, workers)]
     torch.testing.assert_close(together[-1].parameters, alone[-1].parameters[order], rtol=1e-12, atol=1e-14)
-    assert alone[-1].samples <= together[-1].samples < alone[-1].samples + workers  # rounded up
+    assert alone[-1].samples == together[-1].samples == 3 * 1438
 
 
 def test_members_differ_and_take_the_time_of_the_busiest_worker():
@@ -99,6 +99,15 @@ def test_ratings_are_averaged_not_factors():
     )
     expected = 0.5 * float((mean - problem.values.double()).square().mean()) + penalty
     assert problem.evaluate_ensemble(models)["train/loss"] == pytest.approx(expected, rel=1e-5)  # float32 factors
+
+
+def test_members_that_diverge_or_die_end_the_run():
+    wild = execution(*ENSEMBLE, "hardware=sim_ethernet", "algorithm.learning_rate=1e300")
+    assert isinstance(wild.failure, Diverged)
+    dead = execution(*ENSEMBLE, "hardware=sim_ethernet", "hardware.num_workers=2", "hardware.deaths={1: 0.001}")
+    failure = dead.failure or missing(dead.observations, 2)  # nobody waits for it
+    assert isinstance(failure, WorkerFailed) and "worker 1 died" in str(failure)
+    assert missing(run("hardware=sim_ethernet")[0].observations, 3) is None
 
 
 def test_no_more_workers_than_members():
