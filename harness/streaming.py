@@ -83,7 +83,7 @@ class Stream:
         self._coming: deque[_Coming] = deque()
 
     def batches(
-        self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[int, int, int]]
+        self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[float, int, int]]
     ) -> Iterator[tuple[int, Batch]]:
         """Ask for batches, and hand them out as they are needed.
 
@@ -109,7 +109,9 @@ class Stream:
         for work in [self._send(0, 0) for _ in range(self._data.credits)]:
             work.wait()
 
-    def _ask(self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[int, int, int]], most: int) -> None:
+    def _ask(
+        self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[float, int, int]], most: int
+    ) -> None:
         """Ask for batches until so many are under way."""
         while len(self._coming) < most and (following := next(positions, None)) is not None:
             epoch, position, size = following
