@@ -518,7 +518,8 @@ class Worker:
     def _streamed(self, stream: Stream, problem: Problem, batch_size: int) -> Iterator[Batch]:
         order = self._dealer.sequence(problem.num_samples)
         positions = self._dealer.positions(problem.num_samples, batch_size)
-        for self.epoch, batch in stream.batches(problem, order, positions):
+        for elapsed, batch in stream.batches(problem, order, positions):
+            self.elapsed_epochs, self.epoch = elapsed, int(elapsed)
             self._place.dealt(len(batch))
             yield batch
 
