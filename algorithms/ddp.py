@@ -3,8 +3,8 @@
 What `all_reduce` computes, but gradients travel in buckets of layers, each as soon as the backward pass has filled it:
 the last layers' while the first ones' are still computed (section 3.2.3). Torch compresses by communication hooks, of
 which we take its own: half precision, and PowerSGD from the third step on, when buckets stay as they are. Its PowerSGD
-sends the parts of a bucket one after the other, from gloo's own threads; with several buckets workers may do so in
-different orders, so that gloo adds what does not belong together. Therefore it needs one bucket for all.
+sends the parts of a bucket one after the other, from gloo's own threads; with several buckets workers do so in orders
+that differ, and gloo adds what does not belong together, or waits forever. Therefore it needs one bucket for all.
 """
 
 from dataclasses import dataclass

@@ -89,6 +89,13 @@ class ParameterServer(Algorithm):
         require(few, "algorithm.backups", f"must be below hardware.num_workers={num_workers}", self.backups)
         return {}
 
+    def check(self, problem: Problem) -> None:
+        """A compressor needs something to compress, on every server."""
+        if not self.compression.is_exact and self.num_servers > 1:
+            size = len(flat_parameters(problem.build_model(torch.device("cpu"), seed=0)))
+            rule = f"must be at most {size}, the parameters of the model, with algorithm/compression"
+            require(self.num_servers <= size, "algorithm.num_servers", rule, self.num_servers)
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Push and pull until the budget is spent."""
         weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))

@@ -186,3 +186,9 @@ def test_servers_hear_messages_of_one_worker():
     refusal = "algorithm/compression must make messages of one worker alone with algorithm=parameter_server, got PowerS"
     with pytest.raises(UserError, match=refusal):
         setup("algorithm=parameter_server", "algorithm/compression=power_sgd", "hardware=sim_ethernet")
+
+
+def test_every_server_has_something_to_hear():
+    chosen = ["algorithm=parameter_server", "algorithm/compression=sign", "algorithm.num_servers=13"]
+    with pytest.raises(UserError, match=r"algorithm\.num_servers must be at most 12, the parameters of the model"):
+        setup(*CONVEX, *chosen)
