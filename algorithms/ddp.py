@@ -2,7 +2,7 @@
 
 What `all_reduce` computes, but gradients travel in buckets of layers, each as soon as the backward pass has filled it:
 the last layers' while the first ones' are still computed (section 3.2.3). Torch compresses by communication hooks, of
-which we take its own: half precision, and PowerSGD from the third step on, when buckets stay as they are. Its PowerSGD
+which we take its own: float16, and PowerSGD from the third step on, when buckets stay as they are. Its PowerSGD
 sends the parts of a bucket one after the other, from gloo's own threads; with several buckets workers do so in orders
 that differ, and gloo adds what does not belong together, or waits forever. Therefore it needs one bucket for all.
 """
@@ -52,9 +52,12 @@ class DDP(Algorithm):
         hooked = isinstance(self.compression, Uncompressed | Half | PowerSGD)
         rule = "must be none, half or power_sgd with algorithm=ddp; algorithm=all_reduce takes any"
         require(hooked, "algorithm/compression", rule, type(self.compression).__name__)
-        feeds_back = isinstance(self.compression, Half) and self.compression.error_feedback
-        rule = "must be false with algorithm=ddp and half, for which torch has none"
-        require(not feeds_back, "algorithm.compression.error_feedback", rule, feeds_back)
+        if isinstance(self.compression, Half):
+            precision, feeds_back = self.compression.precision, self.compression.error_feedback
+            rule = "must be float16 with algorithm=ddp, as torch's hook for bfloat16 needs NCCL"
+            require(precision == "float16", "algorithm.compression.precision", rule, precision)
+            rule = "must be false with algorithm=ddp and half, for which torch has none"
+            require(not feeds_back, "algorithm.compression.error_feedback", rule, feeds_back)
 
     def check(self, problem: Problem) -> None:
         """PowerSGD needs the whole model in one bucket."""
@@ -87,10 +90,7 @@ class DDP(Algorithm):
         parallel = DistributedDataParallel(model, bucket_cap_mb=self.bucket_bytes / 2**20, init_sync=False)
         compression = self.compression
         if isinstance(compression, Half):
-            half = compression.precision == "float16"
-            parallel.register_comm_hook(
-                None, default_hooks.fp16_compress_hook if half else default_hooks.bf16_compress_hook
-            )
+            parallel.register_comm_hook(None, default_hooks.fp16_compress_hook)
         elif isinstance(compression, PowerSGD):
             state = powerSGD_hook.PowerSGDState(
                 None,

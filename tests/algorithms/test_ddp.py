@@ -87,6 +87,8 @@ def test_what_torch_has_no_hook_for_is_refused():
     assert needs in refused("algorithm/compression=top_k")
     feedback = refused("algorithm/compression=half", "algorithm.compression.error_feedback=true")
     assert "algorithm.compression.error_feedback must be false" in feedback
+    precision = refused("algorithm/compression=half", "algorithm.compression.precision=bfloat16")
+    assert "algorithm.compression.precision must be float16 with algorithm=ddp" in precision
 
 
 def test_power_sgd_in_several_buckets_is_refused():
