@@ -11,6 +11,8 @@ Gradients may be compressed, by one worker as by many: with error feedback every
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
 from algorithms.base import Algorithm
 from algorithms.compression import Compression
 from algorithms.flat import flatten_
@@ -46,6 +48,10 @@ class AllReduce(Algorithm):
     def is_sgd(self) -> bool:  # type: ignore[override]
         """Where gradients are whole."""
         return self.compression.is_exact
+
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+        """Every worker hands in its gradient, as it is compressed."""
+        return self.compression.bytes_of_mean(weights, num_workers)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i."""

@@ -37,6 +37,14 @@ class Compression(ABC):
             model: whose parameters, one after the other, the vectors are like.
         """
 
+    def bytes_of_mean(self, vector: torch.Tensor, num_workers: int) -> int | None:
+        """What all workers together hand in for one average of vectors like this one.
+
+        Returns:
+            None where more decides than its length.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Compressor(Compression):
@@ -70,6 +78,10 @@ class Compressor(Compression):
     def averaging(self, model: nn.Module, worker: Worker) -> Averaging:
         """Everybody hears everybody's message."""
         return MeanOfMessages(self, self.sender(worker.generator))
+
+    def bytes_of_mean(self, vector: torch.Tensor, num_workers: int) -> int:
+        """A message of each."""
+        return self.num_bytes(vector) * num_workers if num_workers > 1 else 0
 
 
 @dataclass(frozen=True)

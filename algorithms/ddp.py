@@ -59,6 +59,10 @@ class DDP(Algorithm):
             rule = "must be false with algorithm=ddp and half, for which torch has none"
             require(not feeds_back, "algorithm.compression.error_feedback", rule, feeds_back)
 
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+        """Every worker hands in its gradient; that rank 0 says once which layers make a bucket comes on top."""
+        return self.compression.bytes_of_mean(weights, num_workers)
+
     def check(self, problem: Problem) -> None:
         """PowerSGD needs the whole model in one bucket."""
         if isinstance(self.compression, PowerSGD):

@@ -95,6 +95,10 @@ class Federated(Algorithm):
             stay = random.random(sampled) >= self.dropout
             yield sorted(clients[stay if stay.any() else slice(1)].tolist())
 
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+        """Every worker hands in its sum of changes, and of corrections, once a round."""
+        return weights.nbytes * (1 + self.control_variates) * num_workers if num_workers > 1 else 0
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Play this worker's clients, round by round."""
         parts = self.partition.split(problem, self.num_clients, worker.seed)

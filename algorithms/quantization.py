@@ -101,6 +101,7 @@ class QSGD(LossyCompressor):
     def encode(self, vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The norm, then the levels, shifted to be positive."""
         norm, chance = vector.norm(), torch.rand(len(vector), generator=generator, dtype=vector.dtype)
+        chance = chance.to(vector.device)  # drawn on the host, the same wherever the vector lies
         exact = vector.abs() * (self._levels / norm.clamp_min(torch.finfo(vector.dtype).tiny))
         level = (exact + chance).floor().clamp_max(self._levels)  # rounding may put the last level in sight of the next
         return joined(norm.view(1), packed(level * vector.sign() + self._levels, self.bits))

@@ -26,7 +26,8 @@ class Server:
     def __init__(self, algorithm: ParameterServer, worker: Worker, weights: torch.Tensor) -> None:
         self._algorithm, self._worker, self._weights = algorithm, worker, weights
         self._compressor = messages(algorithm.compression, "parameter_server")
-        self._push = torch.empty(weights.element_size() + self._compressor.num_bytes(weights), dtype=torch.uint8)
+        size = weights.element_size() + self._compressor.num_bytes(weights)
+        self._push = weights.new_empty(size, dtype=torch.uint8)
         self._gradient = torch.zeros_like(weights)
         self._descent = Descent(algorithm.optimizer, weights, self._gradient, algorithm.learning_rate)
         self._present = set(range(worker.num_workers))

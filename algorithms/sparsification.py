@@ -74,7 +74,7 @@ class RandomK(LossyCompressor):
         values = vector[self._places(seed, vector)]
         if self.unbiased:
             values *= len(vector) / len(values)
-        return joined(values, seed)
+        return joined(values, seed.to(values.device))
 
     def decode(self, message: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Zero elsewhere."""
@@ -85,7 +85,7 @@ class RandomK(LossyCompressor):
 
     def _places(self, seed: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
         generator = torch.Generator().manual_seed(int(seed))
-        return torch.randperm(len(vector), generator=generator)[: _kept(self.fraction, vector)]
+        return torch.randperm(len(vector), generator=generator)[: _kept(self.fraction, vector)].to(vector.device)
 
 
 def _require_fraction(fraction: float) -> None:

@@ -63,7 +63,7 @@ class Lines(NamedTuple):
 @njit(**INLINE)
 def _keep(lines: Any, rank: int, line: int) -> None:
     """Put a line into a rank's cache, which forgets another one for it."""
-    _, gone = use(lines.cached[rank, lines.set_of[line]], line)
+    _, gone = use(lines.cached, rank, lines.set_of[line], line)
     if gone < NOWHERE:
         lines.state[gone].sharers &= ~(np.uint64(1) << np.uint64(rank))
 
@@ -73,10 +73,9 @@ def _drop(lines: Any, others: int, line: int) -> None:
     """Take a line from the caches of other ranks."""
     for rank in range(len(lines.cached)):
         if (others >> np.uint64(rank)) & np.uint64(1):
-            ways = lines.cached[rank, lines.set_of[line]]
-            for way in range(len(ways)):
-                if ways[way] == line:
-                    ways[way] = NOWHERE
+            for way in range(lines.cached.shape[2]):
+                if lines.cached[rank, lines.set_of[line], way] == line:
+                    lines.cached[rank, lines.set_of[line], way] = NOWHERE
 
 
 @njit(**INLINE)
@@ -87,7 +86,7 @@ def pass_row(lines: Any, rank: int, row_lines: Any, nonzeros: int) -> None:
         return
     for _ in range(lines_passing(row_lines, nonzeros)):
         lines.passed[rank] += np.uint64(1)
-        _, gone = use(lines.cached[rank, lines.passed[rank] % sets], lines.passed[rank])
+        _, gone = use(lines.cached, rank, lines.passed[rank] % sets, lines.passed[rank])
         if gone < NOWHERE:
             lines.state[gone].sharers &= ~(np.uint64(1) << np.uint64(rank))
 
@@ -279,7 +278,7 @@ class CacheLines:
         """Give every rank a cache that forgets; until now all held whatever they had read of `count` lines."""
         memory, num_ranks = self._memory, len(self.native.cached)
         self.native.state["sharers"] = 0
-        cached = np.tile(empty(memory.cache_bytes, memory.line_bytes), (num_ranks, 1, 1))
+        cached = empty(num_ranks, memory.cache_bytes, memory.line_bytes)
         sets = sets_of(count, cached.shape[1], memory.line_bytes, 0)
         self.native = self.native._replace(cached=cached, set_of=sets)
 

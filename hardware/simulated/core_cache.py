@@ -19,11 +19,11 @@ WAYS = 16  # of a set: the second level of Intel's server cores since Skylake
 NOWHERE = np.uint64(2**63)  # no line; what is above it is a line of rows
 
 
-def empty(cache_bytes: int, line_bytes: int) -> np.ndarray:
-    """A cache that holds nothing, shape (sets, ways)."""
+def empty(num_caches: int, cache_bytes: int, line_bytes: int) -> np.ndarray:
+    """Caches that hold nothing, shape (caches, sets, ways)."""
     capacity = cache_bytes // line_bytes
     ways = min(WAYS, capacity)
-    return np.full((capacity // ways, ways), NOWHERE)
+    return np.full((num_caches, capacity // ways, ways), NOWHERE)
 
 
 def sets_of(num_lines: int, num_sets: int, line_bytes: int, seed: int) -> np.ndarray:
@@ -48,12 +48,17 @@ def row_lines(kernel: Kernel, line_bytes: int) -> tuple[float, float]:
 
 
 @njit(**INLINE)
-def use(ways: Any, line: int) -> tuple[bool, int]:
-    """Let a line be the last used of its set; returns whether it was there, and which one had to go, or NOWHERE."""
+def use(cached: Any, rank: int, number: int, line: int) -> tuple[bool, int]:
+    """Let a line be the last used of a set; returns whether it was there, and which one had to go, or NOWHERE.
+
+    Args:
+        cached: of all ranks, shape (ranks, sets, ways).
+        number: of the set. Not a view of it: that would count references.
+    """
     carried = line
-    for way in range(len(ways)):
-        here = ways[way]
-        ways[way] = carried
+    for way in range(cached.shape[2]):
+        here = cached[rank, number, way]
+        cached[rank, number, way] = carried
         there = here == line
         if there or here == NOWHERE:
             return there, NOWHERE
@@ -74,17 +79,17 @@ def lines_passing(each: Any, nonzeros: int) -> int:
 @njit(nogil=True, cache=True)
 def _misses(cached: Any, set_of: Any, base: int, shift: int, block: int, each: Any, rows: Any) -> np.ndarray:
     indptr, indices, samples = rows
-    found, passed, num_sets = np.zeros(len(samples), np.int64), NOWHERE, np.uint64(len(cached))
+    found, passed, num_sets = np.zeros(len(samples), np.int64), NOWHERE, np.uint64(cached.shape[1])
     for visit in range(len(samples)):
         begin, end = indptr[samples[visit]], indptr[samples[visit] + 1]
         for _ in range(lines_passing(each, end - begin)):
             passed += np.uint64(1)
-            use(cached[passed % num_sets], passed)
+            use(cached, 0, passed % num_sets, passed)
         for position in range(begin, end):
             first = np.uint64(np.uint32(indices[position])) * np.uint64(block)
             last = first + np.uint64(block - 1)
             for line in range(first >> np.uint64(shift), (last >> np.uint64(shift)) + np.uint64(1)):
-                hit, _ = use(cached[set_of[line]], np.uint64(base) + np.uint64(line))
+                hit, _ = use(cached, 0, set_of[line], np.uint64(base) + np.uint64(line))
                 found[visit] += not hit
     return found
 
@@ -97,7 +102,7 @@ class CoreCache:
     """
 
     def __init__(self, cache_bytes: int, line_bytes: int) -> None:
-        self._cached, self._line_bytes = empty(cache_bytes, line_bytes), line_bytes
+        self._cached, self._line_bytes = empty(1, cache_bytes, line_bytes), line_bytes
         self._models: dict[int, tuple[int, np.ndarray]] = {}  # number of the first line and sets, by address
         self._num_lines = 0
 
@@ -105,7 +110,7 @@ class CoreCache:
         """Lines of a model that each sample of a kernel finds forgotten, int64, shape (samples,)."""
         if model.data_ptr() not in self._models:
             count = -(-model.nbytes // self._line_bytes)
-            sets = sets_of(count, len(self._cached), self._line_bytes, self._num_lines)
+            sets = sets_of(count, self._cached.shape[1], self._line_bytes, self._num_lines)
             self._models[model.data_ptr()] = self._num_lines, sets
             self._num_lines += count
         first, sets = self._models[model.data_ptr()]
