@@ -17,6 +17,7 @@ VARIANTS += [("parameter_server", "algorithm.consistency=bounded_staleness", "al
 VARIANTS += [(each, "algorithm/mixing=star") for each in ("gossip", "choco_sgd")]
 VARIANTS += [(each, "algorithm/mixing=one_peer_exponential") for each in ("gossip", "stochastic_gradient_push")]
 VARIANTS += [("choco_sgd", "algorithm/compression=sign"), ("federated", "algorithm.control_variates=true")]
+VARIANTS += [(each, "algorithm/compression=qsgd") for each in ("all_reduce", "local_sgd", "parameter_server")]
 VARIANTS += [("local_sgd", "algorithm.group_size=2"), ("elastic_averaging", "algorithm.period=1")]
 UNDECLARED = [  # pace decides who asks; trials have own batches; late pushes are no updates; groups have several sizes
     ("ad_psgd",),
