@@ -18,9 +18,10 @@ EXACT = ["algorithm.learning_rate=1"]  # a share of an exact step
 PROBLEMS = {"dual_coordinate_descent": REGULARISED + EXACT, "coordinate_descent": CONVEX + EXACT}
 PROBLEMS["diloco"] = [*CONVEX, "algorithm.learning_rate=0.004"]  # a step of Adam is about as long as that
 PROBLEMS["federated"] = [*CONVEX, "algorithm.num_clients=10", "algorithm.participation=0.5"]
+PROBLEMS["fedbuff"] = [*CONVEX, "algorithm.num_clients=10", "algorithm.buffer_size=5"]
 PROBLEMS["sgld"] = [*CONVEX, "algorithm.temperature=0.01"]  # the variance of the noise, as Bayes would have it
-SINGLE = ("diloco", "federated", "sgd", "hogwild", "svrg", "sgld", "dual_coordinate_descent", "coordinate_descent")
 NATIVE = ("sgd", "hogwild", "svrg", "sgld", "dual_coordinate_descent", "coordinate_descent")
+SINGLE = ("diloco", "federated", "fedbuff", *NATIVE)
 DISTINCT = ("cpu", "sim_numa2", "sim_ethernet", "sim_dgx")  # other hardware differs from these in numbers alone
 
 

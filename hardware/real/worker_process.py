@@ -99,7 +99,7 @@ def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
     place.finish()
     return Ledger(
         finish_s=finish_s,
-        busy_s=busy_s,
+        busy_s=busy_s + place.spent_s,
         pauses=clock.pauses,
         collectives={name: log.table() for name, log in meter.collectives.items()},
         messages=meter.messages.table(),
