@@ -51,7 +51,8 @@ def test_weights_do_not_depend_on_the_number_of_workers(method):
 
 
 DIFFERENT = [*SQUARES, *ALL, "algorithm.num_clients=6", "algorithm/partition=by_label", "algorithm.partition.shards=1"]
-DIFFERENT += ["algorithm.local_epochs=10", "algorithm.batch_size=40", "budget.epochs=500", "hardware=sim_ethernet"]
+DIFFERENT += ["algorithm.local_epochs=10", "algorithm.batch_size=40", "budget.epochs=600", "hardware=sim_ethernet"]
+DIFFERENT += ["algorithm.learning_rate=0.2"]
 
 
 def test_fedavg_drifts_to_where_its_own_equation_says():
@@ -60,9 +61,9 @@ def test_fedavg_drifts_to_where_its_own_equation_says():
     problem, maps = composed.problem, []
     for samples in composed.algorithm.partition.split(problem, 6, seed=0):
         matrix, labels = problem.matrix[samples], problem.labels[samples]
-        step = torch.eye(4, dtype=torch.float64) - 0.1 * matrix.T @ matrix / 40
+        step = torch.eye(4, dtype=torch.float64) - 0.2 * matrix.T @ matrix / 40
         powers = [torch.linalg.matrix_power(step, power) for power in range(11)]
-        maps.append((powers[10], sum(powers[:10]) @ (0.1 * matrix.T @ labels / 40)))
+        maps.append((powers[10], sum(powers[:10]) @ (0.2 * matrix.T @ labels / 40)))
     slopes, offsets = (torch.stack(parts).mean(dim=0) for parts in zip(*maps, strict=True))
     fixed = torch.linalg.solve(torch.eye(4, dtype=torch.float64) - slopes, offsets)
     torch.testing.assert_close(final(*DIFFERENT), fixed, rtol=1e-9, atol=1e-9)
