@@ -1,7 +1,7 @@
 """What cache lines cost that several cores write, compiled.
 
 A line has an owner, the core that wrote it last (or the socket whose memory it lies in), and sharers, the cores that
-hold a copy. A core also forgets: its own cache is direct-mapped, so that a line goes when another one takes its place.
+hold a copy. A core also forgets, where there are more lines than its own cache holds: see core_cache.py.
 
     hit     the core holds the line: no cost beyond the kernel's own
     miss    the line is read from its owner's cache, on the same socket or across; from the cache that the cores of its
@@ -19,13 +19,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numba import njit
 
+from hardware.simulated.core_cache import NOWHERE, CoreCache, empty, lines_passing, sets_of, use
 from hardware.simulated.memory import SharedMemory
+from harness.kernels.base import Kernel
 from harness.kernels.native import INLINE
 
 LINE = np.dtype([("sharers", np.uint64), ("owner", np.uint64)])  # bits of ranks; column of `fetch_s`
-NOWHERE = np.uint64(2**63)
 
 
 class Lines(NamedTuple):
@@ -33,8 +35,10 @@ class Lines(NamedTuple):
 
     Args:
         state: LINE records.
-        cached: the line in each place of each rank's own cache, shape (ranks, places); (ranks, 0) where nothing is ever
-            forgotten.
+        cached: the lines in each set of each rank's own cache, the last used first, shape (ranks, sets, ways); no sets
+            where nothing is ever forgotten.
+        set_of: the set of each line, shape (lines,); empty where nothing is ever forgotten.
+        passed: NOWHERE + lines of rows that have come through each rank's cache, shape (ranks,).
         remote: bits of the ranks on other sockets than each rank's, shape (ranks,).
         fetch_s: by reader and owner, the last columns from memory: shape (ranks, ranks + sockets).
         forgotten_s: by reader and owner, of a line that its owner's cache has forgotten, shape (ranks, ranks).
@@ -45,6 +49,8 @@ class Lines(NamedTuple):
 
     state: np.ndarray
     cached: np.ndarray
+    set_of: np.ndarray
+    passed: np.ndarray
     remote: np.ndarray
     fetch_s: np.ndarray
     forgotten_s: np.ndarray
@@ -55,21 +61,34 @@ class Lines(NamedTuple):
 
 
 @njit(**INLINE)
-def _holds(lines: Any, rank: int, line: int) -> bool:
-    """Whether a copy of the line is in a rank's cache."""
-    sharers = lines.state[line].sharers
-    if not (sharers >> np.uint64(rank)) & np.uint64(1):
-        return False
-    places = np.uint64(lines.cached.shape[1])
-    return places == 0 or lines.cached[rank, line % places] == line
+def _keep(lines: Any, rank: int, line: int) -> None:
+    """Put a line into a rank's cache, which forgets another one for it."""
+    _, gone = use(lines.cached, rank, lines.set_of[line], line)
+    if gone < NOWHERE:
+        lines.state[gone].sharers &= ~(np.uint64(1) << np.uint64(rank))
 
 
 @njit(**INLINE)
-def _keep(lines: Any, rank: int, line: int) -> None:
-    """Put a line into a rank's cache, in the place of another."""
-    places = np.uint64(lines.cached.shape[1])
-    if places:
-        lines.cached[rank, line % places] = line
+def _drop(lines: Any, others: int, line: int) -> None:
+    """Take a line from the caches of other ranks."""
+    for rank in range(len(lines.cached)):
+        if (others >> np.uint64(rank)) & np.uint64(1):
+            for way in range(lines.cached.shape[2]):
+                if lines.cached[rank, lines.set_of[line], way] == line:
+                    lines.cached[rank, lines.set_of[line], way] = NOWHERE
+
+
+@njit(**INLINE)
+def pass_row(lines: Any, rank: int, row_lines: Any, nonzeros: int) -> None:
+    """Let a row come through a rank's cache, to be read once."""
+    sets = np.uint64(lines.cached.shape[1])
+    if sets == 0:
+        return
+    for _ in range(lines_passing(row_lines, nonzeros)):
+        lines.passed[rank] += np.uint64(1)
+        _, gone = use(lines.cached, rank, lines.passed[rank] % sets, lines.passed[rank])
+        if gone < NOWHERE:
+            lines.state[gone].sharers &= ~(np.uint64(1) << np.uint64(rank))
 
 
 @njit(**INLINE)
@@ -89,23 +108,20 @@ def read_line(lines: Any, rank: int, line: int) -> float:
     """Let a rank hold a line; returns the seconds of the miss, 0 for a hit."""
     if lines.cached.shape[1] == 0:
         return _read_held_for_ever(lines, rank, line)
-    if _holds(lines, rank, line):
-        return 0.0
-    me, owner = np.uint64(1) << np.uint64(rank), lines.state[line].owner
     _keep(lines, rank, line)
+    me, sharers, owner = np.uint64(1) << np.uint64(rank), lines.state[line].sharers, lines.state[line].owner
+    if sharers & me:
+        return 0.0
+    lines.state[line].sharers = sharers | me
     if owner >= len(lines.cached):
-        lines.state[line].sharers |= me
         return lines.fetch_s[rank, owner]
-    if owner == rank or not _holds(lines, owner, line):
-        lines.state[line].sharers = (lines.state[line].sharers & ~(np.uint64(1) << owner)) | me
+    if not (sharers >> owner) & np.uint64(1):
         lines.state[line].owner = rank
         return lines.forgotten_s[rank, owner]
-    alone = lines.state[line].sharers == np.uint64(1) << owner
-    if lines.migrates and alone:
+    if lines.migrates and sharers == np.uint64(1) << owner:
+        _drop(lines, sharers, line)
         lines.state[line].sharers = me
         lines.state[line].owner = rank
-    else:
-        lines.state[line].sharers |= me
     return lines.fetch_s[rank, owner]
 
 
@@ -113,11 +129,13 @@ def read_line(lines: Any, rank: int, line: int) -> float:
 def write_line(lines: Any, rank: int, line: int) -> tuple[float, bool]:
     """Let a rank alone hold a line that it has read before; returns the seconds, and whether it was a clash."""
     me, sharers, owner = np.uint64(1) << np.uint64(rank), lines.state[line].sharers, lines.state[line].owner
-    held = _holds(lines, rank, line) if lines.cached.shape[1] else (sharers & me) != 0
-    others = sharers & ~me
+    held, others = (sharers & me) != 0, sharers & ~me
     lines.state[line].sharers = me
     lines.state[line].owner = np.uint64(rank)
-    _keep(lines, rank, line)
+    if lines.cached.shape[1]:
+        if others:
+            _drop(lines, others, line)
+        _keep(lines, rank, line)
     near_s, far_s = lines.claim_s[0], lines.claim_s[1]  # all are looked up, one is taken: no branches, as above
     fetch_s, forgotten_s = lines.fetch_s[rank, owner], lines.forgotten_s[rank, rank]
     claim_s = far_s if others & lines.remote[rank] else near_s
@@ -196,26 +214,6 @@ def _write_range(lines: Any, rank: int, first: int, stop: int) -> tuple[float, f
     return total, dearest
 
 
-@njit(nogil=True, cache=True)
-def _misses(cached: np.ndarray, base: int, shift: int, block: int, indptr: Any, indices: Any, samples: Any) -> Any:
-    """Lines of a model of one's own that each sample finds forgotten, int64, shape (samples,).
-
-    Args:
-        cached: the line in each place of the rank's cache, shape (places,).
-        base: the model's first line.
-    """
-    found = np.zeros(len(samples), np.int64)
-    for visit in range(len(samples)):
-        for position in range(indptr[samples[visit]], indptr[samples[visit] + 1]):
-            first = np.uint64(np.uint32(indices[position])) * np.uint64(block)
-            last = first + np.uint64(block - 1)
-            for line in range(base + (first >> np.uint64(shift)), base + (last >> np.uint64(shift)) + np.uint64(1)):
-                place = line % np.uint64(len(cached))
-                found[visit] += cached[place] != line
-                cached[place] = line
-    return found
-
-
 class CacheLines:
     """All cache lines of a simulated machine that its ranks share.
 
@@ -224,16 +222,18 @@ class CacheLines:
     """
 
     def __init__(self, memory: SharedMemory, num_ranks: int) -> None:
-        self._memory, self._places = memory, memory.cache_bytes // memory.line_bytes
+        self._memory, self._capacity = memory, memory.cache_bytes // memory.line_bytes
         ranks, sockets = range(num_ranks), range(memory.sockets)
         fetch_s = [
             [*(memory.fetch_s(rank, owner) for owner in ranks), *(memory.load_s(rank, home) for home in sockets)]
             for rank in ranks
         ]
-        self._own = np.full((num_ranks, 0), NOWHERE)  # of models that one rank alone has
+        self._own: dict[int, CoreCache] = {}  # by rank, of models that it alone has
         self.native = Lines(
             np.zeros(0, LINE),
-            np.zeros((num_ranks, 0), np.uint64),
+            np.zeros((num_ranks, 0, 0), np.uint64),
+            np.zeros(0, np.int64),
+            np.full(num_ranks, NOWHERE),
             np.array([memory.remote_ranks(rank, num_ranks) for rank in ranks], np.uint64),
             np.array(fetch_s),
             np.array([[memory.forgotten_s(rank, owner) for owner in ranks] for rank in ranks]),
@@ -250,8 +250,11 @@ class CacheLines:
         fresh = np.zeros(count, LINE)
         fresh["owner"] = num_ranks + memory.homes(count, node)
         self.native = self.native._replace(state=np.concatenate([self.native.state, fresh]))
-        if first + count > self._places and not self.native.cached.shape[1]:
-            self.native = self.native._replace(cached=np.tile(np.arange(self._places, dtype=np.uint64), (num_ranks, 1)))
+        if first + count > self._capacity:
+            if not len(self.native.set_of):
+                self._limit(first)
+            sets = sets_of(count, self.native.cached.shape[1], memory.line_bytes, first)
+            self.native = self.native._replace(set_of=np.concatenate([self.native.set_of, sets]))
         return first
 
     def read_s(self, rank: int, ranges: Sequence[tuple[int, int]]) -> float:
@@ -262,26 +265,22 @@ class CacheLines:
         """Let a rank alone hold lines, first to stop - 1 of each range; returns the stall in seconds."""
         return self._stall_s([_write_range(self.native, rank, *span) for span in ranges])
 
-    def forgotten_s(
-        self, rank: int, address: int, num_bytes: int, itemsize: int, block: int, rows: Sequence[np.ndarray]
-    ) -> float:
-        """Seconds by which a kernel takes longer on a model of the rank's own that its cache cannot hold.
-
-        Args:
-            address: of the model.
-            itemsize: bytes of a parameter.
-            block: parameters of a coordinate.
-            rows: indptr, indices and the samples that are visited.
-        """
+    def forgotten_s(self, rank: int, model: torch.Tensor, kernel: Kernel, samples: torch.Tensor) -> float:
+        """Seconds by which a kernel takes longer on a model of the rank's own that its cache cannot hold."""
         memory = self._memory
-        if num_bytes <= memory.cache_bytes:
+        if model.nbytes <= memory.cache_bytes:
             return 0.0
-        if not self._own.shape[1]:
-            self._own = np.full((len(self._own), self._places), NOWHERE)
-        shift = (memory.line_bytes // itemsize).bit_length() - 1
-        found = _misses(self._own[rank], np.uint64(address // memory.line_bytes), shift, block, *rows)
-        each_s = memory.shared_cache_s
+        cache = self._own.setdefault(rank, CoreCache(memory.cache_bytes, memory.line_bytes))
+        found, each_s = cache.misses(model, kernel, samples), memory.shared_cache_s
         return float(np.maximum(each_s * (found > 0), found * each_s / memory.outstanding_misses).sum())
+
+    def _limit(self, count: int) -> None:
+        """Give every rank a cache that forgets; until now all held whatever they had read of `count` lines."""
+        memory, num_ranks = self._memory, len(self.native.cached)
+        self.native.state["sharers"] = 0
+        cached = empty(num_ranks, memory.cache_bytes, memory.line_bytes)
+        sets = sets_of(count, cached.shape[1], memory.line_bytes, 0)
+        self.native = self.native._replace(cached=cached, set_of=sets)
 
     def _stall_s(self, costs: Sequence[tuple[float, float]]) -> float:
         """Misses of one operator overlap, like those of one sample."""

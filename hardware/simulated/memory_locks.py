@@ -1,6 +1,8 @@
 """Locks of simulated updates, compiled: who has them next, and what that costs.
 
-spin lock     goes to one of those who wait, all equally likely: they look at its line, so that whoever lets go loses it
+spin lock     goes to who asks first: to who let go, once the row of its next update is there, or to one of those who
+              wait, all equally likely, who sees it free after a random time, on average the transfer of its line;
+              while somebody waits that line is shared, and who has the lock again must claim it
 mutex         who finds it held is asleep `doze_s` later; letting go wakes who has waited longest (`wake_s`), who looks
               again `sleep_s` later, or, if it is not asleep yet, has both call the system for nothing (`futex_s`)
               either lock: a row comes from memory before its update asks for the lock, while others hold it
@@ -14,7 +16,7 @@ import numpy as np
 from numba import njit
 
 from hardware.simulated.cache_lines import write_lines_s
-from hardware.simulated.memory_records import BEGIN, NOBODY, READ
+from hardware.simulated.memory_records import BEGIN, NOBODY
 from harness.kernels.access import ATOMIC, GLOBAL_MUTEX, GLOBAL_SPIN, PER_COORDINATE, ROUND_ROBIN
 from harness.kernels.numbers import hashed
 
@@ -63,6 +65,8 @@ def has_begun(workers, rank, lines, locks, costs):
             return False
         lock.held = 1
         _end_wait(worker, worker.next_s)
+        if lock.last == rank and _anybody_waits(workers):
+            worker.next_s += worker.pace * lines.claim_s[0]
     elif locks.locking == ROUND_ROBIN:
         worker.ticket = lock.tickets
         lock.tickets += 1
@@ -114,7 +118,8 @@ def let_go(workers, rank, lines, locks, costs, update):
     worker, lock = workers[rank], locks.state[0]
     if locks.locking == GLOBAL_SPIN:
         lock.held = 0
-        _hand_over(workers, rank, lines, locks, costs, update)
+        if _be_seen_free(workers, rank, lines, update):
+            worker.next_s += worker.pace * costs.atomic_s
         return
     if locks.locking == ROUND_ROBIN:
         lock.serving += 1
@@ -135,23 +140,31 @@ def _waits(worker):
 
 
 @njit(nogil=True)
-def _hand_over(workers, rank, lines, locks, costs, update):
-    """Give a spin lock to one of those who wait for it, if anybody does."""
-    worker, lock, waiting = workers[rank], locks.state[0], 0
+def _anybody_waits(workers):
+    """Whether a worker looks at the lock."""
+    waiting = False
+    for worker in workers:
+        waiting |= worker.since_s < np.inf
+    return waiting
+
+
+@njit(nogil=True)
+def _be_seen_free(workers, rank, lines, update):
+    """Have one of those who wait for a spin lock ask for it again soon; returns whether anybody does."""
+    waiting = 0
     for other in range(len(workers)):
         waiting += _waits(workers[other])
     if waiting == 0:
-        return
-    drawn = np.int64(hashed(update, rank) % np.uint64(waiting))
+        return False
+    random = hashed(update, rank)
+    drawn, share = np.int64(random % np.uint64(waiting)), np.float64(random >> np.uint64(11)) * 2.0**-52  # in [0, 2)
     for other in range(len(workers)):
         if _waits(workers[other]):
             if drawn == 0:
-                winner = workers[other]
-                _end_wait(winner, worker.next_s)
-                winner.next_s = worker.next_s + winner.pace * (_transfer_s(lines, other, rank) + costs.lock_s)
-                winner.event, lock.held, lock.last = READ, 1, other
-                return
+                seen_s = share * _transfer_s(lines, other, rank)
+                workers[other].next_s = workers[rank].next_s + workers[other].pace * seen_s
             drawn -= 1
+    return True
 
 
 @njit(nogil=True)

@@ -15,6 +15,7 @@ from hardware.simulated import memory_ledger, memory_locks, memory_loop, memory_
 from hardware.simulated.activity import Died, Signal
 from hardware.simulated.cache_lines import CacheLines
 from hardware.simulated.compute import KernelCost
+from hardware.simulated.core_cache import row_bytes, row_lines
 from hardware.simulated.engine import Engine
 from hardware.simulated.memory import SharedMemory
 from hardware.simulated.memory_ledger import Ledger, Loaded
@@ -113,8 +114,7 @@ class SharedModels:
 
     def forgotten_s(self, rank: int, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor) -> float:
         """Seconds by which a kernel takes longer on a model of the rank's own that its cache cannot hold."""
-        rows = (kernel.indptr.numpy(), kernel.indices.numpy(), samples.numpy())
-        return self._lines.forgotten_s(rank, model.data_ptr(), model.nbytes, model.itemsize, kernel.block, rows)
+        return self._lines.forgotten_s(rank, model, kernel, samples)
 
     def run(
         self,
@@ -152,10 +152,8 @@ class SharedModels:
 
     def remote_row_s(self, rank: int, kernel: Kernel) -> tuple[float, float]:
         """By how much longer a row and each of its nonzeros take to come because of where they lie."""
-        per_byte_s, data = self._remote_s_per_byte[rank], kernel.row_data
-        if data is None:  # of its rows no more is known than which coordinates they touch
-            return per_byte_s * kernel.indptr.itemsize, per_byte_s * kernel.indices.itemsize
-        return per_byte_s * data.sample_bytes, per_byte_s * data.nonzero_bytes
+        per_byte_s, (sample_bytes, nonzero_bytes) = self._remote_s_per_byte[rank], row_bytes(kernel)
+        return per_byte_s * sample_bytes, per_byte_s * nonzero_bytes
 
     def row_s(self, rank: int, kernel: Kernel) -> tuple[float, float]:
         """By how much longer a kernel takes for a sample and each of its nonzeros than for random rows at hand."""
@@ -224,6 +222,7 @@ class SharedModels:
             lock_s=float(memory.lock_s),
             line_shift=np.uint64((memory.line_bytes // number.itemsize).bit_length() - 1),
             block=np.uint64(kernel.block),
+            row_lines=row_lines(kernel, memory.line_bytes),
         )
         longest, num_ranks = int(np.diff(kernel.indptr.numpy()).max()), len(self._workers)
         loaded = Loaded(

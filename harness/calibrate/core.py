@@ -6,11 +6,12 @@ core has for itself hold, and a model that these do hold.
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 
+from hardware.simulated.core_cache import CoreCache
 from harness.calibrate import probes
 from harness.calibrate.constant import LOW, Constant, repeated
 from harness.kernels.access import Access, lock_words
@@ -88,8 +89,39 @@ def _passes(kernel: SparseLinearKernel, ways: dict[str, tuple[torch.Tensor, Acce
     yield Constant("lock_s", lock_s, "an update under a spin lock that nobody else wants, less one without")
 
 
+def forgotten_s(cpu: int, cache_bytes: int, line_bytes: int) -> float:
+    """Seconds by which a pass is longer for each line of the model that the core's own cache has forgotten.
+
+    Args:
+        cache_bytes: of that cache, which holds one model, an eighth of it, and half of another.
+    """
+    order = torch.from_numpy(np.random.default_rng(0).permutation(SAMPLES).astype(np.int32))
+    seconds, misses = [], []
+    for num_features in (cache_bytes // 8 // 4, 2 * cache_bytes // 4):
+        kernel, times, cache = _uniform(SAMPLES, num_features), np.zeros(TRIALS + 1), CoreCache(cache_bytes, line_bytes)
+        probes.on_cores([cpu], [partial(_time_passes, kernel, order, times)])
+        seconds.append(float(np.quantile(times[1:], LOW)))
+        model = torch.zeros(num_features)
+        passes = [int(cache.misses(model, kernel, order).sum()) for _ in range(2)]
+        misses.append(passes[-1])
+    return (seconds[1] - seconds[0]) / (misses[1] - misses[0])
+
+
+@lru_cache(maxsize=2)
+def _uniform(num_samples: int, num_features: int) -> SparseLinearKernel:
+    """A kernel on rows whose features are all as likely."""
+    rows, labels = sparse_rows(num_samples, num_features, NONZEROS, label_noise=0.05, seed=0, popularity="uniform")
+    return SparseLinearKernel(rows.to(torch.float32), labels.float(), LOGISTIC)
+
+
+def _time_passes(kernel: SparseLinearKernel, order: torch.Tensor, times: np.ndarray) -> None:
+    """Write the seconds of passes over `order` to `times`."""
+    for turn in range(len(times)):
+        times[turn] = _pass_s(kernel, order, Access())
+
+
 def _pass_s(kernel: SparseLinearKernel, order: torch.Tensor, access: Access) -> float:
-    weights = torch.zeros(FEATURES)
+    weights = torch.zeros(kernel.num_coordinates)
     kernel.warm_up(weights, access)
     chunks = order.split(CHUNK)
     begin_s = time.perf_counter()

@@ -21,20 +21,19 @@ import torch
 
 from hardware.real.placement import allocate
 from hardware.real.topology import Topology
-from harness.calibrate import probes
+from harness.calibrate import core, probes
 from harness.calibrate.constant import LOW, Constant, repeated
 from harness.errors import UserError
 from harness.kernels.access import lock_words, open_mutex
 
 TOUCHED = 64  # lines that an update reads, then writes
-HOT, WARM = 64, 4096  # lines that two cores share: the other one is always at work on them, or hardly ever
+HOT, WARM = 64, 16_384  # lines that two cores share: the other one is always at work on them, or hardly ever
 UPDATES = 128  # in a round
 ROUNDS = 60
 REPETITIONS = 7  # of all but memory
 MEMORY_BYTES = 1 << 30  # more than the caches that a core has for itself
-HELD_NS = 100_000  # a mutex on which another core is to sleep
+HELD_NS = 20_000  # a mutex on which another core is to sleep, about as long as in kernels: until it is woken
 DOZE_NS, DOZE_ROUNDS = 1_000, 240  # a mutex for so long at most, on which another core is about to
-ALLOCATIONS = 24  # of memory in which lines are timed that a cache does not hold: which ones, depends on its pages
 NUMBERS_PER_LINE = 16  # float32
 Pair = tuple[int, int]  # CPUs
 _SYSFS = Path("/sys/devices/system/cpu")
@@ -83,10 +82,8 @@ def _shared(near: Pair, far: Pair | None, cache_bytes: int) -> Iterator[Constant
         "migrates", bool(write_s < miss_s / 2), f"{_ns(write_s)} to write a line just read from another core's cache"
     )
 
-    lines = cache_bytes // _word(near[0], 0, "coherency_line_size")
-    stalls_s = [alone(near[0], 2 * lines) - alone(near[0], lines // 4) for _ in range(ALLOCATIONS)]
-    beyond_s = 2 * float(np.mean(stalls_s))  # half of those lines are not in the cache
-    how = f"{_ns(beyond_s)} a miss of updates on {2 * lines} lines of one's own"
+    beyond_s = core.forgotten_s(near[0], cache_bytes, _word(near[0], 0, "coherency_line_size"))
+    how = f"{_ns(beyond_s)} a miss of the kernel on a model twice as large as the core's own cache"
     yield Constant("shared_cache_s", max(0.0, beyond_s) * overlap, how)
 
     yield Constant("atomic_s", atomic(near[0]), "additions to lines of one's own, atomic less plain")
@@ -152,14 +149,6 @@ def together(cpus: Pair, lines: int, shared: bool) -> float:
     probes.on_cores(cpus, [lambda: body(0), lambda: body(1)])
     rounds_ns = times[:, :, 1].max(axis=0) - times[:, :, 0].min(axis=0)
     return 1e-9 * float(np.quantile(rounds_ns, LOW)) / (UPDATES * TOUCHED)
-
-
-def alone(cpu: int, lines: int) -> float:
-    """Seconds for each line of updates of one core."""
-    model, times = np.zeros(lines * NUMBERS_PER_LINE, np.float32), np.zeros(ROUNDS)
-    coordinates = _coordinates(lines, 0)
-    probes.on_cores([cpu], [lambda: probes.alone_ns(model, coordinates, TOUCHED, times)])
-    return 1e-9 * float(np.quantile(times, LOW))
 
 
 def atomic(cpu: int) -> float:

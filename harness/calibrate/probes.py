@@ -175,20 +175,6 @@ def gather_scatter_ns(flag, weights, coordinates, count, times):
 
 
 @njit(nogil=True)
-def alone_ns(weights, coordinates, count, times):
-    """Per coordinate of `gather_scatter`, by one core.
-
-    Args:
-        coordinates: int32, shape (rounds, updates * count).
-        times: shape (rounds,).
-    """
-    for turn in range(len(times)):
-        start_ns = now_ns()
-        gather_scatter(weights, coordinates[turn], count)
-        times[turn] = (now_ns() - start_ns) / coordinates.shape[1]
-
-
-@njit(nogil=True)
 def additions_ns(weights, coordinates, atomic, times):
     """Per addition to lines of one's own, atomic or not.
 

@@ -21,7 +21,8 @@ def _version() -> str:
     """
     here = Path(__file__).parent
     simulated = here.parents[1] / "hardware" / "simulated"
-    files = sorted([*here.glob("*.py"), simulated / "cache_lines.py", *simulated.glob("memory_*.py")])
+    models = [simulated / "cache_lines.py", simulated / "core_cache.py", *simulated.glob("memory_*.py")]
+    files = sorted([*here.glob("*.py"), *models])
     return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 

@@ -19,7 +19,7 @@ from numba import types
 from numba.extending import overload
 
 from harness.kernels.access import Access
-from harness.kernels.native import INLINE
+from harness.kernels.native import INLINE, prefetch
 from harness.kernels.numbers import Hot, Step
 from harness.kernels.row_data import RowData
 
@@ -196,13 +196,17 @@ def prefetch_sample(kernel: Any, weights: Any, sample: int) -> None:
 
 
 def prefetch_data(kernel: Any, sample: int) -> None:
-    """Ask for what `prefetch_sample` will read, earlier: a method of this name of `Kernel.native()`, if any."""
+    """Ask for what `prefetch_sample` will read, earlier: where its row begins, or a method of `Kernel.native()`."""
     raise NotImplementedError
 
 
 @overload(prefetch_data, jit_options=INLINE)
 def _prefetch_data(kernel, sample):
-    return getattr(kernel.instance_class, "prefetch_data", lambda kernel, sample: None)
+    return getattr(kernel.instance_class, "prefetch_data", _ask_where_the_row_begins)
+
+
+def _ask_where_the_row_begins(kernel, sample):
+    prefetch(kernel.indptr, np.uint64(np.uint32(sample)))
 
 
 def define(native: type, ask: Any, slope: Any, update: Any, ask_hot: Any = None) -> None:

@@ -133,7 +133,7 @@ def test_every_knob_of_shared_memory_moves_the_answer():
     def moves(name, value):
         how = [f"algorithm.locking={lockings.get(name.removeprefix('memory.'), 'none')}"]
         how += ["data.order=storage"] * (name == "memory.sequential_rows")
-        how += ["problem.synthetic_features=600000"] * ("cache" in name)  # a model that no core's cache holds
+        how += ["hardware.memory.cache_bytes=4096"] * ("cache" in name)  # which holds no model
         return run_s(*how, f"hardware.{name}={(0.5 if value < 1 else 2) * value}") != run_s(*how)
 
     still = [name for name, value in numbers.items() if not moves(name, value)]

@@ -21,7 +21,7 @@ QUICK += [
     (core, "ROUNDS", 2),
     (core, "REPETITIONS", 2),
     (memory, "REPETITIONS", 2),
-    (memory, "ALLOCATIONS", 1),
+    (memory, "WARM", 512),
     (memory, "DOZE_ROUNDS", 60),
     (core, "SIDE", 64),
     (core, "LARGE", 1 << 16),
