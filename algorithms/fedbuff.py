@@ -94,7 +94,7 @@ class Server:
         self._algorithm, self._worker, self._weights, self._clients = algorithm, worker, weights, clients
         self._buffer, self._buffered = torch.zeros_like(weights), 0
         self._descent = Descent(algorithm.server, weights, self._buffer, algorithm.server_learning_rate)
-        self._message = torch.empty(algorithm.compression.num_bytes(weights), dtype=torch.uint8)
+        self._message = torch.empty(algorithm.compression.num_bytes(weights), dtype=torch.uint8, device=weights.device)
         self._left, self._number, self._version = worker.budget, 0, 0  # samples; tasks given; steps taken
         self._training: dict[int, tuple[Task, int]] = {}  # by rank, with the version that it was sent
         self._sent: dict[int, tuple[torch.Tensor, dist.Work | None]] = {}  # the last to each rank, under way
@@ -159,7 +159,7 @@ class Server:
 
 
 def _message(weights: torch.Tensor, task: Sequence[int]) -> torch.Tensor:
-    return joined(weights, torch.tensor(task, dtype=torch.int64))
+    return joined(weights, torch.tensor(task, dtype=torch.int64, device=weights.device))
 
 
 def _wait(work: dist.Work | None) -> None:

@@ -139,7 +139,7 @@ def _available(clients: Clients, worker: Worker) -> np.ndarray:
     """Who can be sampled now by rank 0's clock, which tells all; time passes until there is somebody."""
     if clients.timetable is None:
         return clients.owners
-    now_s = torch.zeros(1, dtype=torch.float64)
+    now_s = torch.zeros(1, dtype=torch.float64, device=worker.device)
     if worker.rank == 0:
         now_s.fill_(clients.timetable.wait(worker, clients.owners))
     dist.broadcast(now_s, 0)

@@ -99,4 +99,4 @@ def _labels(problem: Problem, option: str) -> np.ndarray:
     if problem.labels is None:
         name = type(problem).__name__
         raise UserError(f"algorithm/partition={option} needs a label of every sample, which {name} lacks: use iid")
-    return problem.labels.numpy()
+    return problem.labels.numpy(force=True)

@@ -49,6 +49,7 @@ class WorkerReport:
         compute_s: in computation; the rest of workers x time is "other", such as issuing work to an accelerator.
         sent_bytes: payload sent.
         peak_bytes: peak memory, or None where it cannot be told apart (threads, simulated ranks).
+        device_peak_bytes: that of the tensors on its own device, or None where it has none.
     """
 
     rank: int
@@ -58,6 +59,7 @@ class WorkerReport:
     idle_s: float
     sent_bytes: int
     peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
 
 
 @dataclass

@@ -35,11 +35,11 @@ class Dealer:
         self._sequences: dict[int, torch.Tensor] = {}
 
     def sequence(self, num_samples: int) -> torch.Tensor:
-        """The row at every position of the worker's order, counted from the first one of its share, int32."""
+        """The row at every position of the worker's order, from the first one of its share, int32, on its device."""
         if num_samples not in self._sequences:
             share = self._share(num_samples, self._place.rank)
             length = share.budget + self._num_workers  # for a budget that is rounded up
-            self._sequences[num_samples] = self._data.sequence(share, length, self._seed)
+            self._sequences[num_samples] = self._data.sequence(share, length, self._seed).to(self._place.device)
         return self._sequences[num_samples]
 
     def positions(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int, int]]:

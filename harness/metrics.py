@@ -216,9 +216,12 @@ def _traffic(workers: Iterable[WorkerReport], updates: int) -> Summary:
     return found
 
 
-def _memory(workers: Iterable[WorkerReport]) -> Summary:
-    peaks = [worker.peak_bytes for worker in workers if worker.peak_bytes is not None]
-    return {"mem/worker_peak_bytes_max": max(peaks)} if peaks else {}
+def _memory(workers: Sequence[WorkerReport]) -> Summary:
+    found: Summary = {}
+    for key, field in (("mem/worker_peak_bytes_max", "peak_bytes"), ("mem/device_peak_bytes_max", "device_peak_bytes")):
+        peaks = [getattr(worker, field) for worker in workers if getattr(worker, field) is not None]
+        found |= {key: max(peaks)} if peaks else {}
+    return found
 
 
 def _crossing(rows: Sequence[Row], target_loss: float) -> Row | None:

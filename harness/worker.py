@@ -300,7 +300,7 @@ class Worker:
         Yields:
             parts of `samples`, shape (<= batch_size,).
         """
-        for batch in samples.split(batch_size):
+        for batch in samples.to(self.device).split(batch_size):
             self._place.dealt(len(batch))
             yield batch
 

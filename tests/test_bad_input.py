@@ -14,7 +14,7 @@ MISTAKES = {
         ["algorithm=hogwildd"],
         r"algorithm=hogwildd is unknown: use one of ad_psgd, all_reduce, .*hogwild, .*sgd",
     ),
-    "unknown hardware": (["hardware=gpu9"], r"hardware=gpu9 is unknown: use one of cpu, numa2, sim_cpu"),
+    "unknown hardware": (["hardware=gpu9"], r"hardware=gpu9 is unknown: use one of cpu, gpus, numa2, sim_cpu"),
     "unknown problem": (["problem=imagenet"], r"problem=imagenet is unknown: use one of .*logistic_regression"),
     "unknown tracking": (["tracking=paper"], r"tracking=paper is unknown: use one of files, none, wandb"),
     "unknown group": (["algoritm=sgd"], r"algoritm is neither a group nor a setting|algoritm is not a setting"),

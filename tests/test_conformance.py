@@ -28,7 +28,8 @@ DISTINCT = ("cpu", "sim_numa2", "sim_ethernet", "sim_dgx")  # other hardware dif
 def pair(algorithm, hardware):
     """What sends messages by its own code runs on all hardware, but for one algorithm only when asked for."""
     usual = algorithm in (*NATIVE, "all_reduce") or hardware in DISTINCT
-    return pytest.param(algorithm, hardware, marks=() if usual else pytest.mark.slow)
+    marks = pytest.mark.gpu if hardware == "gpus" else () if usual else pytest.mark.slow
+    return pytest.param(algorithm, hardware, marks=marks)
 
 
 PAIRS = [pair(*each) for each in product(options("algorithm"), options("hardware"))]
@@ -44,9 +45,10 @@ def steps(algorithm):
 def run(algorithm, hardware, workers, taken=None):
     chosen = [f"algorithm={algorithm}", *(taken or steps(algorithm)), f"hardware={hardware}"]
     try:
+        chosen += ["hardware.backend=gloo"] if hardware == "gpus" else []  # which carries messages, and shares devices
         composed = setup(*chosen, f"hardware.num_workers={workers}", *PROBLEMS.get(algorithm, CONVEX), *SHORT)
     except UserError as refusal:
-        known = "needs memory that all workers share", "native kernel, which hardware=sim_dgx does not run"
+        known = "needs memory that all workers share", f"native kernel, which hardware={hardware} does not run"
         assert any(words in str(refusal) for words in known)  # any other refusal is a defect
         pytest.skip(f"refused: {refusal}")
     program = composed.program()

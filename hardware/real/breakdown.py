@@ -26,14 +26,15 @@ class Ledger:
 
     Args:
         finish_s: when it left `train`.
-        busy_s: CPU seconds of its thread, or seconds in native kernels; pauses excluded, what stands for
-            a slower device included.
+        busy_s: CPU seconds of its thread, or seconds in native kernels; pauses excluded, what stands for a slower device
+            included. On a CUDA device infinite: all time counts in which it is not blocked.
         pauses: (begin, end) of every block off the clock.
         collectives: a table per group, see `meter.Log.table`.
         messages: the table of its point-to-point operations.
         waits: begin and end of its waits for a meeting or a lock, shape (waits, 2).
         sent_bytes: payload sent.
         peak_bytes: peak memory, or None where it cannot be told apart.
+        device_peak_bytes: that of the tensors on its CUDA device, or None where it has none.
     """
 
     finish_s: float
@@ -44,6 +45,7 @@ class Ledger:
     waits: np.ndarray
     sent_bytes: int
     peak_bytes: int | None
+    device_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,10 @@ class _Timeline:
         begin_s, end_s = self._blocked(self.messages)
         comm_s = min(comm_s + float((end_s - begin_s).sum()), self.finish_s - idle_s)
         compute_s = min(self.ledger.busy_s, self.finish_s - idle_s - comm_s)
-        ledger = self.ledger
-        return WorkerReport(rank, self.finish_s, compute_s, comm_s, idle_s, ledger.sent_bytes, ledger.peak_bytes)
+        return WorkerReport(
+            rank, self.finish_s, compute_s, comm_s, idle_s,
+            self.ledger.sent_bytes, self.ledger.peak_bytes, self.ledger.device_peak_bytes,
+        )  # fmt: skip
 
     def split(self, arrivals: dict[str, np.ndarray]) -> tuple[float, float]:
         """Seconds blocked in collectives before and after the last rank's call: idle, communication."""

@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from harness.errors import TwinclockError, WorkerFailed
 
 
@@ -22,6 +24,8 @@ class Crew:
         memory_policy: of shared tensors, see `placement`.
         intra_op_threads: torch's threads per worker.
         timeout_s: after which a collective has failed.
+        devices: number of the CUDA device of each worker; None where they compute on their CPUs.
+        backend: library of their process group, gloo or nccl.
     """
 
     cpus: list[tuple[int, ...]]
@@ -32,6 +36,12 @@ class Crew:
     memory_policy: str
     intra_op_threads: int
     timeout_s: float
+    devices: list[int] | None = None
+    backend: str = "gloo"
+
+    def device(self, rank: int) -> torch.device:
+        """What a worker computes on."""
+        return torch.device("cpu") if self.devices is None else torch.device("cuda", self.devices[rank])
 
     @property
     def num_workers(self) -> int:

@@ -1,19 +1,20 @@
 """A worker's notes on its communication: when each operation began, held the worker up, and ended."""
 
 import math
-import time
 from array import array
 from threading import Lock, get_ident
 
 import numpy as np
 
-STARTED, BLOCKED, RELEASED, COMPLETED = range(4)  # columns of a log: host times in seconds
+from hardware.real.stopwatch import HostStopwatch, Stopwatch
+
+STARTED, BLOCKED, RELEASED, COMPLETED = range(4)  # columns of a log: notes of a stopwatch
 NEVER = float("nan")  # not waited for in Python: a C++ caller such as DDP's reducer waits on the future
 ASIDE = float("inf")  # waited for by a background activity: the worker itself was not held up
 
 
 class Log:
-    """What one rank did in one group: four host times per operation, in the order of calls."""
+    """What one rank did in one group: four notes per operation, in the order of calls."""
 
     def __init__(self) -> None:
         self.times = array("d")
@@ -28,13 +29,17 @@ class Meter:
 
     Created in the thread that trains; others may start operations too, and those they wait for are marked `ASIDE`.
 
+    Args:
+        stopwatch: what the notes are of.
+
     Attributes:
         collectives: a log per group, by the group's name; the n-th entry is the same collective on every rank.
         messages: the log of point-to-point operations.
         sent_bytes: payload sent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stopwatch: Stopwatch | None = None) -> None:
+        self.stopwatch = stopwatch or HostStopwatch()
         self.collectives: dict[str, Log] = {}
         self.messages = Log()
         self.sent_bytes = 0
@@ -49,7 +54,7 @@ class Meter:
 
     def start(self, log: Log, sent_bytes: int) -> int:
         """Note the call. Returns its place in the log."""
-        now = time.perf_counter()
+        now = self.stopwatch.now()
         with self._starting:
             self.sent_bytes += sent_bytes
             place = len(log.times)
@@ -58,7 +63,7 @@ class Meter:
 
     def finish(self, log: Log, place: int, blocked_s: float) -> None:
         """Note that the caller was blocked from `blocked_s` until now."""
-        now = time.perf_counter()
+        now = self.stopwatch.now()
         log.times[place + BLOCKED] = blocked_s if get_ident() == self._thread else ASIDE
         log.times[place + RELEASED] = now
         if math.isnan(log.times[place + COMPLETED]):
@@ -66,4 +71,4 @@ class Meter:
 
     def complete(self, log: Log, place: int) -> None:
         """Note that the operation is over, whoever waits for it."""
-        log.times[place + COMPLETED] = time.perf_counter()
+        log.times[place + COMPLETED] = self.stopwatch.now()

@@ -1,7 +1,7 @@
-"""gloo with a stopwatch: a `torch.distributed` backend that notes when each operation began and ended, and its payload.
+"""gloo or NCCL with a stopwatch: a `torch.distributed` backend that notes when operations began and ended, and payload.
 
-Unmodified code (`dist.all_reduce`, DistributedDataParallel, FSDP) runs on it. Every operation is gloo's own; the calls
-below are timed on the way, and anything else passes through untimed. `breakdown.py` matches the notes of all ranks.
+Unmodified code (`dist.all_reduce`, DistributedDataParallel, FSDP) runs on it. Every operation is the library's own; the
+calls below are timed on the way, and anything else passes through untimed. `breakdown.py` matches all ranks' notes.
 
 Payload is what a rank hands in for others: its tensors for all-reduce, all-gather, reduce-scatter, all-to-all and send;
 a broadcast's or scatter's at the root only, a reduce's or gather's everywhere but there; nothing in a group of one.
@@ -11,7 +11,6 @@ a broadcast's or scatter's at the root only, a reduce's or gather's everywhere b
 # torch's type stubs lack half of these methods and give the others overloads that torch.distributed never calls.
 
 import math
-import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from itertools import chain
@@ -21,11 +20,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hardware.real import staging
 from hardware.real.meter import RELEASED, Log, Meter
+from hardware.real.stopwatch import stopwatch_of
+from harness.errors import UserError
 
 
 class MeteredWork(dist.Work):
-    """gloo's handle of an asynchronous operation, with a stopwatch in `wait`."""
+    """The library's handle of an asynchronous operation, with a stopwatch in `wait`."""
 
     def __init__(self, work: dist.Work, meter: Meter, log: Log, place: int) -> None:
         super().__init__()
@@ -33,7 +35,7 @@ class MeteredWork(dist.Work):
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
         """Block until the operation is over."""
-        blocked_s = time.perf_counter()
+        blocked_s = self._meter.stopwatch.now()
         result = self._work.wait(timeout)
         if math.isnan(self._log.times[self._place + RELEASED]):  # the first wait is the one that counts
             self._meter.finish(self._log, self._place, blocked_s)
@@ -68,58 +70,60 @@ class MeteredWork(dist.Work):
 
 
 class MeteredGroup(dist.ProcessGroup):
-    """One rank's view of a gloo group, measured.
+    """One rank's view of a group of gloo or NCCL, measured.
 
     Args:
         options: as torch hands them to a backend: store, rank, size, name.
         meter: takes the notes.
         timeout_s: after which an operation fails.
+        device: where this worker's tensors lie.
+        name: of the library, "gloo" or "nccl".
     """
 
-    def __init__(self, options: Any, meter: Meter, timeout_s: float) -> None:
+    def __init__(self, options: Any, meter: Meter, timeout_s: float, device: torch.device, name: str) -> None:
         super().__init__(options.group_rank, options.group_size)
-        gloo_options = dist.ProcessGroupGloo._Options()
-        gloo_options._timeout = min(options.timeout, timedelta(seconds=timeout_s))
-        gloo_options._devices = [dist.ProcessGroupGloo.create_device(interface="lo")]
-        self._gloo = dist.ProcessGroupGloo(options.store, options.group_rank, options.group_size, gloo_options)
-        self._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, self._gloo)
-        self._set_default_backend(dist.ProcessGroup.BackendType.GLOO)
+        timeout = min(options.timeout, timedelta(seconds=timeout_s))
+        self._library = (_nccl if name == "nccl" else _gloo)(options, timeout)
+        self._name, self._staged = name, name == "gloo" and device.type != "cpu"
+        kind = getattr(dist.ProcessGroup.BackendType, name.upper())
+        self._register_backend(torch.device(device.type), kind, self._library)
+        self._set_default_backend(kind)
         self._plain = dist.ProcessGroup(options.store, options.group_rank, options.group_size)
-        self._plain._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.GLOO, self._gloo)
+        self._plain._register_backend(torch.device("cuda" if name == "nccl" else "cpu"), kind, self._library)
         self._own_rank, self._alone = options.group_rank, options.group_size == 1
         self._meter = meter
         self._log = meter.collectives.setdefault(options.group_id, Log())
 
     def getBackendName(self) -> str:
         """The backend that does the work."""
-        return "gloo"
+        return self._name
 
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
         """Sum, or another reduction, on every rank."""
-        return self._collective(self._gloo.allreduce, tensors, opts or dist.AllreduceOptions(), tensors)
+        return self._collective(self._library.allreduce, tensors, opts or dist.AllreduceOptions(), tensors)
 
     def allreduce_coalesced(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
         """Several all-reduces as one."""
         opts = opts or dist.AllreduceCoalescedOptions()
-        return self._collective(self._gloo.allreduce_coalesced, tensors, opts, tensors)
+        return self._collective(self._library.allreduce_coalesced, tensors, opts, tensors)
 
     def broadcast(self, tensors: list[Tensor], opts: Any = None) -> dist.Work:
         """The root's tensor on every rank."""
         opts = opts or dist.BroadcastOptions()
-        return self._collective(self._gloo.broadcast, self._at_root(tensors, opts), opts, tensors)
+        return self._collective(self._library.broadcast, self._at_root(tensors, opts), opts, tensors)
 
     def reduce(self, tensors: list[Tensor], opts: Any) -> dist.Work:
         """A reduction, on the root."""
-        return self._collective(self._gloo.reduce, self._off_root(tensors, opts), opts, tensors)
+        return self._collective(self._library.reduce, self._off_root(tensors, opts), opts, tensors)
 
     def allgather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any = None) -> dist.Work:
         """Every rank's tensor on every rank."""
-        return self._collective(self._gloo.allgather, inputs, opts or dist.AllgatherOptions(), outputs, inputs)
+        return self._collective(self._library.allgather, inputs, opts or dist.AllgatherOptions(), outputs, inputs)
 
     def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> dist.Work:
         """Every rank's tensor on every rank, in one buffer."""
         opts = opts or dist.AllgatherOptions()
-        return self._collective(self._gloo._allgather_base, [input], opts, output, input)
+        return self._collective(self._library._allgather_base, [input], opts, output, input)
 
     def all_gather_single_coalesced(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> dist.Work:
         """Several all-gathers as one."""
@@ -128,22 +132,22 @@ class MeteredGroup(dist.ProcessGroup):
 
     def gather(self, outputs: list[list[Tensor]], inputs: list[Tensor], opts: Any) -> dist.Work:
         """Every rank's tensor on the root."""
-        return self._collective(self._gloo.gather, self._off_root(inputs, opts), opts, outputs, inputs)
+        return self._collective(self._library.gather, self._off_root(inputs, opts), opts, outputs, inputs)
 
     def scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any) -> dist.Work:
         """A part of the root's tensors on each rank."""
         sent = self._at_root(chain.from_iterable(inputs), opts)
-        return self._collective(self._gloo.scatter, sent, opts, outputs, inputs)
+        return self._collective(self._library.scatter, sent, opts, outputs, inputs)
 
     def reduce_scatter(self, outputs: list[Tensor], inputs: list[list[Tensor]], opts: Any = None) -> dist.Work:
         """A part of the reduction on each rank."""
         opts = opts or dist.ReduceScatterOptions()
-        return self._collective(self._gloo.reduce_scatter, chain.from_iterable(inputs), opts, outputs, inputs)
+        return self._collective(self._library.reduce_scatter, chain.from_iterable(inputs), opts, outputs, inputs)
 
     def reduce_scatter_single(self, output: Tensor, input: Tensor, opts: Any = None) -> dist.Work:
         """A part of the reduction on each rank, in one buffer."""
         opts = opts or dist.ReduceScatterOptions()
-        return self._collective(self._gloo._reduce_scatter_base, [input], opts, output, input)
+        return self._collective(self._library._reduce_scatter_base, [input], opts, output, input)
 
     def reduce_scatter_single_coalesced(
         self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None
@@ -154,45 +158,56 @@ class MeteredGroup(dist.ProcessGroup):
 
     def alltoall(self, outputs: list[Tensor], inputs: list[Tensor], opts: Any = None) -> dist.Work:
         """A part of every rank's tensors on each rank."""
-        return self._collective(self._gloo.alltoall, inputs, opts or dist.AllToAllOptions(), outputs, inputs)
+        return self._collective(self._library.alltoall, inputs, opts or dist.AllToAllOptions(), outputs, inputs)
 
     def all_to_all_single(
         self, output: Tensor, input: Tensor, output_splits: list[int], input_splits: list[int], opts: Any = None
     ) -> dist.Work:
         """A part of every rank's tensor on each rank, in one buffer."""
         opts = opts or dist.AllToAllOptions()
-        call = self._gloo.alltoall_base
+        call = self._library.alltoall_base
         return self._collective(call, [input], opts, output, input, output_splits, input_splits)
 
     def barrier(self, opts: Any = None) -> dist.Work:
         """Wait for every rank."""
-        return self._collective(self._gloo.barrier, (), opts or dist.BarrierOptions())
+        return self._collective(self._library.barrier, (), opts or dist.BarrierOptions())
 
     def send(self, tensors: list[Tensor], destination: int, tag: int) -> dist.Work:
         """A message to one rank."""
-        place = self._meter.start(self._meter.messages, _count_bytes(tensors))
-        return MeteredWork(self._gloo.send(tensors, destination, tag), self._meter, self._meter.messages, place)
+        return self._message(self._library.send, False, tensors, destination, tag)
 
     def recv(self, tensors: list[Tensor], source: int, tag: int) -> dist.Work:
         """A message from one rank."""
-        place = self._meter.start(self._meter.messages, 0)
-        return MeteredWork(self._gloo.recv(tensors, source, tag), self._meter, self._meter.messages, place)
+        return self._message(self._library.recv, True, tensors, source, tag)
 
     def recv_anysource(self, tensors: list[Tensor], tag: int) -> dist.Work:
         """A message from whoever sends one."""
-        place = self._meter.start(self._meter.messages, 0)
-        return MeteredWork(self._gloo.recv_anysource(tensors, tag), self._meter, self._meter.messages, place)
+        return self._message(self._library.recv_anysource, True, tensors, tag)
+
+    def _message(
+        self, call: Callable[..., dist.Work], receives: bool, tensors: list[Tensor], *arguments: int
+    ) -> dist.Work:
+        if self._name == "nccl":
+            raise UserError(
+                "hardware.backend=nccl carries collectives, and this algorithm sends messages from worker to worker: "
+                "set hardware.backend=gloo"
+            )
+        meter, log = self._meter, self._meter.messages
+        place = meter.start(log, 0 if receives else _count_bytes(tensors))
+        begun = staging.message(call, receives, tensors, *arguments) if self._staged else call(tensors, *arguments)
+        return MeteredWork(begun, meter, log, place)
 
     def _collective(
         self, call: Callable[..., dist.Work], sent: Iterable[Tensor], opts: Any, *arguments: Any
     ) -> dist.Work:
         meter, log = self._meter, self._log
         place = meter.start(log, 0 if self._alone else _count_bytes(sent))
-        work = call(*arguments, opts)
-        if opts.asyncOp:
+        work = staging.collective(call, *arguments, opts) if self._staged else call(*arguments, opts)
+        if opts.asyncOp and not self._staged:
             _when_done(work, lambda _: meter.complete(log, place))
             return MeteredWork(work, meter, log, place)
-        work.wait()
+        if work is not None:  # NCCL has no handle of what it put on the caller's own stream
+            work.wait()
         meter.finish(log, place, log.times[place])
         return work
 
@@ -203,15 +218,37 @@ class MeteredGroup(dist.ProcessGroup):
         return () if opts.rootRank == self._own_rank else tensors
 
 
-def init_metered_group(store: dist.Store, rank: int, num_workers: int, timeout_s: float) -> Meter:
-    """Make a metered gloo group this process's default group, and all later groups metered too."""
-    meter = Meter()
+def init_metered_group(
+    store: dist.Store, rank: int, num_workers: int, timeout_s: float, device: torch.device, name: str
+) -> Meter:
+    """Make a metered group this process's default group, and all later groups metered too.
+
+    Args:
+        device: where this worker's tensors lie.
+        name: of the library, "gloo" or "nccl".
+    """
+    meter = Meter(stopwatch_of(device, name))
     dist.Backend.register_backend(
-        "metered", lambda options, _: MeteredGroup(options, meter, timeout_s), extended_api=True, devices=["cpu"]
+        "metered",
+        lambda options, _: MeteredGroup(options, meter, timeout_s, device, name),
+        extended_api=True,
+        devices=[device.type],
     )
     timeout = timedelta(seconds=timeout_s)
     dist.init_process_group("metered", store=store, rank=rank, world_size=num_workers, timeout=timeout)
     return meter
+
+
+def _gloo(options: Any, timeout: timedelta) -> Any:
+    chosen = dist.ProcessGroupGloo._Options()
+    chosen._timeout, chosen._devices = timeout, [dist.ProcessGroupGloo.create_device(interface="lo")]
+    return dist.ProcessGroupGloo(options.store, options.group_rank, options.group_size, chosen)
+
+
+def _nccl(options: Any, timeout: timedelta) -> Any:
+    chosen = dist.ProcessGroupNCCL.Options()
+    chosen._timeout = timeout
+    return dist.ProcessGroupNCCL(options.store, options.group_rank, options.group_size, chosen)
 
 
 def _when_done(work: dist.Work, callback: Callable[[Any], None]) -> None:

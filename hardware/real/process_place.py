@@ -19,6 +19,7 @@ from hardware.real.placement import apply_policy, prove, tensor_over
 from hardware.real.segment import Segment
 from hardware.real.spending import spend
 from hardware.real.waits import Waits
+from harness.errors import UserError
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.worker import Observation, Place
@@ -55,7 +56,7 @@ class ProcessPlace(Place):
         self.rank, self.num_workers = launch.rank, launch.crew.num_workers
         self.node, self.num_nodes = launch.crew.nodes[launch.rank], launch.crew.num_nodes
         self.num_memories = len(launch.crew.numa_nodes)
-        self.device = torch.device("cpu")
+        self.device = launch.crew.device(launch.rank)
         self.placement: dict[str, dict[str, object]] = {}
         self._launch, self._line = launch, line
         self._counters = SharedCounters(launch.counters)
@@ -87,6 +88,7 @@ class ProcessPlace(Place):
 
     def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
         """One tensor in shared memory, placed on the node or by the policy, and initialised by rank 0."""
+        self._refuse_on_device(f"worker.shared({name!r}) needs memory that all workers share")
         crew = self._launch.crew
         offset = self.ask(Arrived.to_share(name, tensor, node))
         common = tensor_over(self._launch.shared.map(max(tensor.nbytes, 1), offset), tensor.shape, tensor.dtype)
@@ -109,6 +111,7 @@ class ProcessPlace(Place):
         salt: int,
     ) -> None:
         """Run a native kernel."""
+        self._refuse_on_device("worker.run(...) runs a native kernel of CPUs")
         kernel(model, samples, learning_rate, access, salt)
 
     def background(self, activity: Callable[[], None]) -> None:
@@ -122,6 +125,7 @@ class ProcessPlace(Place):
             WorkerFailed: if that takes too long.
         """
         timeout_s = self._launch.crew.timeout_s
+        self.settle()
         try:
             with self.waits.noted():
                 self._line.ask(Arrived("meet"), timeout_s)
@@ -130,7 +134,8 @@ class ProcessPlace(Place):
         self._background.check()
 
     def spend(self, seconds: float, idle: bool) -> None:
-        """Sleep."""
+        """Sleep, once the device is done."""
+        self.settle()
         begin_s, begin_cpu_s = time.perf_counter(), time.thread_time()
         with self.waits.noted() if idle else nullcontext():
             spend(seconds, self._background.check)
@@ -139,7 +144,13 @@ class ProcessPlace(Place):
     def lock(self, name: str) -> AbstractContextManager[None]:
         """A block of one thread at a time, of all processes."""
         self._background.check()
+        self.settle()
         return held(self._locks, name, f"worker {self.rank}", self.waits)
+
+    def settle(self) -> None:
+        """Wait for the device, if it is not the CPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def report(self, observation: Observation) -> None:
         """Put the snapshot where the parent finds it even if this process is killed next."""
@@ -162,6 +173,10 @@ class ProcessPlace(Place):
         for name, tensor in self._shared.items():
             self.placement[name]["pages_by_node"] = prove(tensor)
         return self.placement
+
+    def _refuse_on_device(self, what: str) -> None:
+        if self.device.type != "cpu":
+            raise UserError(f"{what}, which hardware=gpus does not have: use hardware=cpu")
 
     def _tell(self, error: BaseException, details: str) -> None:
         self._say_failed(as_failure(f"a background activity of worker {self.rank}", error, details))

@@ -3,12 +3,14 @@
 import contextlib
 import ctypes
 import fcntl
+import math
 import multiprocessing
 import os
 import resource
 import signal
 import time
 import traceback
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -59,14 +61,29 @@ def die_with_parent() -> None:
 
 def touch(program: Program) -> None:
     """One forward and backward pass on a throw-away model: data are loaded, torch and kernels are warm."""
-    model = program.problem.build_model(torch.device("cpu"), program.seed)
-    program.problem.loss(model, torch.zeros(1, dtype=torch.int32)).backward()
+    pass_once(program, torch.device("cpu"))
     program.warm_up()
 
 
-def warm_up(meter: Meter) -> None:
+def pass_once(program: Program, device: torch.device) -> None:
+    """Forward and backward on a throw-away model."""
+    model = program.problem.build_model(device, program.seed)
+    program.problem.loss(model, torch.zeros(1, dtype=torch.int32, device=device)).backward()
+
+
+def moved(program: Program, device: torch.device) -> Program:
+    """The program with its data on a device, which is warm then."""
+    if device.type == "cpu":
+        return program
+    torch.cuda.set_device(device)
+    program = replace(program, problem=program.problem.to(device))
+    pass_once(program, device)
+    return program
+
+
+def warm_up(meter: Meter, device: torch.device) -> None:
     """One collective, which nobody measures: the first one of a group costs many times what later ones do."""
-    dist.all_reduce(torch.zeros(1))
+    dist.all_reduce(torch.zeros(1, device=device))
     meter.clear()
 
 
@@ -78,10 +95,12 @@ def _work(launch: Launch, line: Line) -> None:
     program = launch.program.open()
     place = ProcessPlace(launch, line)
     touch(program)
+    program = moved(program, place.device)
     place.ask(Arrived("ready"))  # from here on nobody is late, whatever gloo's time-out
     store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", launch.crew.num_workers)
-    meter = init_metered_group(store, launch.rank, launch.crew.num_workers, launch.crew.timeout_s)
-    warm_up(meter)
+    crew = launch.crew
+    meter = init_metered_group(store, launch.rank, crew.num_workers, crew.timeout_s, place.device, crew.backend)
+    warm_up(meter, place.device)
     ledger = _train(program, place, meter)
     line.say(Finished(ledger, place.prove_placement(), place.interleaving, place.measures))
     place.ask(Arrived("end"))
@@ -89,21 +108,27 @@ def _work(launch: Launch, line: Line) -> None:
 
 
 def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
-    worker = Worker(place, program)
+    worker, on_device = Worker(place, program), place.device.type == "cuda"
+    if on_device:
+        torch.cuda.reset_peak_memory_stats(place.device)
+    place.settle()
     start_s = place.ask(Arrived("start"))
     time.sleep(max(0.0, start_s - time.perf_counter()))
     clock = place.clock = HostClock(start_s)
     begin_cpu_s = time.thread_time()
     program.run(worker)
+    place.settle()
     finish_s, busy_s = time.perf_counter(), time.thread_time() - begin_cpu_s - clock.paused_cpu_s
     place.finish()
+    seconds = meter.stopwatch.seconds
     return Ledger(
         finish_s=finish_s,
-        busy_s=busy_s + place.spent_s,
+        busy_s=math.inf if on_device else busy_s + place.spent_s,
         pauses=clock.pauses,
-        collectives={name: log.table() for name, log in meter.collectives.items()},
-        messages=meter.messages.table(),
+        collectives={name: seconds(log.table()) for name, log in meter.collectives.items()},
+        messages=seconds(meter.messages.table()),
         waits=place.waits.table(),
         sent_bytes=meter.sent_bytes,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        device_peak_bytes=torch.cuda.max_memory_allocated(place.device) if on_device else None,
     )

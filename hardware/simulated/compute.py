@@ -312,7 +312,7 @@ class _Meter(Operators):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if not func.is_view and not self._free():
+        if not (func.is_view or func.namespace in _UNLAUNCHED or self._free()):
             run_s = self._roofline.operator_s(func, args, kwargs or {}, output)
             self._charge(self._roofline.operator_overhead_s, run_s)
         if func in _READS:
@@ -339,4 +339,5 @@ _COUNTED_AS = {  # what torch counts by another name alone
     _aten._scaled_dot_product_flash_attention_for_cpu: _aten._scaled_dot_product_flash_attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _aten._scaled_dot_product_flash_attention_backward,
 }
+_UNLAUNCHED = {"prim", "profiler"}  # namespaces: questions, such as where a fake tensor is, and labels of a trace
 _READS = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.equal.default, _aten.masked_select.default}

@@ -46,7 +46,7 @@ class SparseRows:
         lengths = self.indptr[samples + 1] - starts  # (batch,)
         offsets = lengths.cumsum(0) - lengths  # (batch,)
         positions = torch.repeat_interleave(starts - offsets, lengths)  # (n,)
-        positions += torch.arange(len(positions))
+        positions += torch.arange(len(positions), device=positions.device)
         return self.indices[positions], self.values[positions], offsets.int()
 
     def part(self, start: int, stop: int) -> "SparseRows":

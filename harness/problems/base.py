@@ -23,9 +23,11 @@ A toy problem, whole:
             return {"train/loss": float(self.loss(model, torch.arange(self.num_samples)))}
 """
 
+import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -49,6 +51,8 @@ class Problem(ABC):
         target_loss: the default of `target.loss`.
     """
 
+    loss_reads: ClassVar[tuple[str, ...]] = ()  # cached data of tensors, which `to` moves to a device
+
     dtype: str
     learning_rate: float
     minibatch_size: int
@@ -61,6 +65,12 @@ class Problem(ABC):
         require(self.minibatch_size >= 1, "problem.minibatch_size", "must be >= 1", self.minibatch_size)
         field, step = "problem.minibatch_learning_rate", self.minibatch_learning_rate
         require(step > 0, field, "must be > 0", step)
+
+    def to(self, device: torch.device) -> Self:
+        """The same problem with the data that `loss` reads on a device, where its models live too."""
+        moved = copy.copy(self)
+        moved.__dict__.update({name: _moved(getattr(self, name), device) for name in self.loss_reads})
+        return moved
 
     @property
     @abstractmethod
@@ -99,3 +109,12 @@ class Problem(ABC):
     def kernel(self) -> Kernel | None:
         """The native per-sample SGD kernel on the flat model, or None where the problem has none."""
         return None
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or those in a tuple or of a dataclass, on a device."""
+    if isinstance(value, tuple):
+        return tuple(_moved(each, device) for each in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{each.name: _moved(getattr(value, each.name), device) for each in fields(value)})
+    return value.to(device) if isinstance(value, torch.Tensor) else value

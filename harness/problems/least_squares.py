@@ -7,6 +7,7 @@ which fall geometrically from 1 to 1 / condition. b = A w* + noise, w* normal.
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -41,6 +42,8 @@ class LeastSquares(Problem):
         l2: factor of |w|^2 / 2 in the objective, >= 0.
         seed: of A and b, >= 0.
     """
+
+    loss_reads: ClassVar[tuple[str, ...]] = ("matrix", "labels")
 
     samples: int
     features: int

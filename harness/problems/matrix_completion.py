@@ -11,6 +11,7 @@ Mathematical Programming Computation 2013) solves the same problem without confl
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -69,6 +70,8 @@ class MatrixCompletion(Problem):
         seed: of the synthetic ratings, and of what is held out, >= 0.
     """
 
+    loss_reads: ClassVar[tuple[str, ...]] = ("_sets", "rarity")
+
     path: str | None
     download: bool
     center: bool
@@ -123,6 +126,11 @@ class MatrixCompletion(Problem):
         return self._sets[2][1]
 
     @cached_property
+    def rarity(self) -> torch.Tensor:
+        """What the kernel takes a row's part of the regulariser by, shape (users + items,)."""
+        return self.kernel.rarity
+
+    @cached_property
     def kernel(self) -> FactorizationKernel:
         """Native per-sample SGD."""
         return FactorizationKernel(self.rows, self.values, self.num_users + self.num_items, self.rank, self.l2)
@@ -140,7 +148,7 @@ class MatrixCompletion(Problem):
         mean = 0.5 * errors.square().mean()
         if not self.l2:
             return mean
-        shares = self.kernel.rarity[rows].to(device)  # (batch, 2)
+        shares = self.rarity[rows].to(device)  # (batch, 2)
         return mean + 0.5 * self.l2 * (shares * torch.stack([left, right], 1).square().sum(2)).sum(1).mean()
 
     @torch.no_grad()

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -24,6 +25,8 @@ class DigitsMLP(Problem):
         test_fraction: share of images held out, in (0, 1).
         seed: of the split into training and test set, >= 0.
     """
+
+    loss_reads: ClassVar[tuple[str, ...]] = ("train",)
 
     hidden_sizes: list[int]
     test_fraction: float

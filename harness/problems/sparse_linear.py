@@ -4,6 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -47,6 +48,8 @@ class SparseLinear(Problem):
         synthetic_label_noise: probability that a label is flipped then, in [0, 0.5].
         seed: of the synthetic rows, >= 0.
     """
+
+    loss_reads: ClassVar[tuple[str, ...]] = ("rows", "labels")
 
     path: str | None
     test_path: str | None
