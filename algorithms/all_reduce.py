@@ -8,6 +8,7 @@ scaling rule (section 2.1) wins them back while P * b is small.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.distributed as dist
 
 from algorithms.base import Algorithm
@@ -37,6 +38,10 @@ class AllReduce(Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_passes(self.accumulate)
+
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+        """Every worker hands in its gradient."""
+        return weights.nbytes * num_workers if num_workers > 1 else 0
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i."""

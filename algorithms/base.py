@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, ClassVar
 from harness.errors import require
 
 if TYPE_CHECKING:
+    import torch
+
     from harness.problems.base import Problem
     from harness.worker import Worker
 
@@ -77,6 +79,25 @@ class Algorithm(ABC):
             UserError: if there cannot be so many with these settings; 1 must always do, for comparison.
         """
         return {}
+
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+        """Payload that all ranks together send for one update, in the mean, as docs/metrics.md counts both.
+
+        Args:
+            weights: a vector like the model's parameters.
+
+        Returns:
+            None where data or timing decide, or nobody has said.
+        """
+        return None
+
+    def staleness_bound(self, num_workers: int) -> int | None:
+        """How many updates there can be between the weights that a gradient is of and the step along it, at most.
+
+        Returns:
+            None where nothing bounds it.
+        """
+        return 0 if self.synchronous else None
 
     def check(self, problem: Problem) -> None:  # noqa: B027 - most can do any problem
         """Refuse a problem that cannot be done with these settings.

@@ -19,7 +19,7 @@ import torch
 from algorithms.base import Algorithm
 from algorithms.compression import Compressor
 from algorithms.flat import flatten_
-from algorithms.mixing import Mixing, Row, begin_messages, require_doubly_stochastic, spectral_gap
+from algorithms.mixing import Mixing, Row, begin_messages, messages_per_step, require_doubly_stochastic, spectral_gap
 from algorithms.optimizers import Descent, Optimizer
 from harness.errors import require
 from harness.problems.base import Problem
@@ -60,6 +60,10 @@ class ChocoSGD(Algorithm):
         rule = "must be symmetric and the same at every step: use ring, torus, random_regular, complete or star"
         require(self.mixing.is_symmetric(num_workers), "algorithm/mixing", rule, self.mixing)
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
+
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+        """A compressed change along every edge."""
+        return messages_per_step(self.mixing, num_workers) * self.compression.num_bytes(weights)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Step and average until the budget is spent."""

@@ -63,6 +63,10 @@ class FedBuff(WithClients):
         """One."""
         return 1
 
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+        """K times the model and a task go to a client, and its change comes back."""
+        return self.buffer_size * (len(_message(weights, Task(0, 0, 0))) + self.compression.num_bytes(weights))
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Play whom the server names until it says goodbye."""
         player = Player(self, worker, problem, Clients(self, worker, problem))

@@ -68,6 +68,10 @@ class Federated(WithClients):
         stay = random.random(sampled) >= self.dropout
         return sorted(clients[stay if stay.any() else slice(1)].tolist())
 
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+        """Every worker hands in its sum of changes, and of corrections, once a round."""
+        return weights.nbytes * (1 + self.control_variates) * num_workers if num_workers > 1 else 0
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Play this worker's clients, round by round."""
         clients, left = Clients(self, worker, problem), worker.budget

@@ -79,6 +79,16 @@ class LocalSGD(Algorithm):
         """
         return 1 if epoch < self.all_reduce_epochs else self.period + self.growth * rounds
 
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+        """Every worker hands in its change at the end of a period, all being alike.
+
+        Returns:
+            None where they are not.
+        """
+        if self.growth or self.all_reduce_epochs or self.group_size > 1:
+            return None
+        return weights.nbytes * num_workers / self.period if num_workers > 1 else 0
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend alone, and meet the others at the end of every round."""
         model = problem.build_model(worker.device, worker.seed)

@@ -81,6 +81,23 @@ class ParameterServer(Algorithm):
         require(few, "algorithm.backups", f"must be below hardware.num_workers={num_workers}", self.backups)
         return {}
 
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+        """A push, with one number for every server, and a pull; in synchronous rounds those of every worker.
+
+        Returns:
+            None with backup workers, whose late pushes are no updates.
+        """
+        if self.consistency == "backup_workers":
+            return None
+        exchange = 2 * weights.nbytes + self.num_servers * weights.element_size()
+        return exchange * num_workers if self.synchronous else exchange
+
+    def staleness_bound(self, num_workers: int) -> int | None:
+        """None of rounds; while a worker is from s behind to s ahead of another, that one pushes 2 s + 1 times."""
+        if self.consistency == "bounded_staleness":
+            return (num_workers - 1) * (2 * self.staleness + 1)
+        return None if self.consistency == "asynchronous" else 0
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Push and pull until the budget is spent."""
         weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))

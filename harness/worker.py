@@ -223,6 +223,7 @@ class Worker:
         self._own = threading.local()  # of each activity: `locks`, the names it holds
         place.interleaving, place.measures = Interleaving(), {}
         self._sources = iter(program.replay[self.rank].sources) if program.replay else None
+        self._counts = iter(program.replay[self.rank].counts) if program.replay else None
         self._turns = list(program.replay[self.rank].turns) if program.replay else None
         self._times = list(program.replay[self.rank].times) if program.replay else None
         self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
@@ -501,7 +502,7 @@ class Worker:
         if self._synchronous and self.rank > 0:
             before, updates_before = self._seen
         else:
-            before, updates_before = self._place.count(samples, updates)
+            before, updates_before = self._counted(samples, updates)
         self._seen, self._model = (before + samples, updates_before + updates), model
         reached = bisect_right(self._milestones, before + samples)
         if self._decentralised:
@@ -523,6 +524,15 @@ class Worker:
             self.epoch = epoch
             self._place.dealt(size)
             yield position, size
+
+    def _counted(self, samples: int, updates: int) -> tuple[int, int]:
+        """What the run had got to before these; whoever is the one to reach a milestone is so again."""
+        before: tuple[int, int] | None = self._place.count(samples, updates)
+        if self._counts is not None and (before := next(self._counts, None)) is None:
+            raise exhausted(self.rank, "observes its model")
+        assert before is not None
+        self._place.interleaving.counts.append(before)
+        return before
 
     def _report_own(self, reached: int) -> None:
         for milestone in range(self._reached, reached):
