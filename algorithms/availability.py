@@ -6,6 +6,7 @@ trace     in the intervals of a file, a line for each: client,begin_s,end_s
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import inf
@@ -141,12 +142,12 @@ class Timetable:
         """Those of the clients who are available, in order."""
         elapsed_us = self._since_us(round(time_s * _US))
         within = (elapsed_us >= 0) & (elapsed_us < self.ends_us - self.begins_us)
-        return np.intersect1d(clients, self.clients[within])
+        return clients[contained(clients, self.clients[within])]
 
     def opening_s(self, clients: np.ndarray, time_s: float) -> float:
         """When the first of the clients, none of whom is available, will be; infinite if never again."""
         now_us = round(time_s * _US)
-        ahead_us = -self._since_us(now_us)[np.isin(self.clients, clients)]
+        ahead_us = -self._since_us(now_us)[contained(self.clients, clients)]
         ahead_us = ahead_us[ahead_us > 0] if self.repeat_us is None else ahead_us + self.repeat_us
         return (now_us + int(ahead_us.min())) / _US if len(ahead_us) else inf
 
@@ -170,6 +171,13 @@ class Timetable:
         """Since each interval last began; negative if it never has."""
         elapsed_us = now_us - self.begins_us
         return elapsed_us if self.repeat_us is None else elapsed_us % self.repeat_us
+
+
+def contained(clients: np.ndarray, others: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Which of the clients are among others. (numpy's set functions import modules at their first call.)"""
+    flags = np.zeros(1 + max(clients.max(initial=0), max(others, default=0)), dtype=bool)
+    flags[np.asarray(others, dtype=int)] = True
+    return flags[clients]
 
 
 def _microseconds(seconds: np.ndarray) -> np.ndarray:

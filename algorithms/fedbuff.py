@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from algorithms.availability import contained
 from algorithms.bits import joined, split
 from algorithms.clients import Clients, Player, WithClients
 from algorithms.flat import flat_parameters
@@ -137,7 +138,8 @@ class Server:
     def _free(self) -> np.ndarray:
         """Clients that are available, and that nobody trains."""
         busy = [task.client for task, _ in self._training.values()]
-        clients, timetable = np.setdiff1d(self._clients.owners, busy), self._clients.timetable
+        clients, timetable = self._clients.owners, self._clients.timetable
+        clients = clients[~contained(clients, busy)]
         return clients if timetable is None else timetable.among(clients, self._worker.read_clock())
 
     def _take(self, task: Task, version: int) -> None:

@@ -84,8 +84,8 @@ def test_a_run_that_is_repeated_reads_the_clock_of_the_first():
         worker.observe(torch.zeros(1), samples=1)
 
     first = execute(body, 1)
-    assert first.interleavings == [Interleaving(times=[1.0])] and first.run_s == 2.0
-    again = replace(simulated_program(body), replay=[Interleaving(times=[0.25])])
+    assert first.interleavings[0].times == [1.0] and first.run_s == 2.0
+    again = replace(simulated_program(body), replay=[Interleaving(counts=[(0, 0)], times=[0.25])])
     done = simulated(1).execute(again, no_progress)
     assert read == [1.0, 0.25] and done.run_s == 1.25 and done.interleavings == again.replay
     short = replace(again, replay=[Interleaving()])
