@@ -50,6 +50,7 @@ class WithClients(Algorithm, ABC):
 
     synchronous: ClassVar[bool] = False  # clients have more or fewer samples
     is_sgd: ClassVar[bool] = False
+    deals_samples: ClassVar[bool] = True
 
     num_clients: int
     local_epochs: int
