@@ -203,6 +203,7 @@ def help_page(root: Any) -> str:
 GROUPS = (
     "algorithm",
     "algorithm/optimizer",
+    "algorithm/schedule",
     "algorithm/mixing",
     "algorithm/compression",
     "algorithm/partition",

@@ -45,8 +45,8 @@ class Dealer:
             self._sequences[num_samples] = self._data.sequence(share, length, self._seed).to(self._place.device)
         return self._sequences[num_samples]
 
-    def positions(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
-        """The epoch of each batch of this worker, where in its order the batch starts, and its size."""
+    def positions(self, num_samples: int, batch_size: int) -> Iterator[tuple[float, int, int]]:
+        """Each batch of this worker: epochs dealt to all before it, where in its order it starts, and its size."""
         share = self._share(num_samples, self._place.rank)
         if self._synchronous:
             return self._rounds(share, num_samples, batch_size)
@@ -141,16 +141,16 @@ class Dealer:
         """That at least one pool goes through."""
         return max(-(-share.budget // share.extent) for share in self._shares(num_samples).values())
 
-    def _rounds(self, share: Share, num_samples: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
-        rank, num_workers = self._place.rank, self._num_workers
+    def _rounds(self, share: Share, num_samples: int, batch_size: int) -> Iterator[tuple[float, int, int]]:
+        num_workers = self._num_workers
         for start in range(0, self._budget, batch_size * num_workers):
             size = min(batch_size, -(-(self._budget - start) // num_workers))
             position = start // num_workers * share.workers + share.index * size
-            yield (start + rank * size) // num_samples, position, size
+            yield start / num_samples, position, size
 
-    def _claims(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
+    def _claims(self, share: Share, batch_size: int) -> Iterator[tuple[float, int, int]]:
         for start, position, size in self._claimed(share, batch_size):
-            yield start // share.extent, position, size
+            yield start / share.extent, position, size
 
     def _claimed(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
         """Where each batch starts in the order of the pool, and in the worker's own, and its size."""

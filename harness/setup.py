@@ -166,6 +166,8 @@ def _changed(setup: Setup) -> dict[str, Any]:
         part = getattr(setup.algorithm, key)
         if is_dataclass(part):
             changed |= _changed_part(key, {"_target_": class_path(part), **value}, _usual(usual, key))
+        elif isinstance(value, dict):
+            changed |= {f"{key}.{name}": each for name, each in _differing(value, _usual(usual, key) or {}).items()}
         elif _usual(usual, key) != value:
             changed[key] = value
     return changed
@@ -266,9 +268,18 @@ def _check_kernel(setup: Setup) -> None:
         algorithm, hardware = setup.choices["algorithm"], setup.choices["hardware"]
         raise UserError(
             f"algorithm={algorithm} with algorithm.batch_size=1 runs the problem's native kernel, which "
-            f"hardware={hardware} does not run: set algorithm.batch_size above 1, or use "
-            f"hardware={_names('hardware', lambda h: h.runs_kernels)}"
+            f"hardware={hardware}{_instructions(setup)} does not run: set algorithm.batch_size above 1, or use "
+            f"{_with_kernels(setup)}"
         )
+
+
+def _instructions(setup: Setup) -> str:
+    level = getattr(setup.hardware, "simd", None)
+    return "" if level is None else f" with hardware.simd={level}"
+
+
+def _with_kernels(setup: Setup) -> str:
+    return "hardware.simd=null" if _instructions(setup) else f"hardware={_names('hardware', lambda h: h.runs_kernels)}"
 
 
 def _check_rows(setup: Setup) -> None:
@@ -320,7 +331,7 @@ def _why_rows_stay(setup: Setup) -> str:
     algorithm, problem = setup.algorithm, setup.problem
     name, on = f"algorithm={setup.choices['algorithm']}", f"problem={setup.choices['problem']}"
     if not algorithm.releases_gil(problem):
-        if algorithm.has_kernel and algorithm.batch_size > 1:
+        if algorithm.has_kernel and algorithm.batch_size != 1:
             return f"{name} runs one only with algorithm.batch_size=1, got {algorithm.batch_size}"
         return f"{name} has none" + (f" for {on}" if algorithm.has_kernel else "")
     if not algorithm.visits_rows:
@@ -331,7 +342,7 @@ def _why_rows_stay(setup: Setup) -> str:
 
 def _notices_of_kernels(setup: Setup) -> list[str]:
     algorithm, problem = setup.algorithm, setup.problem
-    if not algorithm.has_kernel or algorithm.batch_size > 1 or algorithm.releases_gil(problem):
+    if not algorithm.has_kernel or algorithm.batch_size != 1 or algorithm.releases_gil(problem):
         return []
     name, on = setup.choices["algorithm"], setup.choices["problem"]
     return [

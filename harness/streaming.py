@@ -83,16 +83,16 @@ class Stream:
         self._coming: deque[_Coming] = deque()
 
     def batches(
-        self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[int, int, int]]
-    ) -> Iterator[tuple[int, Batch]]:
+        self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[float, int, int]]
+    ) -> Iterator[tuple[float, Batch]]:
         """Ask for batches, and hand them out as they are needed.
 
         Args:
             order: the sample at every position.
-            positions: epoch, position and size of each batch.
+            positions: of each batch the epochs dealt before it, its place in the order and its size.
 
         Yields:
-            the epoch and the batch.
+            the epochs dealt before, and the batch.
         """
         while True:
             self._ask(problem, order, positions, self._data.credits)
@@ -109,15 +109,17 @@ class Stream:
         for work in [self._send(0, 0) for _ in range(self._data.credits)]:
             work.wait()
 
-    def _ask(self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[int, int, int]], most: int) -> None:
+    def _ask(
+        self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[float, int, int]], most: int
+    ) -> None:
         """Ask for batches until so many are under way."""
         while len(self._coming) < most and (following := next(positions, None)) is not None:
-            epoch, position, size = following
+            elapsed, position, size = following
             request = self._send(position, size)
             layout = problem.layout(order[position : position + size])
             message = torch.empty(message_bytes(layout), dtype=torch.uint8)
             answer = self._group.recv([message], self._server, ROWS)
-            self._coming.append(_Coming(problem, epoch, size, layout, message, request, answer))
+            self._coming.append(_Coming(problem, elapsed, size, layout, message, request, answer))
 
     def _send(self, position: int, size: int) -> dist.Work:
         """A request, or goodbye."""
@@ -129,18 +131,18 @@ class _Coming:
     """A batch that has been asked for."""
 
     problem: Problem
-    epoch: int
+    elapsed_epochs: float
     size: int
     layout: Layout
     message: torch.Tensor
     request: dist.Work
     answer: dist.Work
 
-    def received(self) -> tuple[int, Batch]:
+    def received(self) -> tuple[float, Batch]:
         """Wait for it."""
         self.request.wait()
         self.answer.wait()
-        return self.epoch, Batch(self.problem, unpacked(self.message, self.layout), self.size)
+        return self.elapsed_epochs, Batch(self.problem, unpacked(self.message, self.layout), self.size)
 
 
 def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: torch.Tensor, num_clients: int) -> None:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from harness.interleaving import Interleaving, exhausted
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.kernels.merge import merge
+from harness.measures import Conclusion
 from harness.problems.base import Problem
 from harness.program import Program
 from harness.rows import Rows, copied
@@ -69,7 +71,7 @@ class Place(ABC):
         num_nodes: how many sockets hold workers; 1 where workers share no memory.
         num_memories: NUMA nodes in use, on which what is shared may lie.
         interleaving: what timing has decided here.
-        measures: what the worker has measured here, values by key of docs/metrics.md.
+        measures: what the worker has measured here, and concluded; see `harness.measures`.
     """
 
     rank: int
@@ -80,7 +82,7 @@ class Place(ABC):
     device: torch.device
     clock: Clock
     interleaving: Interleaving
-    measures: dict[str, list[float]]
+    measures: dict[str, Any]
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -211,6 +213,8 @@ class Worker:
         device: where its model lives.
         generator: random numbers of this worker alone, from (seed, rank).
         budget: global samples to process; `batches` keeps to it.
+        elapsed_epochs: dealt to all workers before the last batch was; equal on workers in lockstep.
+        total_epochs: of the whole run.
         epoch: of the last batch dealt, from 0.
         position: of the last batch dealt by `epochs`: where in its epoch it begins, from 0.
     """
@@ -227,7 +231,8 @@ class Worker:
         self._milestones = program.milestones
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
-        self.epoch = self.position = 0
+        self.total_epochs = program.budget_samples / program.problem.num_samples
+        self.elapsed_epochs, self.epoch, self.position = 0.0, 0, 0
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
         place.interleaving, place.measures = Interleaving(), {}
@@ -306,7 +311,7 @@ class Worker:
 
         def of_epoch(epoch: int, group: Iterator[tuple[int, int, int, int]]) -> Iterator[torch.Tensor]:
             for _, first, own, size in group:
-                self.epoch, self.position = epoch, first
+                self.elapsed_epochs, self.epoch, self.position = epoch + first / problem.num_samples, epoch, first
                 if size:
                     yield rows[own : own + size]
 
@@ -393,6 +398,19 @@ class Worker:
             key: of docs/metrics.md, such as "async/staleness"; whole numbers get a histogram too.
         """
         self._place.measures.setdefault(key, []).append(value)
+
+    def conclude(self, key: str, value: Any) -> None:
+        """Tell the summary something as it is: one rank of the run does, and the last time counts.
+
+        Args:
+            key: of docs/metrics.md.
+            value: a number, a string, or lists and mappings of them.
+        """
+        self._place.measures[key] = Conclusion(value)
+
+    def settle(self) -> None:
+        """Wait for all that this worker's device has been given, as who looks at the clock must on an accelerator."""
+        self._place.settle()
 
     def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
         """Merge a replica into a common model: common += share * (model - known), and model = known = common.
@@ -554,13 +572,14 @@ class Worker:
     def _streamed(self, stream: Stream, problem: Problem, batch_size: int) -> Iterator[Batch]:
         order = self._dealer.sequence(problem.num_samples)
         positions = self._dealer.positions(problem.num_samples, batch_size)
-        for self.epoch, batch in stream.batches(problem, order, positions):
+        for elapsed, batch in stream.batches(problem, order, positions):
+            self.elapsed_epochs, self.epoch = elapsed, int(elapsed)
             self._place.dealt(len(batch))
             yield batch
 
     def _dealt(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int]]:
-        for epoch, position, size in self._dealer.positions(num_samples, batch_size):
-            self.epoch = epoch
+        for elapsed, position, size in self._dealer.positions(num_samples, batch_size):
+            self.elapsed_epochs, self.epoch = elapsed, int(elapsed)
             self._place.dealt(size)
             yield position, size
 

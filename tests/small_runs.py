@@ -8,6 +8,8 @@ from composed import options, setup
 from harness.errors import UserError
 
 NATIVE = ("sgd", "hogwild", "svrg", "sgld", "dual_coordinate_descent", "coordinate_descent")
+SILENT = ("ensemble",)  # whose workers have nothing to say to each other
+UNTRAINED = ("primitives",)  # what measures, and has no model
 BATCHES = ["algorithm.batch_size=5", "algorithm.learning_rate=0.3"]
 SINGLE = ["algorithm.batch_size=1", "algorithm.learning_rate=0.05"]
 EXACT = ["algorithm.batch_size=1", "algorithm.learning_rate=1"]  # a share of an exact step
@@ -24,7 +26,7 @@ REGULARISED = ["problem=logistic_regression", "problem.synthetic_samples=250", "
 REGULARISED += ["problem.synthetic_nonzeros_per_sample=5", "problem.l2=0.01", "problem.target_loss=0.5217"]
 
 # those whose ranks send messages: the others, of one worker or on a shared model, are native
-SENDING = sorted(set(options("algorithm")) - set(NATIVE))
+SENDING = sorted(set(options("algorithm")) - set(NATIVE) - set(UNTRAINED) - set(SILENT))
 
 SETTINGS = dict.fromkeys(NATIVE, MANY + SINGLE)
 SETTINGS["dual_coordinate_descent"] = [*REGULARISED, "budget.epochs=20", *EXACT]
@@ -33,6 +35,8 @@ SETTINGS["sgld"] = [*MANY, *SINGLE, "algorithm.temperature=0.01"]  # the varianc
 SETTINGS["federated"] = [*LONGER, *SINGLE, "algorithm.num_clients=10", "algorithm.participation=0.5"]
 SETTINGS["fedbuff"] = [*LONGER, *SINGLE, "algorithm.num_clients=10", "algorithm.buffer_size=5"]
 SETTINGS["diloco"] = [*LONGER, "algorithm.batch_size=1", "algorithm.learning_rate=0.03"]  # how far a step of Adam goes
+SETTINGS["ensemble"] = [*LONGER, *BATCHES, "algorithm.members=2"]
+SETTINGS["hyperparameter_search"] = [*LONGER, *BATCHES, "algorithm.trials=4", "algorithm.space.batch_size=null"]
 
 
 def settings(algorithm):

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from composed import options
-from small_runs import NATIVE, SENDING, run
+from small_runs import NATIVE, SENDING, SILENT, UNTRAINED, run
 
 from hardware.simulated.place import SimulatedPlace
 
@@ -18,8 +18,9 @@ VARIANTS += [(each, "algorithm/mixing=star") for each in ("gossip", "choco_sgd")
 VARIANTS += [(each, "algorithm/mixing=one_peer_exponential") for each in ("gossip", "stochastic_gradient_push")]
 VARIANTS += [("choco_sgd", "algorithm/compression=sign"), ("federated", "algorithm.control_variates=true")]
 VARIANTS += [("local_sgd", "algorithm.group_size=2"), ("elastic_averaging", "algorithm.period=1")]
-UNDECLARED = [  # who asks how often depends on pace; late pushes are no updates; groups may be of several sizes
+UNDECLARED = [  # pace decides who asks; trials have own batches; late pushes are no updates; groups have several sizes
     ("ad_psgd",),
+    ("hyperparameter_search",),
     ("parameter_server", "algorithm.consistency=backup_workers", TWO_SERVERS),
     ("local_sgd", "algorithm.group_size=2"),
 ]
@@ -48,7 +49,7 @@ def test_bytes_per_update_are_as_declared(variant, hardware, workers):
     assert sent > 0 and abs(sent / declared - last.updates) <= slack
 
 
-@pytest.mark.parametrize("algorithm", NATIVE)
+@pytest.mark.parametrize("algorithm", [*NATIVE, *SILENT])
 def test_what_shares_memory_or_is_alone_sends_nothing(algorithm):
     composed, _, execution = run(algorithm, "sim_numa2", 2)
     assert composed.algorithm.bytes_per_update(torch.zeros(1), 2) is None
@@ -73,7 +74,7 @@ def test_a_straggler_makes_gradients_as_stale_as_the_bound_lets_it():
     assert 2 <= bounded.metrics["async/staleness_max"] < unbounded.metrics["async/staleness_max"]
 
 
-@pytest.mark.parametrize("algorithm", [each for each in options("algorithm") if each != "sgd"])
+@pytest.mark.parametrize("algorithm", [each for each in options("algorithm") if each not in ("sgd", *UNTRAINED)])
 def test_lockstep_is_as_declared(algorithm, monkeypatch):
     """With a straggler: all deal as many batches to themselves and leave together, or the others go on without it."""
     batches, dealt = Counter(), SimulatedPlace.dealt

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 from composed import options, setup
-from small_runs import COMMON, NATIVE, SENDING, run, settings
+from small_runs import COMMON, NATIVE, SENDING, UNTRAINED, run, settings
 from watching import Watching
 
 from harness.trial import averaged, evaluate
@@ -20,7 +20,7 @@ def pair(algorithm, hardware):
     return pytest.param(algorithm, hardware, marks=marks)
 
 
-PAIRS = [pair(*each) for each in product(options("algorithm"), options("hardware"))]
+PAIRS = [pair(*each) for each in product(sorted({*options("algorithm")} - {*UNTRAINED}), options("hardware"))]
 
 
 def losses(composed, execution):

@@ -98,6 +98,7 @@ def machine(workers: int) -> RealMachine:
         pin_policy="spread",
         memory_policy="first_touch",
         intra_op_threads=1,
+        simd=None,
         timeout_s=300.0,
     )
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from algorithms.shared_model import SharedModelAlgorithm
+from harness.baseline import CONSTANT
 from harness.batch import Samples
 from harness.errors import UserError, require
 from harness.kernels.counting import CountingKernel
@@ -66,7 +67,7 @@ def count(setup: Setup) -> dict[str, object]:
         UserError: where counters would not tell.
     """
     made = int(expected(setup).sum())
-    counting = replace(setup.algorithm, learning_rate=1.0, step_decay=1.0)  # type: ignore[call-arg]  # checked above
+    counting = replace(setup.algorithm, learning_rate=1.0, schedule=CONSTANT)  # type: ignore[call-arg]  # checked above
     setup = replace(setup, algorithm=counting, problem=Counting.of(setup.problem))
     execution = setup.hardware.execute(setup.program(), lambda samples: None)
     if execution.failure is not None:

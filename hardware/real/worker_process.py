@@ -16,6 +16,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from hardware.real import simd
 from hardware.real.breakdown import Ledger
 from hardware.real.crew import as_failure
 from hardware.real.host_clock import HostClock
@@ -93,6 +94,7 @@ def _work(launch: Launch, line: Line) -> None:
     os.environ.update(launch.environment)
     os.sched_setaffinity(0, launch.crew.cpus[launch.rank])
     torch.set_num_threads(launch.crew.intra_op_threads)
+    simd.confirm(launch.crew.simd)
     program = launch.program.open()
     place = ProcessPlace(launch, line)
     touch(program)

@@ -25,6 +25,7 @@ A toy problem, whole:
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -101,6 +102,14 @@ class Problem(ABC):
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`train/loss`, the objective over all training data; `eval/*` where there is test data."""
+
+    def evaluate_ensemble(self, models: Sequence[nn.Module]) -> dict[str, float]:
+        """As `evaluate`, of the mean of what several models predict, each with an equal weight.
+
+        Probabilities of classes where there are any (Lakshminarayanan et al., NIPS 2017, section 2.4), numbers
+        otherwise; a regulariser counts as its mean.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what the mean of several predictions is")
 
     def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The rows of a batch: all of the data that `loss` needs, samples along the first dimension of each tensor.

@@ -5,6 +5,7 @@ which fall geometrically from 1 to 1 / condition. b = A w* + noise, w* normal.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -120,9 +121,17 @@ class LeastSquares(Problem):
         """The objective, in float64."""
         return {"train/loss": self._objective(next(model.parameters()).detach().cpu().double())}
 
+    @torch.no_grad()
+    def evaluate_ensemble(self, models: Sequence[nn.Module]) -> dict[str, float]:
+        """Of the mean of their predictions, which are linear in the weights."""
+        weights = torch.stack([next(model.parameters()).detach().cpu().double() for model in models])
+        return {"train/loss": self._objective(weights)}
+
     def _objective(self, weights: torch.Tensor) -> float:
-        matrix, labels = self._exact
-        return float(0.5 * (matrix @ weights - labels).square().mean() + 0.5 * self.l2 * weights.square().sum())
+        """Of weights, shape (features,), or of the mean prediction of several, shape (models, features)."""
+        (matrix, labels), each = self._exact, torch.atleast_2d(weights)
+        squares = (matrix @ each.mean(0) - labels).square().mean()
+        return float(0.5 * squares + 0.5 * self.l2 * each.square().sum(1).mean())
 
     @cached_property
     def _exact(self) -> tuple[torch.Tensor, torch.Tensor]:

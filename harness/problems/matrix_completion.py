@@ -8,9 +8,11 @@ The second problem of Hogwild! (Niu, Recht, Re, Wright, NIPS 2011, section 2, eq
 Mathematical Programming Computation 2013) solves the same problem without conflicts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import ClassVar
 
 import numpy as np
@@ -156,15 +158,19 @@ class MatrixCompletion(Problem):
             return mean
         return mean + 0.5 * self.l2 * (shares[0] * torch.stack([left, right], 1).square().sum(2)).sum(1).mean()
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The objective; half the mean squared error, and its root, of held-out ratings if there are any."""
-        weights = torch.cat([part.detach().cpu().reshape(-1) for part in model.parameters()])
+        return self.evaluate_ensemble([model])
+
+    @torch.no_grad()
+    def evaluate_ensemble(self, models: Sequence[nn.Module]) -> dict[str, float]:
+        """Of the mean of the ratings that they predict."""
+        each = [torch.cat([part.detach().cpu().reshape(-1) for part in model.parameters()]) for model in models]
         train, test = self._sets[2:]
-        penalty = 0.5 * self.l2 * float(weights.double().square().sum())
-        metrics = {"train/loss": 0.5 * self._mean_square(weights, *train) + penalty}
+        penalty = 0.5 * self.l2 * fmean(float(weights.double().square().sum()) for weights in each)
+        metrics = {"train/loss": 0.5 * self._mean_square(each, *train) + penalty}
         if len(test[1]):
-            square = self._mean_square(weights, *test)
+            square = self._mean_square(each, *test)
             metrics |= {"eval/loss": 0.5 * square, "eval/rmse": square**0.5}
         return metrics
 
@@ -175,8 +181,9 @@ class MatrixCompletion(Problem):
         stat = self._file.stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
-    def _mean_square(self, weights: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> float:
-        errors = predictions(rows, weights, self.rank).double() - values.double()
+    def _mean_square(self, each: Sequence[torch.Tensor], rows: torch.Tensor, values: torch.Tensor) -> float:
+        predicted = torch.stack([predictions(rows, weights, self.rank).double() for weights in each])
+        errors = predicted.mean(0) - values.double()
         return float(errors.square().mean())
 
     @cached_property

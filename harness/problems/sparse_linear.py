@@ -1,9 +1,11 @@
 """Linear models on sparse rows, with two classes: the data, the model and the evaluation that all losses share."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import ClassVar
 
 import torch
@@ -143,18 +145,30 @@ class SparseLinear(Problem):
         mean = self.pointwise(model(*rows), labels).mean()
         return mean + 0.5 * self.l2 * weight.square().sum() if self.l2 else mean
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The objective over the training set; mean of l, and accuracy, on the test set if there is one."""
-        weights = next(model.parameters()).detach().cpu().view(-1)
+        return self.evaluate_ensemble([model])
+
+    def together(self, margins: torch.Tensor) -> torch.Tensor:
+        """The margins of the mean prediction, shape (batch,), of those of several models, shape (models, batch)."""
+        return margins.mean(0)
+
+    @torch.no_grad()
+    def evaluate_ensemble(self, models: Sequence[nn.Module]) -> dict[str, float]:
+        """Of the mean of their predictions."""
+        each = [next(model.parameters()).detach().cpu().view(-1) for model in models]
         (rows, labels), *tests = self._sets
-        penalty = 0.5 * self.l2 * float(weights.double().square().sum())
-        metrics = {"train/loss": self._mean_loss(rows.margins(weights), labels) + penalty}
+        penalty = 0.5 * self.l2 * fmean(float(weights.double().square().sum()) for weights in each)
+        metrics = {"train/loss": self._mean_loss(self._margins(rows, each), labels) + penalty}
         for test_rows, test_labels in tests:
-            margins = test_rows.margins(weights)
+            margins = self._margins(test_rows, each)
             metrics["eval/loss"] = self._mean_loss(margins, test_labels)
             metrics["eval/accuracy"] = float(((margins >= 0) == (test_labels > 0)).double().mean())
         return metrics
+
+    def _margins(self, rows: SparseRows, each: Sequence[torch.Tensor]) -> torch.Tensor:
+        margins = [rows.margins(weights) for weights in each]
+        return margins[0] if len(margins) == 1 else self.together(torch.stack(margins).double())
 
     def _mean_loss(self, margins: torch.Tensor, labels: torch.Tensor) -> float:
         return float(self.pointwise(margins.double(), labels.double()).mean())

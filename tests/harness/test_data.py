@@ -4,6 +4,7 @@ import torch
 from algorithms.optimizers import PlainSGD
 from algorithms.sgd import SGD
 from hardware.real.host_clock import HostClock
+from harness.baseline import CONSTANT
 from harness.data import Partitioned, Replicated, ReplicatedPerNode, ShardedPerNode
 from harness.errors import UserError
 from harness.kernels.row_data import RowData
@@ -82,7 +83,7 @@ def deal(data, num_workers, batch_size, budget=2 * SAMPLES, algorithm=SGD, seed=
 
     `asks` has the ranks in another order.
     """
-    sequential = algorithm(1.0, batch_size, step_decay=1.0, accumulate=1, optimizer=PlainSGD(0.0))
+    sequential = algorithm(1.0, batch_size, accumulate=1, optimizer=PlainSGD(0.0), schedule=CONSTANT)
     program = Program(sequential, problem or Sizes(), data, seed, budget, [budget])
     counters = {}
     workers = [Worker(Counting(rank, nodes or (0,) * num_workers, counters), program) for rank in range(num_workers)]
