@@ -207,6 +207,8 @@ GROUPS = (
     "algorithm/mixing",
     "algorithm/compression",
     "algorithm/partition",
+    "algorithm/devices",
+    "algorithm/availability",
     "hardware",
     "hardware/compute",
     "hardware/memory",

@@ -97,7 +97,7 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     failure = execution.failure or silence or _divergence(observations, evaluations, problem.num_samples)
     summary |= _stamp(info, execution.tags)
     decided = [] if setup.algorithm.needs_shared_memory else execution.interleavings
-    asynchronous = any(each.claims or each.sources for each in decided)
+    asynchronous = any(each.claims or each.sources or each.times for each in decided)
     interleavings = decided if asynchronous else []
     return Outcome(rows, summary, execution.facts, execution.tags, failure, execution.timeline, interleavings)
 

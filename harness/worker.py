@@ -184,6 +184,14 @@ class Place(ABC):
     def lock(self, name: str) -> AbstractContextManager[None]:
         """A block in which no other activity of any worker is that asks for the same name; no activity asks twice."""
 
+    @abstractmethod
+    def spend(self, seconds: float, idle: bool) -> None:
+        """Let run time pass, once all that the device has been given is done. Called in the thread that trains.
+
+        Args:
+            idle: whether the worker waits; else it counts as computing.
+        """
+
     def dealt(self, num_samples: int) -> None:  # noqa: B027 - only virtual time depends on it
         """Hear that a batch has been handed to the worker. Real hardware has nothing to do."""
 
@@ -231,6 +239,7 @@ class Worker:
         self._sources = iter(program.replay[self.rank].sources) if program.replay else None
         self._counts = iter(program.replay[self.rank].counts) if program.replay else None
         self._turns = list(program.replay[self.rank].turns) if program.replay else None
+        self._times = list(program.replay[self.rank].times) if program.replay else None
         self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
         self._model: nn.Module | torch.Tensor | Callable[[], torch.Tensor] | None = None  # last observed
         self._dealer = Dealer(place, program)
@@ -434,10 +443,51 @@ class Worker:
         Raises:
             UserError: in a background activity, or where another worker ends instead.
         """
-        if threading.get_ident() != self._thread:
-            raise UserError("worker.meet() must be called by the worker itself, not by a background activity")
+        self._check_thread("meet()")
         if self.num_workers > 1:
             self._place.meet()
+
+    @contextmanager
+    def slowed(self, factor: float) -> Iterator[None]:
+        """A block of computing that takes `factor` times as long, as on a slower device; the rest passes at its end.
+
+        Args:
+            factor: >= 1; other workers are not held up by it.
+
+        Raises:
+            UserError: for a smaller factor, or in a background activity.
+        """
+        self._check_thread("slowed(...)")
+        require(factor >= 1, "worker.slowed", "must be given a factor >= 1", factor)
+        if factor == 1:
+            yield
+            return
+        self._place.settle()
+        begin_s = self.clock.now()
+        yield
+        self._place.settle()
+        self._place.spend((factor - 1) * (self.clock.now() - begin_s), idle=False)
+
+    def idle(self, seconds: float) -> None:
+        """Do nothing for so much run time, finite and >= 0.
+
+        Raises:
+            UserError: for other seconds, or in a background activity.
+        """
+        self._check_thread("idle(...)")
+        require(0 <= seconds < float("inf"), "worker.idle", "must be given finite seconds >= 0", seconds)
+        self._place.spend(seconds, idle=True)
+
+    def read_clock(self) -> float:
+        """The run's clock, for what shall depend on it; a run that is repeated reads what the first one read."""
+        times = self._place.interleaving.times
+        now_s = self.clock.now()
+        if self._times is not None:
+            if len(times) == len(self._times):
+                raise exhausted(self.rank, "reads the clock")
+            now_s = self._times[len(times)]
+        times.append(now_s)
+        return now_s
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -514,6 +564,10 @@ class Worker:
             self._stream.close()
         if self._decentralised and self._model is not None:
             self._report_own(len(self._milestones))
+
+    def _check_thread(self, call: str) -> None:
+        if threading.get_ident() != self._thread:
+            raise UserError(f"worker.{call} must be called by the worker itself, not by a background activity")
 
     def _streamed(self, stream: Stream, problem: Problem, batch_size: int) -> Iterator[Batch]:
         order = self._dealer.sequence(problem.num_samples)

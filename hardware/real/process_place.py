@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -18,6 +18,7 @@ from hardware.real.messages import Arrived, Failed, Line, Observed, waited_in_va
 from hardware.real.parcel import Parcel
 from hardware.real.placement import apply_policy, prove, tensor_over
 from hardware.real.segment import Segment
+from hardware.real.spending import spend
 from hardware.real.waits import Waits
 from harness.errors import UserError
 from harness.kernels.access import Access
@@ -64,6 +65,7 @@ class ProcessPlace(Place):
         self._shared: dict[str, torch.Tensor] = {}
         self._appending = Lock()
         self.waits = Waits()
+        self.spent_s = 0.0  # as computing, beyond what the CPU did meanwhile
         self.all_ranks: dist.ProcessGroup | None = None  # where there are data servers
         self._locks = SharedLocks(launch.locks, launch.crew.timeout_s, self._say_failed)
 
@@ -137,6 +139,14 @@ class ProcessPlace(Place):
         except TimeoutError:
             raise waited_in_vain(self.rank, timeout_s) from None
         self._background.check()
+
+    def spend(self, seconds: float, idle: bool) -> None:
+        """Sleep, once the device is done."""
+        self.settle()
+        begin_s, begin_cpu_s = time.perf_counter(), time.thread_time()
+        with self.waits.noted() if idle else nullcontext():
+            spend(seconds, self._background.check)
+        self.spent_s += (0.0 if idle else time.perf_counter() - begin_s) - (time.thread_time() - begin_cpu_s)
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         """A block of one thread at a time, of all processes."""

@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from hardware.real.locks import LocalLocks, held
 from hardware.real.messages import Arrived, disagreement, waited_in_vain
 from hardware.real.placement import allocate, prove
 from hardware.real.signals import deaf
+from hardware.real.spending import spend
 from hardware.real.waits import Waits
 from harness.errors import WorkerFailed
 from harness.kernels.access import Access
@@ -305,6 +306,13 @@ class ThreadPlace(Place):
         self._leave_if_stopping()
         with self.waits.noted():
             self._run.meet(self.rank, Arrived("meet"), self._run.crew.timeout_s)
+
+    def spend(self, seconds: float, idle: bool) -> None:
+        """Sleep."""
+        begin_s = time.perf_counter()
+        with self.waits.noted() if idle else nullcontext():
+            spend(seconds, self._leave_if_stopping)
+        self.kernel_s += 0.0 if idle else time.perf_counter() - begin_s
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         """A block of one thread at a time."""

@@ -140,7 +140,7 @@ def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
     seconds = meter.stopwatch.seconds
     return Ledger(
         finish_s=finish_s,
-        busy_s=math.inf if on_device else busy_s,
+        busy_s=math.inf if on_device else busy_s + place.spent_s,
         pauses=clock.pauses,
         collectives={name: seconds(log.table()) for name, log in meter.collectives.items()},
         messages=seconds(meter.messages.table()),

@@ -305,6 +305,15 @@ class SimulatedPlace(Place):
         """A block of one activity at a time; a lock that another rank held last is fetched from its core."""
         return self._machine.locks.held(name, self.rank, partial(self.timelines.charge, 0.0))
 
+    def spend(self, seconds: float, idle: bool) -> None:
+        """Let virtual time pass, once all streams have ended."""
+        self.settle()
+        activity = self._machine.engine.current
+        begin_s = activity.now()
+        activity.charge(seconds)
+        if not idle:
+            self.timelines.account.computing.add(begin_s, activity.local_s)
+
     def dealt(self, num_samples: int) -> None:
         """Owe the cost of a batch; where memory is shared, first let others' writes land."""
         engine = self._machine.engine

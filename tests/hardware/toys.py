@@ -434,6 +434,37 @@ class Meets(Wild):
 
 
 @dataclass(frozen=True)
+class Slows(Wild):
+    """Every worker is slowed, then idle; observes how long that took, without and with the slowing and idleness."""
+
+    factor: float = 3.0
+    idle_s: float = 0.03
+
+    def train(self, worker, problem):
+        seconds = worker.shared("seconds", torch.zeros(3, worker.num_workers, dtype=torch.float64))
+        begin_s = worker.clock.now()
+        with worker.slowed(self.factor):
+            for batch in worker.batches_of(torch.arange(self.batch_size, dtype=torch.int32), self.batch_size):
+                worker.run(problem.kernel, torch.zeros(1, dtype=torch.float64), batch, self.learning_rate)
+            time.sleep(0.02)
+            seconds[0, worker.rank] = worker.clock.now() - begin_s
+        seconds[1, worker.rank] = worker.clock.now() - begin_s
+        worker.idle(self.idle_s)
+        seconds[2, worker.rank] = worker.clock.now() - begin_s
+        worker.meet()
+        worker.observe(seconds.view(-1), samples=self.batch_size)
+
+
+@dataclass(frozen=True)
+class SlowsInTheBackground(Wild):
+    """A background activity asks to be slower."""
+
+    def train(self, worker, problem):
+        worker.background(lambda: worker.idle(1.0))
+        worker.meet()
+
+
+@dataclass(frozen=True)
 class LeavesOthers(Wild):
     """Rank 1 ends where the others meet."""
 

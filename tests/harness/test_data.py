@@ -56,6 +56,9 @@ class Counting(Place):
     def meet(self):
         raise NotImplementedError
 
+    def spend(self, seconds, idle):
+        raise NotImplementedError
+
     def lock(self, name):
         raise NotImplementedError
 
