@@ -51,6 +51,7 @@ class Algorithm(ABC):
     visits_rows: ClassVar[bool] = False  # runs its kernel by `worker.visits`, wherever its rows lie
     why_rows_stay: ClassVar[str] = "runs a kernel whose rows stay"  # if it does not
     is_sgd: ClassVar[bool] = True  # one worker does what sequential SGD of the same step does
+    deals_samples: ClassVar[bool] = False  # itself, by `worker.batches_of`: data policies have nothing to say
     decentralised: ClassVar[bool] = False  # every worker has a model of its own, and the run's is their average
 
     learning_rate: float

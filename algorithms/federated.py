@@ -55,6 +55,7 @@ class Federated(Algorithm):
 
     synchronous: ClassVar[bool] = False  # rounds are, but clients have more or fewer samples
     is_sgd: ClassVar[bool] = False
+    deals_samples: ClassVar[bool] = True
 
     num_clients: int
     participation: float

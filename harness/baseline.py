@@ -56,7 +56,7 @@ def sequential(setup: Setup) -> Setup:
     """The baseline's setup: the best sequential code, on one worker of the same hardware.
 
     That is per-sample SGD where the problem has a native kernel that the hardware can run, else SGD with the run's own
-    step and batches. The step of a method that is not SGD is none of SGD's.
+    step and batches. The step of a method that is not SGD is none of SGD's. Data servers are left out: it has the rows.
     """
     own, problem = setup.algorithm, setup.problem
     if problem.kernel is not None and setup.hardware.runs_kernels and (own.batch_size > 1 or not own.is_sgd):
@@ -64,7 +64,8 @@ def sequential(setup: Setup) -> Setup:
     else:
         decay, optimizer = getattr(own, "step_decay", 1.0), getattr(own, "optimizer", PlainSGD(0.0))
         best = SGD(own.learning_rate, own.batch_size, decay, accumulate=1, optimizer=optimizer)
-    return replace(alone(setup), algorithm=best, choices=setup.choices | {"algorithm": "sgd"})
+    choices = setup.choices | {"algorithm": "sgd"}
+    return replace(alone(setup), algorithm=best, data=setup.data.at_hand(), choices=choices)
 
 
 def alone(setup: Setup) -> Setup:

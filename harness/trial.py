@@ -86,8 +86,8 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     evaluations = [values | spread for values, spread in zip(losses, [{}, *spreads], strict=True)]
     rows = history(observations, evaluations, problem.num_samples, start_host_s)
     summary = summarise(execution, rows, problem.num_samples, setup.num_workers, setup.settings.target.loss)
-    if setup.algorithm.servers():
-        summary["run/num_servers"] = setup.algorithm.servers()
+    if setup.num_servers:
+        summary["run/num_servers"] = setup.num_servers
     summary |= setup.algorithm.constants(setup.num_workers)
     failure = execution.failure or _silence(execution) or _divergence(observations, evaluations, problem.num_samples)
     summary |= _stamp(info, execution.tags)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
+from harness.batch import Batch, Samples
 from harness.clock import Clock
 from harness.data import Share
 from harness.dealing import Dealer
@@ -31,6 +32,7 @@ from harness.kernels.merge import merge
 from harness.problems.base import Problem
 from harness.program import Program
 from harness.rows import Rows, copied
+from harness.streaming import Stream, Streamed, serve
 
 COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
 MAX_CHUNK = 4096  # samples; beyond, the cost of asking for them no longer shows, two workers who ask at once included
@@ -164,6 +166,14 @@ class Place(ABC):
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity of this worker; it may communicate, and ends before the run does."""
 
+    def streams(self) -> dist.ProcessGroup:
+        """A process group of all ranks, data servers among them, whose messages are not the algorithm's. Called once.
+
+        Raises:
+            UserError: where workers exchange no messages.
+        """
+        raise UserError("data=streamed needs workers that exchange messages: use data=partitioned")
+
     @abstractmethod
     def meet(self) -> None:
         """Wait until all workers have come. Called in the thread that trains, and where there are others."""
@@ -198,8 +208,7 @@ class Worker:
     """
 
     def __init__(self, place: Place, program: Program) -> None:
-        self.num_servers = program.algorithm.servers()
-        self.rank, self.num_workers = place.rank, place.num_workers - self.num_servers
+        self.rank, self.num_workers = place.rank, place.num_workers - program.servers()
         self.node, self.num_nodes = place.node, place.num_nodes
         self.device = place.device
         self.seed = program.seed
@@ -220,28 +229,35 @@ class Worker:
         self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
         self._model: nn.Module | torch.Tensor | Callable[[], torch.Tensor] | None = None  # last observed
         self._dealer = Dealer(place, program)
-        if self.rank < self.num_workers:
+        self._data, self._stream = program.data, None
+        if self.rank < self.num_workers or program.data.servers():
             self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
+        if isinstance(program.data, Streamed) and self.rank < self.num_workers:
+            server = program.data.server_of(self.rank, place.num_workers)
+            self._stream = Stream(program.data, place.streams(), server)
 
     @property
     def clock(self) -> Clock:
         """The run's own clock."""
         return self._place.clock
 
-    def batches(self, problem: Problem, batch_size: int) -> Iterator[torch.Tensor]:
+    def batches(self, problem: Problem, batch_size: int) -> Iterator[Samples]:
         """Deal this worker's batches until the *global* budget is spent.
 
         Synchronous algorithms take equal batches (the budget is rounded up to a multiple of the number of workers);
         asynchronous ones take the next batch as soon as they ask. The last batch may be smaller.
 
         Yields:
-            int32 sample indices, shape (batch_size,).
+            int32 sample indices, shape (batch_size,), or the rows where data servers send them.
 
         Raises:
             UserError: where the data policy moves rows, which needs `visits`.
         """
         self._dealer.check_unmoved()
         rows = self._dealer.sequence(problem.num_samples)
+        if self._stream is not None:
+            yield from self._streamed(self._stream, problem, batch_size)
+            return
         for position, size in self._dealt(problem.num_samples, batch_size):
             yield rows[position : position + size]
 
@@ -254,6 +270,7 @@ class Worker:
             the kernel to run, and int32 indices of its samples, shape (<= batch_size,).
         """
         num_samples, dealer = len(kernel.indptr) - 1, self._dealer
+        dealer.check_at_hand()
         with self.clock.paused():
             rows = dealer.rows(kernel, num_samples)
         for epoch, start, stop in dealer.within_epochs(self._dealt(num_samples, batch_size), num_samples):
@@ -272,9 +289,10 @@ class Worker:
             the epoch, from 0, and this worker's batches of it, all of which must be taken.
 
         Raises:
-            UserError: where the data policy moves rows.
+            UserError: where the data policy moves rows, or sends them.
         """
         self._dealer.check_unmoved()
+        self._dealer.check_at_hand()
         rows = self._dealer.sequence(problem.num_samples)
 
         def of_epoch(epoch: int, group: Iterator[tuple[int, int, int, int]]) -> Iterator[torch.Tensor]:
@@ -291,7 +309,12 @@ class Worker:
 
         Yields:
             parts of `samples`, shape (<= batch_size,).
+
+        Raises:
+            UserError: where samples are at some workers only.
         """
+        self._dealer.check_at_hand()
+        self._dealer.check_everywhere()
         for batch in samples.to(self.device).split(batch_size):
             self._place.dealt(len(batch))
             yield batch
@@ -475,10 +498,26 @@ class Worker:
         elif bisect_right(self._milestones, before) < reached:
             self._report(reached - 1)
 
+    def serve_rows(self, problem: Problem) -> None:
+        """Be a data server until all its workers have left."""
+        assert isinstance(self._data, Streamed)
+        data, num_ranks, order = self._data, self._place.num_workers, self._dealer.sequence(problem.num_samples)
+        clients = [rank for rank in range(self.num_workers) if data.server_of(rank, num_ranks) == self.rank]
+        serve(data, self._place.streams(), problem, order, len(clients))
+
     def finish(self) -> None:
         """Leave the training: what others have yet to reach, this worker's own model is for as it is now."""
+        if self._stream is not None:
+            self._stream.close()
         if self._decentralised and self._model is not None:
             self._report_own(len(self._milestones))
+
+    def _streamed(self, stream: Stream, problem: Problem, batch_size: int) -> Iterator[Batch]:
+        order = self._dealer.sequence(problem.num_samples)
+        positions = self._dealer.positions(problem.num_samples, batch_size)
+        for self.epoch, batch in stream.batches(problem, order, positions):
+            self._place.dealt(len(batch))
+            yield batch
 
     def _dealt(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int]]:
         for epoch, position, size in self._dealer.positions(num_samples, batch_size):

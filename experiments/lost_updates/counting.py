@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from algorithms.shared_model import SharedModelAlgorithm
+from harness.batch import Samples
 from harness.errors import UserError, require
 from harness.kernels.counting import CountingKernel
 from harness.problems.base import Problem
@@ -39,7 +40,7 @@ class Counting(Problem):
                 parameter.zero_()
         return model
 
-    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Of the other one; nobody descends on it."""
         return self.counted.loss(model, samples)
 

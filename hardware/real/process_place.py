@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from hardware.real.counters import SharedCounters
 from hardware.real.crew import Background, Crew, as_failure
@@ -63,6 +64,7 @@ class ProcessPlace(Place):
         self._shared: dict[str, torch.Tensor] = {}
         self._appending = Lock()
         self.waits = Waits()
+        self.all_ranks: dist.ProcessGroup | None = None  # where there are data servers
         self._locks = SharedLocks(launch.locks, launch.crew.timeout_s, self._say_failed)
 
     @property
@@ -115,6 +117,11 @@ class ProcessPlace(Place):
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity, a thread of this process."""
         self._background.start(activity)
+
+    def streams(self) -> dist.ProcessGroup:
+        """All ranks, connected before the clock started."""
+        assert self.all_ranks is not None
+        return self.all_ranks
 
     def meet(self) -> None:
         """Wait until all workers are here.

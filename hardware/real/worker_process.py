@@ -11,6 +11,7 @@ import signal
 import time
 import traceback
 from dataclasses import replace
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from hardware.real.crew import as_failure
 from hardware.real.host_clock import HostClock
 from hardware.real.messages import Arrived, Failed, Finished, Line
 from hardware.real.meter import Meter
-from hardware.real.metered_group import init_metered_group
+from hardware.real.metered_group import GroupOptions, MeteredGroup, init_metered_group
 from hardware.real.process_place import Launch, ProcessPlace
 from harness.program import Program
 from harness.worker import Worker
@@ -97,14 +98,28 @@ def _work(launch: Launch, line: Line) -> None:
     touch(program)
     program = moved(program, place.device)
     place.ask(Arrived("ready"))  # from here on nobody is late, whatever gloo's time-out
-    store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", launch.crew.num_workers)
-    crew = launch.crew
-    meter = init_metered_group(store, launch.rank, crew.num_workers, crew.timeout_s, place.device, crew.backend)
+    meter = _connect(launch, program, place)
     warm_up(meter, place.device)
     ledger = _train(program, place, meter)
     line.say(Finished(ledger, place.prove_placement(), place.interleaving, place.measures))
     place.ask(Arrived("end"))
     dist.destroy_process_group()
+
+
+def _connect(launch: Launch, program: Program, place: ProcessPlace) -> Meter:
+    """Make the default group of the algorithm's ranks; where there are data servers, one of each, and one of all."""
+    crew, rank, num_ranks = launch.crew, launch.rank, launch.crew.num_workers
+    store: dist.Store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", num_ranks)
+    peers, common = num_ranks - program.data.servers(), (crew.timeout_s, place.device, crew.backend)
+    if rank >= peers:
+        meter = init_metered_group(dist.PrefixStore(f"alone {rank}", store), 0, 1, *common)
+    else:
+        meter = init_metered_group(store, rank, peers, *common)
+    if peers < num_ranks:
+        timeout, store = timedelta(seconds=crew.timeout_s), dist.PrefixStore("streams", store)
+        options = GroupOptions(store, rank, num_ranks, "streams", timeout)
+        place.all_ranks = MeteredGroup(options, meter, *common)
+    return meter
 
 
 def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:

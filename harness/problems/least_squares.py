@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from harness.batch import Samples
 from harness.errors import require
 from harness.kernels.sparse_linear import SQUARES, SparseLinearKernel
 from harness.kernels.sparse_rows import SparseRows
@@ -102,11 +103,15 @@ class LeastSquares(Problem):
         """Zeros, whatever the seed."""
         return DenseLinear(self.features, self.matrix.dtype, device)
 
-    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+    def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Rows of A and entries of b."""
+        return self.matrix[samples], self.labels[samples]
+
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """1/2 mean (a_i . w - b_i)^2 over the batch, and the regulariser."""
         weight = next(model.parameters())
-        device = weight.device
-        errors = model(self.matrix[samples].to(device)) - self.labels[samples].to(device)  # (batch,)
+        rows, labels = (part.to(weight.device) for part in self.rows_of(samples))
+        errors = model(rows) - labels  # (batch,)
         mean = 0.5 * errors.square().mean()
         return mean + 0.5 * self.l2 * weight.square().sum() if self.l2 else mean
 

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn.functional import embedding
 
 from harness import datasets, ratings
+from harness.batch import Samples
 from harness.errors import UserError, require
 from harness.kernels.factorization import FactorizationKernel, predictions
 from harness.problems.base import Problem
@@ -139,17 +140,21 @@ class MatrixCompletion(Problem):
         """Random factors, from the seed, on the CPU: equal on every device."""
         return FactorModel(self.num_users, self.num_items, self.rank, self.values.dtype, device, seed)
 
-    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+    def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Rows of [L; R] and ratings; where there is a regulariser, the rarity of these rows."""
+        rows = self.rows[samples]  # (batch, 2)
+        return rows, self.values[samples], *([self.rarity[rows]] if self.l2 else [])
+
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Half the mean squared error over the batch, and its share of the regulariser."""
         device = next(model.parameters()).device
-        rows = self.rows[samples]  # (batch, 2)
-        left, right = model(rows[:, 0].to(device), (rows[:, 1] - self.num_users).to(device))  # (batch, rank) each
-        errors = (left * right).sum(1) - self.values[samples].to(device)  # (batch,)
+        rows, values, *shares = (part.to(device) for part in self.rows_of(samples))
+        left, right = model(rows[:, 0], rows[:, 1] - self.num_users)  # (batch, rank) each
+        errors = (left * right).sum(1) - values  # (batch,)
         mean = 0.5 * errors.square().mean()
-        if not self.l2:
+        if not shares:
             return mean
-        shares = self.rarity[rows].to(device)  # (batch, 2)
-        return mean + 0.5 * self.l2 * (shares * torch.stack([left, right], 1).square().sum(2)).sum(1).mean()
+        return mean + 0.5 * self.l2 * (shares[0] * torch.stack([left, right], 1).square().sum(2)).sum(1).mean()
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from harness.batch import Samples
 from harness.errors import require
 from harness.problems.base import Problem
 
@@ -70,11 +71,16 @@ class DigitsMLP(Problem):
                 layers += [nn.Linear(fan_in, fan_out, dtype=getattr(torch, self.dtype), device="cpu"), nn.ReLU()]
         return nn.Sequential(*layers[:-1]).to(device)
 
-    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
-        """Mean cross entropy over the batch."""
+    def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Images and classes."""
         images, classes = self.train
+        return images[samples], classes[samples]
+
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
+        """Mean cross entropy over the batch."""
         device = next(model.parameters()).device
-        return cross_entropy(model(images[samples].to(device)), classes[samples].to(device))
+        images, classes = (part.to(device) for part in self.rows_of(samples))
+        return cross_entropy(model(images), classes)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

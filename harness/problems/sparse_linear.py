@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import embedding_bag
 
 from harness import datasets
+from harness.batch import Layout, Samples
 from harness.errors import UserError, require
 from harness.kernels.sparse_linear import SparseLinearKernel
 from harness.kernels.sparse_rows import SparseRows
@@ -116,11 +117,30 @@ class SparseLinear(Problem):
         """Zeros, whatever the seed."""
         return LinearModel(self.rows.num_features, self.rows.values.dtype, device)
 
-    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+    def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Rows, as `SparseRows.gather` gives them, and labels."""
+        return *self.rows.gather(samples), self.labels[samples]
+
+    def layout(self, samples: torch.Tensor) -> Layout:
+        """By the lengths of the rows; computed by numpy, which no meter sees."""
+        indptr, numbers = self.rows.indptr.numpy(force=True), samples.numpy(force=True)
+        nonzeros = int((indptr[numbers + 1] - indptr[numbers]).sum())
+        indices, values, offsets, labels = (row.dtype for row in self._first_row)
+        size = len(samples)
+        return [((nonzeros,), indices), ((nonzeros,), values), ((size,), offsets), ((size,), labels)]
+
+    def part(self, rows: tuple[torch.Tensor, ...], start: int, stop: int) -> tuple[torch.Tensor, ...]:
+        """Offsets of what is left begin at 0."""
+        indices, values, offsets, labels = rows
+        begin = int(offsets[start])
+        end = int(offsets[stop]) if stop < len(offsets) else len(indices)
+        return indices[begin:end], values[begin:end], offsets[start:stop] - begin, labels[start:stop]
+
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Mean of l over the batch, and the regulariser."""
         weight = next(model.parameters())
-        margins = model(*(part.to(weight.device) for part in self.rows.gather(samples)))
-        mean = self.pointwise(margins, self.labels[samples].to(weight.device)).mean()
+        *rows, labels = (part.to(weight.device) for part in self.rows_of(samples))
+        mean = self.pointwise(model(*rows), labels).mean()
         return mean + 0.5 * self.l2 * weight.square().sum() if self.l2 else mean
 
     @torch.no_grad()

@@ -625,6 +625,20 @@ def fail():
     raise ZeroDivisionError("by design")
 
 
+@dataclass(frozen=True)
+class DyingServer(Mean):
+    """Whoever gathers more than one row is killed."""
+
+    def gather(self, samples):
+        if len(samples) > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (self.numbers[samples.long()],)
+
+    def loss(self, model, samples):
+        (numbers,) = self.rows_of(samples)
+        return 0.5 * ((model.weight[0, 0] - numbers) ** 2).mean()
+
+
 def program(algorithm=Averaging, learning_rate=0.1, batch_size=4, budget=256, milestones=None, problem=Mean, **options):
     """A program on `Mean`, observed at the quarters of its budget."""
     minimised = problem(
