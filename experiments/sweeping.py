@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
+from harness.check import check
 from harness.cli import MISTAKES, composed, sentence
 from harness.errors import Diverged
 from harness.progress import Progress
-from harness.setup import check, compose, run_info
+from harness.setup import compose, run_info
 from harness.trial import execute
 
 if TYPE_CHECKING:

@@ -10,12 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from harness.baseline import find_references, run_key
+from harness.check import check
 from harness.errors import TwinclockError, Unexpected, UserError
 from harness.index import RunIndex
 from harness.manifest import RunInfo, manifest
 from harness.progress import Progress
 from harness.record import Record
-from harness.setup import Setup, check, compose, run_info
+from harness.setup import Setup, compose, run_info
 from harness.summary import show
 from harness.trial import Outcome, execute, failed
 

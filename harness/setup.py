@@ -1,7 +1,6 @@
 """One run, composed from the three nouns, data policy, tracking and settings; checked before anything starts."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,13 +15,12 @@ from harness.build import build, class_path, instantiate
 from harness.canonical import digest
 from harness.cli import option_files
 from harness.data import DataPolicy
-from harness.errors import TwinclockError, UserError, require
+from harness.errors import UserError, require
 from harness.interleaving import FILE, Interleaving, read
-from harness.local_data import LocalData
 from harness.manifest import RunInfo, new_run_id, pair_id, run_name
+from harness.options import with_parts
 from harness.problems.base import Problem
 from harness.program import Program
-from harness.record import Record
 from harness.tracking import Tracking
 
 
@@ -159,7 +157,7 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
 def _changed(setup: Setup) -> dict[str, Any]:
     """Settings of the algorithm that are not what its YAML file has."""
     files = option_files(HydraConfig.get().runtime.config_sources, "algorithm")
-    node = next(_with_parts(file, "algorithm") for file in files if file.stem == setup.choices["algorithm"])
+    node = next(with_parts(file, "algorithm") for file in files if file.stem == setup.choices["algorithm"])
     usual = OmegaConf.create({"algorithm": node, "problem": asdict(setup.problem)}).algorithm
     changed: dict[str, Any] = {}
     for key, value in asdict(setup.algorithm).items():
@@ -215,141 +213,6 @@ def compose(config: DictConfig) -> Setup:
     return Setup(settings=settings, choices=_choices(), **parts)
 
 
-def check(setup: Setup) -> tuple[Setup, list[str]]:
-    """Refuse an impossible pair, and use no more workers than the algorithm can.
-
-    Returns:
-        the setup that will run, and notices of one line each.
-
-    Raises:
-        UserError: with a sentence that names what would work.
-    """
-    setup.algorithm.check(setup.problem)
-    _check_memory(setup)
-    _check_replay(setup)
-    _check_kernel(setup)
-    _check_rows(setup)
-    _check_dealer(setup)
-    _check_streams(setup)
-    assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
-    notices = _notices_of_kernels(setup)
-    offered, used = setup.hardware.workers_offered, setup.num_workers
-    if used < offered and setup.hardware.num_workers is not None:
-        notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
-    setup.algorithm.constants(used)
-    setup.data.parts(setup.problem, used, setup.settings.seed)
-    setup = setup.with_workers(used)
-    return setup, [*notices, *setup.machine.check()]
-
-
-def _check_memory(setup: Setup) -> None:
-    if setup.algorithm.needs_shared_memory and not setup.hardware.shares_memory:
-        algorithm, hardware = setup.choices["algorithm"], setup.choices["hardware"]
-        raise UserError(
-            f"algorithm={algorithm} needs memory that all workers share, which hardware={hardware} does not have: use "
-            f"hardware={_names('hardware', lambda h: h.shares_memory)} or "
-            f"algorithm={_names('algorithm', lambda a: not a.needs_shared_memory)}"
-        )
-
-
-def _check_replay(setup: Setup) -> None:
-    """What is asked for must be what the other run was; its pair id says so, up to the kind of hardware."""
-    if setup.settings.replay is None:
-        return
-    field, directory = f"replay={setup.settings.replay}", Path(setup.settings.replay)
-    read(directory / FILE)
-    other, own = Record(directory).manifest(), run_info(setup, {}, None)
-    rule = "must name a run of the same algorithm, problem, data, workers and seed"
-    require(other.get("pair_id") == own.pair_id, field, rule, other.get("name"))
-
-
-def _check_kernel(setup: Setup) -> None:
-    if setup.algorithm.releases_gil(setup.problem) and not setup.hardware.runs_kernels:
-        algorithm, hardware = setup.choices["algorithm"], setup.choices["hardware"]
-        raise UserError(
-            f"algorithm={algorithm} with algorithm.batch_size=1 runs the problem's native kernel, which "
-            f"hardware={hardware}{_instructions(setup)} does not run: set algorithm.batch_size above 1, or use "
-            f"{_with_kernels(setup)}"
-        )
-
-
-def _instructions(setup: Setup) -> str:
-    level = getattr(setup.hardware, "simd", None)
-    return "" if level is None else f" with hardware.simd={level}"
-
-
-def _with_kernels(setup: Setup) -> str:
-    return "hardware.simd=null" if _instructions(setup) else f"hardware={_names('hardware', lambda h: h.runs_kernels)}"
-
-
-def _check_rows(setup: Setup) -> None:
-    data, policy = setup.data, setup.choices["data"]
-    if not data.moves_rows:
-        return
-    asked = f"data={policy}" if data.per_node else "data.order=permuted"
-    instead = "data=partitioned" if data.per_node else "data.order=index"
-    if reason := _why_rows_stay(setup):
-        raise UserError(f"{asked} moves the rows of a native kernel, and {reason}: use {instead}")
-    if not setup.hardware.shares_memory:
-        hardware = setup.choices["hardware"]
-        raise UserError(
-            f"{asked} needs memory that all workers share, which hardware={hardware} does not have: use {instead}, or "
-            f"hardware={_names('hardware', lambda h: h.shares_memory)}"
-        )
-
-
-def _check_dealer(setup: Setup) -> None:
-    """Who deals the samples of its clients itself would leave a policy that does so without effect."""
-    local = isinstance(setup.data, LocalData) or setup.data.servers() > 0
-    if setup.algorithm.deals_samples and local:
-        algorithm, data = setup.choices["algorithm"], setup.choices["data"]
-        raise UserError(
-            f"algorithm={algorithm} says itself who has which samples, which data={data} would say too: use "
-            "data=partitioned, and what the algorithm's own settings offer"
-        )
-
-
-def _check_streams(setup: Setup) -> None:
-    if not setup.data.servers():
-        return
-    algorithm, problem = (f"{group}={setup.choices[group]}" for group in ("algorithm", "problem"))
-    reason = ""
-    if setup.algorithm.needs_shared_memory:
-        reason = f"workers of {algorithm} have them in memory that all share"
-    elif setup.algorithm.releases_gil(setup.problem):
-        reason = f"{algorithm} with algorithm.batch_size=1 runs a native kernel on rows at hand"
-    elif setup.hardware.kind == "real" and not setup.hardware.runs_kernels:
-        reason = f"hardware={setup.choices['hardware']} would give a device to each rank that serves"
-    elif not setup.problem.has_rows:
-        reason = f"{problem} has no method `gather` that says what they are"
-    if reason:
-        raise UserError(f"data={setup.choices['data']} sends rows by message, and {reason}: use data=partitioned")
-
-
-def _why_rows_stay(setup: Setup) -> str:
-    """Why no rows can be moved; empty where they can."""
-    algorithm, problem = setup.algorithm, setup.problem
-    name, on = f"algorithm={setup.choices['algorithm']}", f"problem={setup.choices['problem']}"
-    if not algorithm.releases_gil(problem):
-        if algorithm.has_kernel and algorithm.batch_size != 1:
-            return f"{name} runs one only with algorithm.batch_size=1, got {algorithm.batch_size}"
-        return f"{name} has none" + (f" for {on}" if algorithm.has_kernel else "")
-    if not algorithm.visits_rows:
-        return f"{name} {algorithm.why_rows_stay}"
-    kernel = problem.kernel
-    return f"that of {on} reads no rows that could be moved" if kernel is None or kernel.row_data is None else ""
-
-
-def _notices_of_kernels(setup: Setup) -> list[str]:
-    algorithm, problem = setup.algorithm, setup.problem
-    if not algorithm.has_kernel or algorithm.batch_size != 1 or algorithm.releases_gil(problem):
-        return []
-    name, on = setup.choices["algorithm"], setup.choices["problem"]
-    return [
-        f"algorithm={name} has no native kernel for problem={on}: torch's autograd does it, hundreds of times slower"
-    ]
-
-
 def _make_users_modules_importable() -> None:
     for source in HydraConfig.get().runtime.config_sources:
         if source.provider == "command-line" and source.path not in sys.path:
@@ -373,31 +236,3 @@ def _plain(config: DictConfig, key: str) -> dict[str, Any]:
 
 def _choices() -> dict[str, str]:
     return {key: value for key, value in HydraConfig.get().runtime.choices.items() if key in GROUPS}
-
-
-PROBLEM_HINTS = {"learning_rate": 1.0, "minibatch_learning_rate": 1.0, "minibatch_size": 1}  # what algorithms refer to
-
-
-def _names(group: str, works: Any) -> str:
-    return "|".join(sorted(_working_options(group, works)))
-
-
-def _with_parts(path: Path, group: str) -> DictConfig:
-    """The YAML of an option with those that its defaults list names: "- compute: h100" is compute/h100.yaml."""
-    node = cast(DictConfig, OmegaConf.load(path))
-    for part in node.pop("defaults", []):
-        for name, option in part.items() if isinstance(part, DictConfig) else ():
-            part_group, _, place = str(name).partition("@")  # such as "optimizer@outer"
-            files = option_files(HydraConfig.get().runtime.config_sources, f"{group}/{part_group}")
-            node[place or part_group] = next((OmegaConf.load(file) for file in files if file.stem == option), None)
-    return node
-
-
-def _working_options(group: str, works: Any) -> Iterator[str]:
-    for path in option_files(HydraConfig.get().runtime.config_sources, group):
-        node = OmegaConf.create({group: _with_parts(path, group), "problem": PROBLEM_HINTS})
-        try:
-            if works(build(node[group], group)):
-                yield path.stem
-        except (TwinclockError, ImportError, OmegaConfBaseException):
-            continue  # an option that cannot be built here is no alternative

@@ -22,6 +22,7 @@ from harness.errors import UserError, require
 from harness.interleaving import Interleaving, exhausted
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
+from harness.kernels.merge import check_mergeable
 from harness.measures import Conclusion
 from harness.observer import Observed, Observer
 from harness.place import Place
@@ -266,12 +267,7 @@ class Worker:
         Raises:
             UserError: for tensors that differ in shape or dtype, lie in pieces, or hold other numbers.
         """
-        tensors = model, known, common
-        alike = all(each.dtype == model.dtype and each.shape == model.shape for each in tensors)
-        whole = model.dim() == 1 and all(each.is_contiguous() for each in tensors)
-        rule = "must be given three contiguous tensors of one shape (parameters,), all float32 or all float64"
-        given = [(tuple(each.shape), each.dtype) for each in tensors]
-        require(alike and whole and model.dtype in (torch.float32, torch.float64), "worker.merge", rule, given)
+        check_mergeable(model, known, common)
         self._place.merge(model, known, common, share)
 
     def background(self, activity: Callable[[], None]) -> None:

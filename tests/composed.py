@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from harness import check as harness_check
 from harness import cli
 from harness import setup as harness_setup
 
@@ -30,7 +31,7 @@ def checked(*overrides):
     config = copy.deepcopy(config)
     # as Hydra does it, once the options are chosen: to choose them takes a tenth of a second, of which there are many
     ConfigLoaderImpl._apply_overrides_to_config([_parsed(each) for each in given if not _chooses(each)], config)
-    return harness_setup.check(harness_setup.compose(config))
+    return harness_check.check(harness_setup.compose(config))
 
 
 def _key(override):

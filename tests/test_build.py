@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness import cli
 from harness.build import build, instantiate, target_class
 from harness.errors import UserError
-from harness.setup import PROBLEM_HINTS
+from harness.options import PROBLEM_HINTS
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("algorithm", "hardware", "problem", "data", "tracking")

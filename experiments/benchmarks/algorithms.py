@@ -26,8 +26,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.benchmarks import references
+from harness.check import check
 from harness.cli import CONF, composed
-from harness.setup import check, compose
+from harness.setup import compose
 
 Figures = dict[str, Any]
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = composed(["algorithm=hogwild", "tracking=none", *known.overrides], known.config_dir, as_hydra=True)
         from experiments.lost_updates.counting import count  # noqa: PLC0415 - torch, which --help must not wait for
-        from harness.setup import check, compose  # noqa: PLC0415
+        from harness.check import check  # noqa: PLC0415
+        from harness.setup import compose  # noqa: PLC0415
 
         setup, _ = check(compose(config))
         found = count(setup)

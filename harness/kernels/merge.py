@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numba import njit
 
+from harness.errors import require
+
 RELATIVE_COST = 0.08  # a parameter at hand, in nonzeros of SparseLinearKernel; measured: 0.2 of 2.5 ns, another Xeon
 
 
@@ -25,6 +27,20 @@ def merge(model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share:
     """
     replica = model.numpy()
     _merge(replica, known.numpy(), common.numpy(), replica.dtype.type(share))
+
+
+def check_mergeable(*tensors: torch.Tensor) -> None:
+    """Refuse what `merge` cannot merge.
+
+    Raises:
+        UserError: for tensors that differ in shape or dtype, lie in pieces, or hold other numbers.
+    """
+    first = tensors[0]
+    alike = all(each.dtype == first.dtype and each.shape == first.shape for each in tensors)
+    whole = first.dim() == 1 and all(each.is_contiguous() for each in tensors)
+    rule = "must be given three contiguous tensors of one shape (parameters,), all float32 or all float64"
+    given = [(tuple(each.shape), each.dtype) for each in tensors]
+    require(alike and whole and first.dtype in (torch.float32, torch.float64), "worker.merge", rule, given)
 
 
 @njit(nogil=True, cache=True)

@@ -12,9 +12,10 @@ from rich.console import Console
 from algorithms.flat import flat_parameters
 from harness.baseline import alone, run_key, sequential
 from harness.batch import Batch, message_bytes, packed, unpacked
+from harness.check import check
 from harness.errors import UserError, WorkerFailed
 from harness.progress import Progress
-from harness.setup import check, run_info
+from harness.setup import run_info
 from harness.trial import averaged, evaluate, execute
 from tests.hardware.toys import DyingServer, Mean
 from tests.harness.test_problems import OPTIONS, somewhere

@@ -1,0 +1,41 @@
+"""The options of the groups in conf/ and in a user's own folder, as they are in their files."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.build import build
+from harness.cli import option_files
+from harness.errors import TwinclockError
+
+PROBLEM_HINTS = {"learning_rate": 1.0, "minibatch_learning_rate": 1.0, "minibatch_size": 1}  # what algorithms refer to
+
+
+def names_of(group: str, works: Any) -> str:
+    """The options of a group that can be built and for which `works` is true, as one types them: a|b|c."""
+    return "|".join(sorted(_working(group, works)))
+
+
+def with_parts(path: Path, group: str) -> DictConfig:
+    """The YAML of an option with those that its defaults list names: "- compute: h100" is compute/h100.yaml."""
+    node = cast(DictConfig, OmegaConf.load(path))
+    for part in node.pop("defaults", []):
+        for name, option in part.items() if isinstance(part, DictConfig) else ():
+            part_group, _, place = str(name).partition("@")  # such as "optimizer@outer"
+            files = option_files(HydraConfig.get().runtime.config_sources, f"{group}/{part_group}")
+            node[place or part_group] = next((OmegaConf.load(file) for file in files if file.stem == option), None)
+    return node
+
+
+def _working(group: str, works: Any) -> Iterator[str]:
+    for path in option_files(HydraConfig.get().runtime.config_sources, group):
+        node = OmegaConf.create({group: with_parts(path, group), "problem": PROBLEM_HINTS})
+        try:
+            if works(build(node[group], group)):
+                yield path.stem
+        except (TwinclockError, ImportError, OmegaConfBaseException):
+            continue  # an option that cannot be built here is no alternative
