@@ -4,6 +4,8 @@ import atexit
 import os
 import shutil
 
+import torch._dynamo  # noqa: F401 - optimizers of torch import it at their first use, in seconds that a clock would see
+
 import hardware.real.worker_process  # noqa: F401 - imported once for all workers
 from hardware.real.fork_server import FOLDER_VARIABLE
 

@@ -322,6 +322,8 @@ class Measured(Compute):
 
     def meter(self) -> Callable[[], float]:
         """Thread time."""
+        import torch._dynamo  # noqa: F401, PLC0415 - optimizers of torch import it at their first use, which is not theirs
+
         last_s = time.thread_time()
 
         def since() -> float:
