@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, ClassVar
 from harness.errors import require
 
 if TYPE_CHECKING:
+    import torch
+
     from harness.problems.base import Problem
     from harness.worker import Worker
 
@@ -39,7 +41,7 @@ class Algorithm(ABC):
 
     Args:
         learning_rate: constant step, > 0.
-        batch_size: samples per worker and update, >= 1.
+        batch_size: samples per worker and update, >= 1; 0 for the whole training set where the class `takes_all`.
     """
 
     synchronous: ClassVar[bool]  # all workers take the same number of steps, in lockstep
@@ -49,6 +51,10 @@ class Algorithm(ABC):
     visits_rows: ClassVar[bool] = False  # runs its kernel by `worker.visits`, wherever its rows lie
     why_rows_stay: ClassVar[str] = "runs a kernel whose rows stay"  # if it does not
     is_sgd: ClassVar[bool] = True  # one worker does what sequential SGD of the same step does
+    deals_samples: ClassVar[bool] = False  # itself, by `worker.batches_of`: data policies have nothing to say
+    trains: ClassVar[bool] = True  # there is a model to observe and to compare; if not, only what it measures is kept
+    own_baseline: ClassVar[bool] = False  # the sequential way of doing the same is itself, on one worker
+    takes_all: ClassVar[bool] = False  # batch_size may be 0, for the whole training set
     decentralised: ClassVar[bool] = False  # every worker has a model of its own, and the run's is their average
 
     learning_rate: float
@@ -56,7 +62,8 @@ class Algorithm(ABC):
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "algorithm.learning_rate", "must be > 0", self.learning_rate)
-        require(self.batch_size >= 1, "algorithm.batch_size", "must be >= 1", self.batch_size)
+        rule = "must be >= 1" + (", or 0 for the whole training set" if self.takes_all else "")
+        require(self.batch_size >= 1 - self.takes_all, "algorithm.batch_size", rule, self.batch_size)
 
     @abstractmethod
     def train(self, worker: Worker, problem: Problem) -> None:
@@ -77,6 +84,29 @@ class Algorithm(ABC):
             UserError: if there cannot be so many with these settings; 1 must always do, for comparison.
         """
         return {}
+
+    def seeds(self, seed: int) -> list[int]:
+        """Of the models it begins with, in a run of this seed; several make an ensemble."""
+        return [seed]
+
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+        """Payload that all ranks together send for one update, in the mean, as docs/metrics.md counts both.
+
+        Args:
+            weights: a vector like the model's parameters.
+
+        Returns:
+            None where data or timing decide, or nobody has said.
+        """
+        return None
+
+    def staleness_bound(self, num_workers: int) -> int | None:
+        """How many updates there can be between the weights that a gradient is of and the step along it, at most.
+
+        Returns:
+            None where nothing bounds it.
+        """
+        return 0 if self.synchronous else None
 
     def check(self, problem: Problem) -> None:  # noqa: B027 - most can do any problem
         """Refuse a problem that cannot be done with these settings.

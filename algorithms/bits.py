@@ -17,15 +17,15 @@ def packed(codes: torch.Tensor, bits: int) -> torch.Tensor:
     ([33, 3], [1, 2, 3])
     """
     each = 8 // bits
-    padded = torch.zeros(-(-len(codes) // each) * each, dtype=torch.uint8)
+    padded = torch.zeros(-(-len(codes) // each) * each, dtype=torch.uint8, device=codes.device)
     padded[: len(codes)] = codes.to(torch.uint8)
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
     return (padded.view(-1, each) << shifts).sum(dim=1, dtype=torch.uint8)
 
 
 def unpacked(packed: torch.Tensor, bits: int, size: int) -> torch.Tensor:
     """The first `size` numbers that `packed` was given."""
-    shifts = torch.arange(0, 8, bits, dtype=torch.uint8)
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     return ((packed[:, None] >> shifts) & (2**bits - 1)).view(-1)[:size]
 
 

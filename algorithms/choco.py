@@ -17,9 +17,9 @@ from typing import ClassVar
 import torch
 
 from algorithms.base import Algorithm
-from algorithms.compression import Compressor
+from algorithms.compression import Compression, Compressor, messages
 from algorithms.flat import flatten_
-from algorithms.mixing import Mixing, Row, begin_messages, require_doubly_stochastic, spectral_gap
+from algorithms.mixing import Mixing, Row, begin_messages, messages_per_step, require_doubly_stochastic, spectral_gap
 from algorithms.optimizers import Descent, Optimizer
 from harness.errors import require
 from harness.problems.base import Problem
@@ -32,7 +32,7 @@ class ChocoSGD(Algorithm):
 
     Args:
         consensus_step: gamma, in (0, 1]; the stronger the compression, the smaller it has to be.
-        compression: Q.
+        compression: Q, of messages; its error feedback is not used.
         mixing: who averages with whom.
         optimizer: of each worker.
     """
@@ -41,7 +41,7 @@ class ChocoSGD(Algorithm):
     decentralised: ClassVar[bool] = True
 
     consensus_step: float
-    compression: Compressor
+    compression: Compression
     mixing: Mixing
     optimizer: Optimizer
 
@@ -49,6 +49,7 @@ class ChocoSGD(Algorithm):
         super().__post_init__()
         rule = "must be in (0, 1]"
         require(0 < self.consensus_step <= 1, "algorithm.consensus_step", rule, self.consensus_step)
+        messages(self.compression, "choco_sgd")
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """The spectral gap.
@@ -61,12 +62,17 @@ class ChocoSGD(Algorithm):
         require(self.mixing.is_symmetric(num_workers), "algorithm/mixing", rule, self.mixing)
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
 
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+        """A compressed change along every edge."""
+        return messages_per_step(self.mixing, num_workers) * messages(self.compression, "choco_sgd").num_bytes(weights)
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Step and average until the budget is spent."""
         weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
         (row,) = self.mixing.rows(worker.num_workers, worker.rank)
-        averaging = CompressedAveraging(weights, row, self.compression, self.consensus_step, worker.generator)
+        compressor = messages(self.compression, "choco_sgd")
+        averaging = CompressedAveraging(weights, row, compressor, self.consensus_step, worker.generator)
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
             descent.step()

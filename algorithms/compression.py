@@ -1,32 +1,54 @@
-"""Compressors of vectors: what is sent is one tensor of bytes, which is as small as it says.
+"""What is sent in place of a vector, in fewer bytes: a group of settings, of any algorithm that sends vectors.
 
-    none      x
-    top_k     the k entries of largest modulus, and where they are
-    random_k  k entries at random places, which both sides draw from a seed that is sent (Wangni et al., NeurIPS 2018)
-    sign      |x|_1 / n * sign(x): a bit per entry (Karimireddy et al., ICML 2019, section 4)
-    qsgd      |x|_2 * sign(x_i) * level_i / s, with level_i = s |x_i| / |x|_2 rounded at random, in expectation without
-              error (Alistarh et al., NIPS 2017, section 3.1); levels in whole bits, not Elias' code
+    none       x
+    half       x, in float16 or bfloat16                                       algorithms/quantization.py
+    sign, qsgd x, in one bit or a few per entry
+    top_k, random_k  a few entries of x                                        algorithms/sparsification.py
+    power_sgd  factors of low rank of the mean of all x                        algorithms/power_sgd.py
 
-random_k and qsgd are unbiased, E Q(x) = x, if `unbiased`; else they are divided by what makes them contractions,
-E |Q(x) - x|^2 <= (1 - delta) |x|^2, as all others are, and as error feedback and CHOCO need (Koloskova et al., ICML
-2019, section 3.2).
+Whoever averages vectors over all workers asks for an `Averaging`, which any compression has; whoever sends one to
+somebody needs a message, which a `Compressor` makes, and if it sends many a `Sender`, which feeds errors back.
 """
 
-import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from torch import nn
 
-from algorithms.bits import joined, packed, split, unpacked
-from harness.errors import require
-
-SEED_BYTES = 8
+from algorithms.averaging import Averaging, MeanOfMessages, WholeMean
+from algorithms.error_feedback import Sender
+from harness.errors import UserError
+from harness.worker import Worker
 
 
 @dataclass(frozen=True)
-class Compressor(ABC):
-    """A way to send a vector in fewer bytes."""
+class Compression(ABC):
+    """A way to send vectors in fewer bytes."""
+
+    is_exact: ClassVar[bool] = False  # nothing is left out
+
+    @abstractmethod
+    def averaging(self, model: nn.Module, worker: Worker) -> Averaging:
+        """What averages vectors such as the model's gradient over all workers.
+
+        Args:
+            model: whose parameters, one after the other, the vectors are like.
+        """
+
+    def bytes_of_mean(self, vector: torch.Tensor, num_workers: int) -> int | None:
+        """What all workers together hand in for one average of vectors like this one.
+
+        Returns:
+            None where more decides than its length.
+        """
+        return None
+
+
+@dataclass(frozen=True)
+class Compressor(Compression):
+    """One that makes a message of a vector, whoever it is for: one tensor of bytes, as small as it says."""
 
     @abstractmethod
     def num_bytes(self, vector: torch.Tensor) -> int:
@@ -34,7 +56,7 @@ class Compressor(ABC):
 
     @abstractmethod
     def encode(self, vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The message, uint8, shape (num_bytes,).
+        """The message, uint8, shape (num_bytes,); perhaps a view of the vector.
 
         Args:
             vector: float32 or float64, shape (n,).
@@ -43,12 +65,30 @@ class Compressor(ABC):
 
     @abstractmethod
     def decode(self, message: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """What the message says, a vector like `like`, on every rank that decodes it."""
+        """What the message says, a vector like `like`, on every rank that decodes it; perhaps a view of the message."""
+
+    def sender(self, generator: torch.Generator) -> Sender:
+        """What encodes one vector after the other for the same listeners.
+
+        Args:
+            generator: of the sender's random numbers.
+        """
+        return Sender(self, generator, error_feedback=False)
+
+    def averaging(self, model: nn.Module, worker: Worker) -> Averaging:
+        """Everybody hears everybody's message."""
+        return MeanOfMessages(self, self.sender(worker.generator))
+
+    def bytes_of_mean(self, vector: torch.Tensor, num_workers: int) -> int:
+        """A message of each."""
+        return self.num_bytes(vector) * num_workers if num_workers > 1 else 0
 
 
 @dataclass(frozen=True)
 class Uncompressed(Compressor):
     """The vector itself."""
+
+    is_exact: ClassVar[bool] = True
 
     def num_bytes(self, vector: torch.Tensor) -> int:
         """All."""
@@ -56,140 +96,42 @@ class Uncompressed(Compressor):
 
     def encode(self, vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Its bytes."""
-        return vector.view(torch.uint8).clone()
+        return vector.view(torch.uint8)
 
     def decode(self, message: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """The vector."""
         return message.view(like.dtype)
 
+    def averaging(self, model: nn.Module, worker: Worker) -> Averaging:
+        """One all-reduce, in place."""
+        return WholeMean()
+
 
 @dataclass(frozen=True)
-class TopK(Compressor):
-    """The entries of largest modulus.
+class LossyCompressor(Compressor):
+    """One that leaves something out.
 
     Args:
-        fraction: of the entries, at least one, in (0, 1].
+        error_feedback: add it to the vector that is sent next. CHOCO has a feedback of its own, whatever this says.
     """
 
-    fraction: float
+    error_feedback: bool
 
-    def __post_init__(self) -> None:
-        _require_fraction(self.fraction)
-
-    def num_bytes(self, vector: torch.Tensor) -> int:
-        """Of a value and a place of 4 bytes, for each entry."""
-        return _kept(self.fraction, vector) * (vector.element_size() + 4)
-
-    def encode(self, vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Values, then places."""
-        places = vector.abs().topk(_kept(self.fraction, vector), sorted=False).indices
-        return joined(vector[places], places.to(torch.int32))
-
-    def decode(self, message: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Zero elsewhere."""
-        values, places = split(message, _kept(self.fraction, like) * like.element_size())
-        return torch.zeros_like(like).index_copy_(0, places.view(torch.int32).long(), values.view(like.dtype))
+    def sender(self, generator: torch.Generator) -> Sender:
+        """One that feeds errors back, if it shall."""
+        return Sender(self, generator, self.error_feedback)
 
 
-@dataclass(frozen=True)
-class RandomK(Compressor):
-    """Entries at random places.
+def messages(compression: Compression, algorithm: str) -> Compressor:
+    """A compression for an algorithm in which one rank sends to another.
 
-    Args:
-        fraction: as of `TopK`.
-        unbiased: multiply them by n / k.
+    Raises:
+        UserError: for one that can only average.
     """
-
-    fraction: float
-    unbiased: bool
-
-    def __post_init__(self) -> None:
-        _require_fraction(self.fraction)
-
-    def num_bytes(self, vector: torch.Tensor) -> int:
-        """Of the values and a seed."""
-        return _kept(self.fraction, vector) * vector.element_size() + SEED_BYTES
-
-    def encode(self, vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Values, then the seed of their places."""
-        seed = torch.randint(2**62, (1,), generator=generator)
-        values = vector[self._places(seed, vector)]
-        if self.unbiased:
-            values *= len(vector) / len(values)
-        return joined(values, seed)
-
-    def decode(self, message: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Zero elsewhere."""
-        values, seed = split(message, len(message) - SEED_BYTES)
-        return torch.zeros_like(like).index_copy_(
-            0, self._places(seed.view(torch.int64), like), values.view(like.dtype)
-        )
-
-    def _places(self, seed: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(int(seed))
-        return torch.randperm(len(vector), generator=generator)[: _kept(self.fraction, vector)]
-
-
-@dataclass(frozen=True)
-class Sign(Compressor):
-    """Signs, and the mean modulus."""
-
-    def num_bytes(self, vector: torch.Tensor) -> int:
-        """Of bits, and a value."""
-        return vector.element_size() + math.ceil(len(vector) / 8)
-
-    def encode(self, vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The mean modulus, then the bits."""
-        return joined(vector.abs().mean().view(1), packed(vector >= 0, 1))
-
-    def decode(self, message: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Plus or minus the mean modulus."""
-        scale, signs = split(message, like.element_size())
-        return (2 * unpacked(signs, 1, len(like)).to(like.dtype) - 1) * scale.view(like.dtype)
-
-
-@dataclass(frozen=True)
-class QSGD(Compressor):
-    """Levels of the modulus, rounded at random.
-
-    Args:
-        bits: of an entry's sign and level: 2, 4 or 8, for 1, 7 or 127 levels.
-        unbiased: do not divide by tau = 1 + min(n / s^2, sqrt(n) / s).
-    """
-
-    bits: int
-    unbiased: bool
-
-    def __post_init__(self) -> None:
-        require(self.bits in (2, 4, 8), "compression.bits", "must be 2, 4 or 8", self.bits)
-
-    def num_bytes(self, vector: torch.Tensor) -> int:
-        """Of the levels, and the norm."""
-        return vector.element_size() + math.ceil(len(vector) * self.bits / 8)
-
-    def encode(self, vector: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The norm, then the levels, shifted to be positive."""
-        norm, chance = vector.norm(), torch.rand(len(vector), generator=generator, dtype=vector.dtype)
-        exact = vector.abs() * (self._levels / norm.clamp_min(torch.finfo(vector.dtype).tiny))
-        level = (exact + chance).floor().clamp_max(self._levels)  # rounding may put the last level in sight of the next
-        return joined(norm.view(1), packed(level * vector.sign() + self._levels, self.bits))
-
-    def decode(self, message: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Levels of the norm."""
-        norm, codes = split(message, like.element_size())
-        level = unpacked(codes, self.bits, len(like)).to(like.dtype) - self._levels
-        rough = math.sqrt(len(like)) / self._levels
-        tau = 1 if self.unbiased else 1 + min(rough**2, rough)
-        return level * (norm.view(like.dtype) / (self._levels * tau))
-
-    @property
-    def _levels(self) -> int:
-        return 2 ** (self.bits - 1) - 1
-
-
-def _require_fraction(fraction: float) -> None:
-    require(0 < fraction <= 1, "compression.fraction", "must be in (0, 1]", fraction)
-
-
-def _kept(fraction: float, vector: torch.Tensor) -> int:
-    return max(1, round(fraction * len(vector)))
+    if isinstance(compression, Compressor):
+        return compression
+    name = type(compression).__name__
+    raise UserError(
+        f"algorithm/compression must make messages of one worker alone with algorithm={algorithm}, got {name}, which "
+        "averages those of all: use none, half, sign, qsgd, top_k or random_k"
+    )

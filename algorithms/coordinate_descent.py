@@ -85,6 +85,7 @@ class CoordinateDescent(SharedModelAlgorithm):
         kernel = PrimalKernel(linear, weights)
         access = self.access(worker, kernel)
         for samples in worker.batches(problem, worker.chunk_size):
+            assert isinstance(samples, torch.Tensor)  # workers share memory: nobody sends rows
             features = features_of(samples, problem.num_samples, len(weights))
             worker.run(kernel, margins, features, self.step(worker), access)
             worker.observe(weights, len(samples), updates=len(features))

@@ -48,6 +48,10 @@ class ElasticAveraging(Algorithm):
         """The centre."""
         return 1
 
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+        """To the centre go weights and two numbers, back comes a pull."""
+        return 2 * (weights.nbytes + weights.element_size())
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend, and draw at the centre now and then."""
         weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))

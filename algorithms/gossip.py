@@ -27,7 +27,7 @@ import torch
 
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
-from algorithms.mixing import Exchange, Mixing, require_doubly_stochastic, spectral_gap
+from algorithms.mixing import Exchange, Mixing, messages_per_step, require_doubly_stochastic, spectral_gap
 from algorithms.optimizers import Descent, Optimizer
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -58,6 +58,10 @@ class Gossip(Algorithm):
         """
         require_doubly_stochastic(self.mixing, num_workers)
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
+
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+        """A model along every edge."""
+        return messages_per_step(self.mixing, num_workers) * weights.nbytes
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Step and average until the budget is spent."""
@@ -98,6 +102,10 @@ class StochasticGradientPush(Algorithm):
     def constants(self, num_workers: int) -> dict[str, float]:
         """The spectral gap."""
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
+
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+        """A sum and its weight along every edge."""
+        return messages_per_step(self.mixing, num_workers) * (weights.nbytes + weights.element_size())
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Step and average until the budget is spent."""

@@ -1,8 +1,8 @@
 """The gradient of a batch, in one pass or in several over parts of it."""
 
-import torch
 from torch import nn
 
+from harness.batch import Samples
 from harness.errors import require
 from harness.problems.base import Problem
 
@@ -16,11 +16,11 @@ def check_passes(passes: int) -> None:
     require(passes >= 1, "algorithm.accumulate", "must be >= 1", passes)
 
 
-def add_gradient(problem: Problem, model: nn.Module, batch: torch.Tensor, passes: int = 1) -> None:
+def add_gradient(problem: Problem, model: nn.Module, batch: Samples, passes: int = 1) -> None:
     """Add the gradient of the mean loss over a batch to the model's.
 
     Args:
-        batch: sample indices, shape (samples,).
+        batch: sample indices, shape (samples,), or rows.
         passes: into how many parts the batch is cut, of which one at a time is held in memory.
     """
     if passes == 1:

@@ -4,7 +4,7 @@
 
 No lock is ever taken; where samples are sparse, workers seldom touch the same coordinate. Locks of all kinds, replicas
 and rounded models are options (algorithms/shared_model.py), so that what Hogwild! avoids can be measured. Deviations:
-samples come from a shuffled queue instead of with replacement, and the step is constant unless `step_decay` < 1.
+samples come from a shuffled queue instead of with replacement, and the step is constant unless `schedule` is another.
 """
 
 from dataclasses import dataclass

@@ -12,6 +12,9 @@ steps is left out). Plain outer steps of learning rate 1 make it the average of 
     hierarchical  only groups of workers average at the end of a round, all of them at every `group_rounds`-th (Lin et
                 al., ICLR 2020, appendix on hierarchical local SGD)
 
+Changes may be compressed, which with error feedback is Qsparse-local-SGD (Basu et al., NeurIPS 2019, Algorithm 1);
+averages of groups are of whole models.
+
 With H = 1 and plain or heavy-ball steps inside it is `all_reduce`: both are linear in the gradients.
 """
 
@@ -21,7 +24,9 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
+from algorithms.averaging import WholeMean
 from algorithms.base import Algorithm
+from algorithms.compression import Compression
 from algorithms.flat import flatten_
 from algorithms.optimizers import Descent, Optimizer
 from harness.errors import require
@@ -40,6 +45,7 @@ class LocalSGD(Algorithm):
         group_size: workers that average among themselves, with neighbouring ranks, the last group being what is left;
             1 for no groups.
         group_rounds: averages in groups before one of all, that one included, >= 1; of no effect without groups.
+        compression: of the changes that all average.
         optimizer: of every worker's own steps.
         outer: what makes a step of the average change.
         outer_learning_rate: of that step, > 0; 1 for the average where `outer` is plain.
@@ -53,6 +59,7 @@ class LocalSGD(Algorithm):
     all_reduce_epochs: float
     group_size: int
     group_rounds: int
+    compression: Compression
     optimizer: Optimizer
     outer: Optimizer
     outer_learning_rate: float
@@ -67,8 +74,8 @@ class LocalSGD(Algorithm):
 
     @property
     def is_sgd(self) -> bool:  # type: ignore[override]
-        """Where outer steps are averages."""
-        return self.outer.is_plain and self.outer_learning_rate == 1
+        """Where outer steps are averages, of whole changes."""
+        return self.compression.is_exact and self.outer.is_plain and self.outer_learning_rate == 1
 
     def steps(self, rounds: int, epoch: float) -> int:
         """H of the next round.
@@ -79,6 +86,17 @@ class LocalSGD(Algorithm):
         """
         return 1 if epoch < self.all_reduce_epochs else self.period + self.growth * rounds
 
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+        """Every worker hands in its change at the end of a period, all being alike.
+
+        Returns:
+            None where they are not, or the compression does not say.
+        """
+        if self.growth or self.all_reduce_epochs or self.group_size > 1:
+            return None
+        sent = self.compression.bytes_of_mean(weights, num_workers)
+        return None if sent is None else sent / self.period
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend alone, and meet the others at the end of every round."""
         model = problem.build_model(worker.device, worker.seed)
@@ -86,7 +104,7 @@ class LocalSGD(Algorithm):
         inner = Descent(self.optimizer, weights, gradient, self.learning_rate)
         common, change = weights.clone(), torch.zeros_like(weights)
         outer = Descent(self.outer, common, change, self.outer_learning_rate)
-        group = self._group(worker)
+        averaging, group = self.compression.averaging(model, worker), self._group(worker)
         epoch, rounds, local_steps = 0.0, 0, 0
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
@@ -97,11 +115,11 @@ class LocalSGD(Algorithm):
                 local_steps, rounds = 0, rounds + (epoch >= self.all_reduce_epochs)
                 if group is None or rounds % self.group_rounds == 0:
                     torch.sub(common, weights, out=change)
-                    _average(change)
+                    averaging.average_(change)
                     outer.step()
                     weights.copy_(common)
                 else:
-                    _average(weights, group)
+                    WholeMean(group).average_(weights)
             epoch += len(batch) * worker.num_workers / problem.num_samples
             worker.observe(weights, len(batch))
 
@@ -112,9 +130,3 @@ class LocalSGD(Algorithm):
         ranks = list(range(worker.num_workers))
         groups = [dist.new_group(ranks[first : first + self.group_size]) for first in ranks[:: self.group_size]]
         return groups[worker.rank // self.group_size]
-
-
-def _average(tensor: torch.Tensor, group: dist.ProcessGroup | None = None) -> None:
-    """Over the workers of a group, or all."""
-    dist.all_reduce(tensor, group=group)
-    tensor /= dist.get_world_size(group)

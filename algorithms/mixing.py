@@ -89,6 +89,12 @@ def spectral_gap(matrices: Sequence[np.ndarray]) -> float:
     return float(1 - second ** (1 / len(matrices)))
 
 
+def messages_per_step(mixing: Mixing, num_workers: int) -> float:
+    """How many edges there are, in the mean over a period."""
+    rows = [row for rank in range(num_workers) for row in mixing.rows(num_workers, rank)]
+    return sum(len(row.sends) for row in rows) / mixing.period(num_workers)
+
+
 def require_doubly_stochastic(mixing: Mixing, num_workers: int) -> None:
     """Refuse weights whose rows do not sum to 1.
 

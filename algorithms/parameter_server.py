@@ -13,10 +13,11 @@
                        Ho et al., NIPS 2013, section 2)
 
 A push and the next pull are one exchange here, so every gradient is of the weights that its worker pulled last. Each
-server decides alone: with several, and unless synchronous, parts of w may have seen different pushes.
+server decides alone: with several, and unless synchronous, parts of w may have seen different pushes. Pushes may be
+compressed, each server's part by itself; pulls are whole.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -24,8 +25,12 @@ import torch
 import torch.distributed as dist
 
 from algorithms.base import Algorithm
+from algorithms.bits import joined
+from algorithms.compression import Compression, messages
+from algorithms.error_feedback import Sender
 from algorithms.flat import flat_parameters, flatten_
-from algorithms.optimizers import Descent, Optimizer
+from algorithms.optimizers import Optimizer
+from algorithms.server import Server
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -44,6 +49,7 @@ class ParameterServer(Algorithm):
         backups: b of backup_workers, >= 0 and below the number of workers.
         staleness_aware: divide the step by the staleness of its gradient where that is above 1 (Zhang, Gupta, Lian and
             Liu, IJCAI 2016, equation 6); of no effect where pushes make rounds.
+        compression: of pushes.
         optimizer: of the servers.
     """
 
@@ -52,6 +58,7 @@ class ParameterServer(Algorithm):
     staleness: int
     backups: int
     staleness_aware: bool
+    compression: Compression
     optimizer: Optimizer
 
     def __post_init__(self) -> None:
@@ -61,6 +68,7 @@ class ParameterServer(Algorithm):
         require(self.consistency in CONSISTENCIES, "algorithm.consistency", rule, self.consistency)
         require(self.staleness >= 0, "algorithm.staleness", "must be >= 0", self.staleness)
         require(self.backups >= 0, "algorithm.backups", "must be >= 0", self.backups)
+        messages(self.compression, "parameter_server")
 
     @property
     def synchronous(self) -> bool:  # type: ignore[override]
@@ -81,13 +89,43 @@ class ParameterServer(Algorithm):
         require(few, "algorithm.backups", f"must be below hardware.num_workers={num_workers}", self.backups)
         return {}
 
+    def check(self, problem: Problem) -> None:
+        """A compressor needs something to compress, on every server."""
+        if not self.compression.is_exact and self.num_servers > 1:
+            size = len(flat_parameters(problem.build_model(torch.device("cpu"), seed=0)))
+            rule = f"must be at most {size}, the parameters of the model, with algorithm/compression"
+            require(self.num_servers <= size, "algorithm.num_servers", rule, self.num_servers)
+
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+        """A push, with one number for every server, and a pull; in synchronous rounds those of every worker.
+
+        Returns:
+            None with backup workers, whose late pushes are no updates.
+        """
+        if self.consistency == "backup_workers":
+            return None
+        compressor = messages(self.compression, "parameter_server")
+        pushes = sum(compressor.num_bytes(weights[part]) for part in self._parts(len(weights)))
+        exchange = pushes + self.num_servers * weights.element_size() + weights.nbytes
+        return exchange * num_workers if self.synchronous else exchange
+
+    def staleness_bound(self, num_workers: int) -> int | None:
+        """None of rounds; while a worker is from s behind to s ahead of another, that one pushes 2 s + 1 times."""
+        if self.consistency == "bounded_staleness":
+            return (num_workers - 1) * (2 * self.staleness + 1)
+        return None if self.consistency == "asynchronous" else 0
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Push and pull until the budget is spent."""
         weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))
-        servers = list(zip(self._parts(len(weights)), range(worker.num_workers, 1 << 30), strict=False))
+        compressor = messages(self.compression, "parameter_server")
+        servers = [
+            (part, server, compressor.sender(worker.generator))
+            for server, part in enumerate(self._parts(len(weights)), start=worker.num_workers)
+        ]
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
-            pulls = [dist.irecv(weights[part], server) for part, server in servers]
+            pulls = [dist.irecv(weights[part], server) for part, server, _ in servers]
             self._push(gradient, servers, len(batch))
             _wait(pulls)
             gradient.zero_()
@@ -105,95 +143,10 @@ class ParameterServer(Algorithm):
         ends = [num_parameters * server // self.num_servers for server in range(self.num_servers + 1)]
         return [slice(begin, end) for begin, end in pairwise(ends)]
 
-    def _push(self, gradient: torch.Tensor, servers: list[tuple[slice, int]], samples: int) -> None:
-        """Send every server its part of the gradient, and how many samples it is of; 0 says goodbye."""
+    def _push(self, gradient: torch.Tensor, servers: list[tuple[slice, int, Sender]], samples: int) -> None:
+        """Send every server of how many samples the gradient is, 0 for goodbye, and its part."""
         size = gradient.new_tensor([samples])
-        _wait([dist.isend(torch.cat([gradient[part], size]), server) for part, server in servers])
-
-
-class Server:
-    """One server's part of the weights.
-
-    Args:
-        weights: initial, shape (parameters of this part,).
-    """
-
-    def __init__(self, algorithm: ParameterServer, worker: Worker, weights: torch.Tensor) -> None:
-        self._algorithm, self._worker, self._weights = algorithm, worker, weights
-        self._push = weights.new_empty(len(weights) + 1)
-        self._gradient = torch.zeros_like(weights)
-        self._descent = Descent(algorithm.optimizer, weights, self._gradient, algorithm.learning_rate)
-        self._present = set(range(worker.num_workers))
-        self._version = 0  # steps taken
-        self._pulled = dict.fromkeys(self._present, 0)  # version of the weights that each worker has
-        self._pushes = dict.fromkeys(self._present, 0)
-        self._waiting: dict[int, None] = {}  # for an answer, in the order in which they came
-        self._round = 0  # pushes that count in this round
-
-    def run(self) -> None:
-        """Serve until nobody is left."""
-        by_rounds = self._algorithm.consistency in ("synchronous", "backup_workers")
-        while self._present:
-            source = self._worker.receive(self._push)
-            if self._push[-1] == 0:
-                self._present.remove(source)
-            else:
-                self._waiting[source] = None
-                (self._collect if by_rounds else self._apply)(source)
-            if by_rounds:
-                self._end_round()
-            for rank in list(self._answerable(by_rounds)):
-                self._answer(rank)
-
-    def _apply(self, source: int) -> None:
-        """A step along one push."""
-        staleness = self._version - self._pulled[source]
-        self._worker.measure("async/staleness", staleness)
-        self._pushes[source] += 1
-        self._gradient.copy_(self._push[:-1])
-        divisor = max(1, staleness) if self._algorithm.staleness_aware else 1
-        self._step(self._algorithm.learning_rate / divisor)
-
-    def _collect(self, source: int) -> None:
-        """Add a push to its round, or drop one that comes too late."""
-        late = self._pulled[source] < self._version
-        if self._algorithm.consistency == "backup_workers":
-            self._worker.measure("async/dropped", int(late))
-        if not late:
-            self._gradient += self._push[:-1]
-            self._round += 1
-
-    def _end_round(self) -> None:
-        """A step along the average of the round, once enough have pushed."""
-        backups = self._algorithm.backups if self._algorithm.consistency == "backup_workers" else 0
-        enough = min(self._worker.num_workers - backups, len(self._present))
-        if self._round and self._round >= enough:
-            self._gradient /= self._round
-            self._round = 0
-            self._step(self._algorithm.learning_rate)
-
-    def _step(self, learning_rate: float) -> None:
-        self._descent.step(learning_rate)
-        self._gradient.zero_()
-        self._version += 1
-        if self._worker.rank == self._worker.num_workers:  # the first server counts for all
-            self._worker.observe(self._weights, samples=0)
-
-    def _answerable(self, by_rounds: bool) -> Iterator[int]:
-        """Those of the waiting who may go on."""
-        slowest = min((self._pushes[rank] for rank in self._present), default=0)
-        bounded = self._algorithm.consistency == "bounded_staleness"
-        for rank in self._waiting:
-            behind = self._pulled[rank] < self._version
-            ahead = self._pushes[rank] - slowest > self._algorithm.staleness
-            if behind if by_rounds else not (bounded and ahead):
-                yield rank
-
-    def _answer(self, rank: int) -> None:
-        """Give the worker the weights as they are."""
-        del self._waiting[rank]
-        self._pulled[rank] = self._version
-        dist.send(self._weights, rank)
+        _wait([dist.isend(joined(size, sender.encode(gradient[part])), server) for part, server, sender in servers])
 
 
 def _wait(works: Sequence[dist.Work | None]) -> None:

@@ -2,7 +2,8 @@
 
     w <- w - eta * gradient of the mean loss over the batch, or another step along it (algorithms/optimizers.py)
 
-With one sample per update, a problem that has a native kernel runs it: the best sequential code there is.
+With one sample per update, a problem that has a native kernel runs it: the best sequential code there is. With all
+samples in every update it is gradient descent (Cauchy 1847).
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from algorithms.flat import flat_parameters, flatten_
 from algorithms.gradient import add_gradient, check_passes
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.replicas import Alone, Replica
-from harness.errors import require
+from algorithms.schedules import Schedule
 from harness.kernels.base import Kernel
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -28,31 +29,31 @@ class SGD(Algorithm):
     """Minibatch SGD on one worker.
 
     Args:
-        step_decay: factor of the step after every epoch, in (0, 1].
         accumulate: passes over parts of a batch that make up its gradient, >= 1: less memory, the same step.
         optimizer: what makes a step of a gradient.
+        schedule: factor of the step as training goes on.
     """
 
     synchronous: ClassVar[bool] = True
     max_workers: ClassVar[int | None] = 1
     has_kernel: ClassVar[bool] = True
     visits_rows: ClassVar[bool] = True
+    takes_all: ClassVar[bool] = True
 
-    step_decay: float
     accumulate: int
     optimizer: Optimizer
+    schedule: Schedule
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_passes(self.accumulate)
-        require(0 < self.step_decay <= 1, "algorithm.step_decay", "must be in (0, 1]", self.step_decay)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend on a model of its own."""
         model = problem.build_model(worker.device, worker.seed)
 
         def step() -> float:
-            return self.learning_rate * self.step_decay**worker.epoch
+            return self.learning_rate * self.schedule.at(worker)
 
         if self.releases_gil(problem):
             assert problem.kernel is not None
@@ -60,7 +61,7 @@ class SGD(Algorithm):
             return
         weights, gradient = flatten_(model)
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
-        for batch in worker.batches(problem, self.batch_size):
+        for batch in worker.batches(problem, self.batch_size or problem.num_samples):
             add_gradient(problem, model, batch, self.accumulate)
             descent.step(step())
             gradient.zero_()

@@ -9,7 +9,7 @@ paper's words epsilon = 2 eta / n. Without locks it is the asynchronous SG-MCMC 
 
 With a constant step the variance is too large by what gradients of single samples bring of their own (Mandt, Hoffman,
 Blei, JMLR 2017, section 3), and right as eta goes to 0; that noise is small beside the other where eta |g_i|^2 is
-beside 2 T / n. Deviations: samples are shuffled, not drawn with replacement, and steps fall by `step_decay`.
+beside 2 T / n. Deviations: samples are shuffled, not drawn with replacement, and steps fall as `schedule` says.
 """
 
 import math

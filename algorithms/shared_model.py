@@ -13,6 +13,7 @@ from algorithms.flat import flat_parameters
 from algorithms.layout import Layout, check_layout, hottest, laid_out, parameters_of
 from algorithms.precision import check_precision, encode
 from algorithms.replicas import MERGES, SHARING, HotReplica, Merged, Replica, Shared, as_it_is
+from algorithms.schedules import Schedule
 from harness.errors import require
 from harness.kernels.access import Access, check_locking, lock_words, open_mutex
 from harness.kernels.base import Kernel, Model, SplitModel
@@ -25,7 +26,7 @@ class SharedModelAlgorithm(Algorithm):
     """Workers that update one model, or replicas of it that are merged.
 
     Args:
-        step_decay: factor of the step after every epoch, in (0, 1].
+        schedule: factor of the step as training goes on.
         sharing: shared, replica_per_worker, replica_per_node or hot_replica (algorithms/replicas.py).
         merge: of replicas: delta_sum, average or ring.
         merge_every: samples of a worker between two merges, >= 1.
@@ -41,7 +42,7 @@ class SharedModelAlgorithm(Algorithm):
     needs_shared_memory: ClassVar[bool] = True
     has_kernel: ClassVar[bool] = True
 
-    step_decay: float
+    schedule: Schedule
     sharing: str
     merge: str
     merge_every: int
@@ -57,7 +58,6 @@ class SharedModelAlgorithm(Algorithm):
         check_locking(self.locking)
         check_layout(self.layout)
         check_precision(self.precision, self.quantum)
-        require(0 < self.step_decay <= 1, "algorithm.step_decay", "must be in (0, 1]", self.step_decay)
         require(self.sharing in SHARING, "algorithm.sharing", f"must be one of {', '.join(SHARING)}", self.sharing)
         require(self.merge in MERGES, "algorithm.merge", f"must be one of {', '.join(MERGES)}", self.merge)
         require(self.merge_every >= 1, "algorithm.merge_every", "must be >= 1", self.merge_every)
@@ -138,8 +138,8 @@ class SharedModelAlgorithm(Algorithm):
         return Merged(worker, weights, access, member, members, self.merge, self.merge_every, restore=restore)
 
     def step(self, worker: Worker) -> float:
-        """The learning rate of the worker's epoch."""
-        return self.learning_rate * self.step_decay**worker.epoch
+        """The learning rate of the worker's last batch."""
+        return self.learning_rate * self.schedule.at(worker)
 
     def example(self, problem: Problem) -> tuple[Model, Access]:
         """A model and an access like those that workers will use, to compile for."""

@@ -3,9 +3,9 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from harness.errors import require
 from harness.interleaving import Interleaving
@@ -124,6 +124,10 @@ class Hardware(ABC):
     def runs_kernels(self) -> bool:
         """Whether native kernels can run here."""
         return True
+
+    def sequential(self) -> Self:
+        """The same with one worker, and nothing in it parallel: what a baseline runs on."""
+        return replace(self, num_workers=1)
 
     def check(self) -> list[str]:
         """Refuse what cannot work, before anything starts.

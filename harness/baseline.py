@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from algorithms.optimizers import PlainSGD
+from algorithms.schedules import Constant
 from algorithms.sgd import SGD
 from harness.build import class_path
 from harness.errors import TwinclockError, UserError, WorkerFailed, require
 from harness.index import RunIndex, code_digest, key
 from harness.manifest import host, manifest, versions
-from harness.metrics import Row, Summary, compare, retarget
+from harness.metrics import Row, Summary, compare, retarget, time_to_best
 from harness.progress import Progress
 from harness.record import Record
 from harness.setup import Setup, run_info
 from harness.trial import Outcome, execute
 
 PACKAGES = ("algorithms", "harness", "hardware")
+CONSTANT = Constant(warmup_epochs=0.0, warmup_start=0.1)  # as in its YAML file
 
 
 @dataclass(frozen=True)
@@ -49,22 +51,26 @@ class References:
         """Speedups and statistical efficiency against both, at the run's own target."""
         own = Reference(outcome.rows, outcome.summary)
         baseline, alone = (retarget(r.summary, r.rows, target_loss) for r in (self.baseline or own, self.alone or own))
-        return compare(outcome.summary, baseline, alone)
+        found = compare(outcome.summary, baseline, alone)
+        if "search/trials" in outcome.summary:
+            found |= time_to_best(own.rows, (self.baseline or own).rows)
+        return found
 
 
 def sequential(setup: Setup) -> Setup:
-    """The baseline's setup: the best sequential code, on one worker of the same hardware.
+    """The baseline's setup: the best sequential code, on one worker with one thread of the same hardware.
 
     That is per-sample SGD where the problem has a native kernel that the hardware can run, else SGD with the run's own
-    step and batches. The step of a method that is not SGD is none of SGD's.
+    step and batches. The step of a method that is not SGD is none of SGD's. Data servers are left out: it has the rows.
     """
     own, problem = setup.algorithm, setup.problem
-    if problem.kernel is not None and setup.hardware.runs_kernels and (own.batch_size > 1 or not own.is_sgd):
-        best = SGD(problem.learning_rate, batch_size=1, step_decay=1.0, accumulate=1, optimizer=PlainSGD(0.0))
+    if problem.kernel is not None and setup.hardware.runs_kernels and (own.batch_size != 1 or not own.is_sgd):
+        best = SGD(problem.learning_rate, batch_size=1, accumulate=1, optimizer=PlainSGD(0.0), schedule=CONSTANT)
     else:
-        decay, optimizer = getattr(own, "step_decay", 1.0), getattr(own, "optimizer", PlainSGD(0.0))
-        best = SGD(own.learning_rate, own.batch_size, decay, accumulate=1, optimizer=optimizer)
-    return replace(alone(setup), algorithm=best, choices=setup.choices | {"algorithm": "sgd"})
+        optimizer, schedule = getattr(own, "optimizer", PlainSGD(0.0)), getattr(own, "schedule", CONSTANT)
+        best = SGD(own.learning_rate, own.batch_size, accumulate=1, optimizer=optimizer, schedule=schedule)
+    hardware, choices = setup.hardware.sequential(), setup.choices | {"algorithm": "sgd"}
+    return replace(alone(setup), algorithm=best, hardware=hardware, data=setup.data.at_hand(), choices=choices)
 
 
 def alone(setup: Setup) -> Setup:
@@ -83,8 +89,11 @@ def find_references(setup: Setup, index: RunIndex, progress: Progress) -> Refere
         WorkerFailed: if a baseline does not finish.
     """
     wanted = setup.settings.baseline
-    if wanted == "none":
+    if wanted == "none" or not setup.algorithm.trains:
         return None
+    if wanted == "auto" and setup.algorithm.own_baseline:
+        itself = _find_or_run(alone(setup), setup, index, progress)
+        return References(itself, itself)
     if wanted != "auto":
         return References(_given(wanted, setup, index), _find_or_run(alone(setup), setup, index, progress))
     return References(

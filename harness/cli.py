@@ -203,9 +203,12 @@ def help_page(root: Any) -> str:
 GROUPS = (
     "algorithm",
     "algorithm/optimizer",
+    "algorithm/schedule",
     "algorithm/mixing",
     "algorithm/compression",
     "algorithm/partition",
+    "algorithm/devices",
+    "algorithm/availability",
     "hardware",
     "hardware/compute",
     "hardware/memory",

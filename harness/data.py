@@ -8,18 +8,23 @@ The order is a function of (seed, epoch), never of arrival. A *position* counts 
     sharded_per_node     every node has rows and an order of its own; its workers take the next part of it
     replicated_per_node  as partitioned, over a copy of the rows in each node's memory
                          (the last two: DimmWitted, Zhang and Re, VLDB 2014, section 3.4: Sharding, FullReplication)
+
+Others: `local_data.py`, where every worker has samples of its own; `streaming.py`, where servers send them rows.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
 from harness.errors import require
+
+if TYPE_CHECKING:
+    from harness.problems.base import Problem
 
 ORDERS = ("index", "storage", "permuted")
 
@@ -37,6 +42,7 @@ class Share:
         budget: samples that are taken from it, over the run.
         stream: what tells the order from those of others.
         node: in whose memory the rows lie; None leaves that to the hardware's settings.
+        own: the rows that are visited, int32, ascending, counted from the first; None for all of them.
     """
 
     first: int
@@ -47,10 +53,16 @@ class Share:
     budget: int
     stream: tuple[int, ...] = ()
     node: int | None = None
+    own: np.ndarray | None = field(default=None, compare=False)
 
     @property
     def rows(self) -> int:
-        """How many; one epoch."""
+        """How many are visited, each once before any is again."""
+        return self.extent if self.own is None else len(self.own)
+
+    @property
+    def extent(self) -> int:
+        """How many samples its pool deals in an epoch."""
         return self.stop - self.first
 
 
@@ -76,9 +88,21 @@ class DataPolicy(ABC):
         """Whether rows are not visited where and as they are stored."""
         return self.per_node or self.order == "permuted"
 
+    def servers(self) -> int:
+        """Ranks beyond the workers and the algorithm's servers: those that send rows to workers."""
+        return 0
+
+    def at_hand(self) -> "DataPolicy":
+        """The policy that deals the same samples to workers that have them."""
+        return self
+
+    def parts(self, problem: "Problem", num_workers: int, seed: int) -> list[np.ndarray] | None:
+        """The samples of every worker, int32, ascending; None where no worker has samples of its own."""
+        return None
+
     @abstractmethod
     def share(self, num_samples: int, budget: int, rank: int, nodes: Sequence[int]) -> Share:
-        """What a worker is dealt.
+        """What a worker is dealt, but for what `parts` says.
 
         Args:
             num_samples: size of the data set.
@@ -90,9 +114,10 @@ class DataPolicy(ABC):
         """The row at every position of a share's order, counted from its first row.
 
         Returns:
-            int32 tensor of shape (length,), values in [0, share.rows). Read only: it may be shared.
+            int32 tensor of shape (length,), values in [0, share.extent). Read only: it may be shared.
         """
-        return _sequence(share.rows, length, (seed, *share.stream), self.order != "storage")
+        visits = _sequence(share.rows, length, (seed, *share.stream), self.order != "storage")
+        return visits if share.own is None else torch.from_numpy(share.own[visits.numpy()])  # which no meter sees
 
 
 @dataclass(frozen=True)
@@ -101,7 +126,7 @@ class Partitioned(DataPolicy):
 
     def share(self, num_samples: int, budget: int, rank: int, nodes: Sequence[int]) -> Share:
         """All rows, with all workers."""
-        return Share(0, num_samples, workers=len(nodes), index=rank, pool=0, budget=budget)
+        return shared_by_all(num_samples, budget, rank, len(nodes))
 
 
 @dataclass(frozen=True)
@@ -164,6 +189,11 @@ class ReplicatedPerNode(Partitioned):
     def share(self, num_samples: int, budget: int, rank: int, nodes: Sequence[int]) -> Share:
         """All rows, with all workers, in the memory of the worker's node."""
         return replace(super().share(num_samples, budget, rank, nodes), node=nodes[rank])
+
+
+def shared_by_all(num_samples: int, budget: int, rank: int, num_workers: int) -> Share:
+    """All rows in one order, of which every worker takes the next part."""
+    return Share(0, num_samples, workers=num_workers, index=rank, pool=0, budget=budget)
 
 
 @lru_cache(maxsize=8)  # threads and simulated ranks of one run share one copy

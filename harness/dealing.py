@@ -1,6 +1,7 @@
 """Deals the samples of a run to one worker: how many, which, and on which rows."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,7 +30,8 @@ class Dealer:
 
     def __init__(self, place: "Place", program: Program) -> None:
         self._place, self._data, self._seed = place, program.data, program.seed
-        self._num_workers = place.num_workers - program.algorithm.servers()
+        self._num_workers = place.num_workers - program.servers()
+        self._parts = program.parts(self._num_workers)
         self._replayed = iter(program.replay[place.rank].claims) if program.replay else None
         self._synchronous, self._budget = program.algorithm.synchronous, program.budget_samples
         self._sequences: dict[int, torch.Tensor] = {}
@@ -38,12 +40,13 @@ class Dealer:
         """The row at every position of the worker's order, from the first one of its share, int32, on its device."""
         if num_samples not in self._sequences:
             share = self._share(num_samples, self._place.rank)
-            length = share.budget + self._num_workers  # for a budget that is rounded up
+            rounds = -(-self._budget // self._num_workers) * share.workers
+            length = (rounds if self._synchronous else share.budget) + self._num_workers  # budgets are rounded up
             self._sequences[num_samples] = self._data.sequence(share, length, self._seed).to(self._place.device)
         return self._sequences[num_samples]
 
-    def positions(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
-        """The epoch of each batch of this worker, where in its order the batch starts, and its size."""
+    def positions(self, num_samples: int, batch_size: int) -> Iterator[tuple[float, int, int]]:
+        """Each batch of this worker: epochs dealt to all before it, where in its order it starts, and its size."""
         share = self._share(num_samples, self._place.rank)
         if self._synchronous:
             return self._rounds(share, num_samples, batch_size)
@@ -79,6 +82,30 @@ class Dealer:
                 "for the rows (worker.visits): use data=partitioned and data.order=index"
             )
 
+    def check_at_hand(self) -> None:
+        """Refuse a policy that sends rows.
+
+        Raises:
+            UserError: naming it.
+        """
+        if self._data.servers():
+            raise UserError(
+                f"data={self._data} sends rows batch by batch (worker.batches), and this algorithm takes them "
+                "otherwise: use data=partitioned"
+            )
+
+    def check_everywhere(self) -> None:
+        """Refuse a policy that gives workers samples of their own.
+
+        Raises:
+            UserError: naming it.
+        """
+        if self._parts is not None:
+            raise UserError(
+                f"data={self._data} gives each worker samples of its own, and this algorithm says itself who has which "
+                "(worker.batches_of): use data=partitioned"
+            )
+
     def rows(self, kernel: Kernel, num_samples: int) -> StoredRows | PermutedRows:
         """The rows of this worker, where the policy wants them. All workers call it alike.
 
@@ -102,7 +129,8 @@ class Dealer:
         return within_epochs(positions, self._share(num_samples, self._place.rank).rows, self._epochs(num_samples))
 
     def _share(self, num_samples: int, rank: int) -> Share:
-        return self._data.share(num_samples, self._budget, rank, self._place.nodes[: self._num_workers])
+        share = self._data.share(num_samples, self._budget, rank, self._place.nodes[: self._num_workers])
+        return share if self._parts is None else replace(share, own=self._parts[rank])
 
     def _shares(self, num_samples: int) -> dict[int | None, Share]:
         """By the node in whose memory their rows lie."""
@@ -110,19 +138,19 @@ class Dealer:
         return {share.node: share for share in shares}
 
     def _epochs(self, num_samples: int) -> int:
-        """That at least one share goes through."""
-        return max(-(-share.budget // share.rows) for share in self._shares(num_samples).values())
+        """That at least one pool goes through."""
+        return max(-(-share.budget // share.extent) for share in self._shares(num_samples).values())
 
-    def _rounds(self, share: Share, num_samples: int, batch_size: int) -> Iterator[tuple[int, int, int]]:
-        rank, num_workers = self._place.rank, self._num_workers
+    def _rounds(self, share: Share, num_samples: int, batch_size: int) -> Iterator[tuple[float, int, int]]:
+        num_workers = self._num_workers
         for start in range(0, self._budget, batch_size * num_workers):
             size = min(batch_size, -(-(self._budget - start) // num_workers))
             position = start // num_workers * share.workers + share.index * size
-            yield (start + rank * size) // num_samples, position, size
+            yield start / num_samples, position, size
 
-    def _claims(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
+    def _claims(self, share: Share, batch_size: int) -> Iterator[tuple[float, int, int]]:
         for start, position, size in self._claimed(share, batch_size):
-            yield start // share.rows, position, size
+            yield start / share.extent, position, size
 
     def _claimed(self, share: Share, batch_size: int) -> Iterator[tuple[int, int, int]]:
         """Where each batch starts in the order of the pool, and in the worker's own, and its size."""

@@ -1,8 +1,9 @@
 """What timing decides in an asynchronous run: enough to do the same again, on any hardware.
 
 A worker that goes on as soon as it can takes the samples that are next when it asks, and a rank that serves whoever
-comes first hears its peers in some order. Given both, the rest follows from the seed: `replay=<run>` decides them
-alike, so that a run of processes ends with the same weights in virtual time.
+comes first hears its peers in some order; some decide by the time. Given these, the weights follow from the seed; whose
+weights are observed at a milestone depends on who gets there. `replay=<run>` decides all of it alike, so that a run of
+processes is observed to have the same weights in virtual time.
 """
 
 import json
@@ -23,12 +24,16 @@ class Interleaving:
     Args:
         claims: where the batches that it claimed begin, in the order of their pool.
         sources: whom the messages came from that it took from anybody.
+        counts: samples and updates that the run had got to before each of its own.
         turns: of the worker itself (0) and its background activity (1), in their order.
+        times: what it read from the run's clock to decide by, in seconds.
     """
 
     claims: list[int] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)
+    counts: list[tuple[int, int]] = field(default_factory=list)
     turns: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
 
 
 def write(path: Path, interleavings: Sequence[Interleaving]) -> None:

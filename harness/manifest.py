@@ -63,8 +63,8 @@ def run_name(
 
     >>> run_name("simulated", "hogwild", "sim_numa2", num_workers=4, seed=0)
     'sim-hogwild-numa2-w4-s0'
-    >>> run_name("real", "hogwild", "numa2", num_workers=2, seed=0, settings={"locking": "atomic", "step_decay": 0.9})
-    'real-hogwild(locking=atomic,step_decay=0.9)-numa2-w2-s0'
+    >>> run_name("real", "hogwild", "numa2", num_workers=2, seed=0, settings={"locking": "atomic", "batch_size": 9})
+    'real-hogwild(locking=atomic,batch_size=9)-numa2-w2-s0'
     """
     clock = "sim" if kind == "simulated" else kind
     said = [f"{key}={f'{value:g}' if isinstance(value, float) else value}" for key, value in (settings or {}).items()]

@@ -1,24 +1,35 @@
 """What workers measure while they run, one value at a time, and what is said of all of them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-Measures = Mapping[str, Sequence[float]]
+Measures = Mapping[str, Any]  # by key of docs/metrics.md: a list of values, or a `Conclusion`
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """A value that the summary has as it is."""
+
+    value: Any
 
 
 def distributions(measures: Sequence[Measures]) -> dict[str, Any]:
     """Mean, 95th percentile and maximum of every measure over all ranks; whole numbers also as counts of 0, 1, 2, ...
 
+    Conclusions, of whichever rank, are kept as they are.
+
     Args:
-        measures: of every rank, values by key of docs/metrics.md.
+        measures: of every rank.
 
     >>> distributions([{"async/staleness": [0, 1]}, {"async/staleness": [3]}])["async/staleness_hist"]
     [1, 1, 0, 1]
     """
-    found: dict[str, Any] = {}
-    for key in sorted({key for each in measures for key in each}):
+    concluded = {key: held for each in measures for key, held in each.items() if isinstance(held, Conclusion)}
+    found: dict[str, Any] = {key: held.value for key, held in concluded.items()}
+    for key in sorted({key for each in measures for key in each} - set(concluded)):
         values = np.concatenate([np.asarray(each[key]) for each in measures if key in each])
         if len(values):
             p95 = np.percentile(values, 95, method="inverted_cdf")

@@ -154,6 +154,21 @@ def compare(summary: Summary, baseline: Summary, self_baseline: Summary | None =
     return found
 
 
+def time_to_best(rows: Sequence[Row], baseline: Sequence[Row]) -> Summary:
+    """How much earlier than the baseline a search had the best `train/loss` that both have found.
+
+    Rows are taken as they are: between two of them the best model was that of the first.
+    """
+    seen = [
+        [(row["train/loss"], row["time/run_s"]) for row in each if "train/loss" in row] for each in (rows, baseline)
+    ]
+    if not all(seen):
+        return {}
+    loss = max(min(each)[0] for each in seen)
+    own_s, baseline_s = (next(time_s for found, time_s in each if found <= loss) for each in seen)
+    return {"speedup/time_to_best": baseline_s / own_s, "speedup/best_loss": loss} if own_s > 0 else {}
+
+
 def _throughput(summary: Summary, baseline: Summary) -> tuple[str, float | None]:
     require(
         summary.get("target/value") == baseline.get("target/value"),

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from algorithms.base import Algorithm
 from harness.data import DataPolicy
@@ -32,14 +35,31 @@ class Program:
     milestones: Sequence[int]
     replay: Sequence[Interleaving] = field(default=())
 
+    def servers(self) -> int:
+        """Ranks beyond the workers: the algorithm's servers, then those of data."""
+        return self.algorithm.servers() + self.data.servers()
+
+    def parts(self, num_workers: int) -> list[np.ndarray] | None:
+        """The samples of every worker, where each has its own; see `DataPolicy.parts`."""
+        if num_workers not in self._parts:
+            self._parts[num_workers] = self.data.parts(self.problem, num_workers, self.seed)
+        return self._parts[num_workers]
+
+    @cached_property
+    def _parts(self) -> dict[int, list[np.ndarray] | None]:
+        """Computed once for all ranks that share this object."""
+        return {}
+
     def warm_up(self) -> None:
         """Compile what workers will run."""
         self.algorithm.warm_up(self.problem)
 
     def run(self, worker: "Worker") -> None:
         """Do one worker's whole training, or one server's work."""
-        if worker.rank >= worker.num_workers:
-            self.algorithm.serve(worker, self.problem)
-        else:
+        if worker.rank < worker.num_workers:
             self.algorithm.train(worker, self.problem)
             worker.finish()
+        elif worker.rank < worker.num_workers + self.algorithm.servers():
+            self.algorithm.serve(worker, self.problem)
+        else:
+            worker.serve_rows(self.problem)

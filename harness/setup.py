@@ -18,6 +18,7 @@ from harness.cli import option_files
 from harness.data import DataPolicy
 from harness.errors import TwinclockError, UserError, require
 from harness.interleaving import FILE, Interleaving, read
+from harness.local_data import LocalData
 from harness.manifest import RunInfo, new_run_id, pair_id, run_name
 from harness.problems.base import Problem
 from harness.program import Program
@@ -92,13 +93,18 @@ class Setup:
         """
         offered = self.hardware.workers_offered
         if self.hardware.num_workers is None:
-            offered = max(1, offered - self.algorithm.servers())
+            offered = max(1, offered - self.num_servers)
         return min(offered, self.algorithm.max_workers or offered)
+
+    @property
+    def num_servers(self) -> int:
+        """Ranks beyond the workers: the algorithm's servers, then those of data."""
+        return self.algorithm.servers() + self.data.servers()
 
     @property
     def machine(self) -> Hardware:
         """The hardware, with a rank for each worker and each server: what executes the program."""
-        return replace(self.hardware, num_workers=self.num_workers + self.algorithm.servers())
+        return replace(self.hardware, num_workers=self.num_workers + self.num_servers)
 
     def with_workers(self, num_workers: int) -> "Setup":
         """The same run on another number of workers."""
@@ -120,8 +126,8 @@ class Setup:
         """
         field, directory = f"replay={self.settings.replay}", Path(str(self.settings.replay))
         decided = read(directory / FILE)
-        rule = f"must name a run of {self.num_workers} workers and {self.algorithm.servers()} servers, as this one has"
-        require(len(decided) == self.num_workers + self.algorithm.servers(), field, rule, f"{len(decided)} ranks")
+        rule = f"must name a run of {self.num_workers} workers and {self.num_servers} servers, as this one has"
+        require(len(decided) == self.num_workers + self.num_servers, field, rule, f"{len(decided)} ranks")
         return decided
 
 
@@ -132,9 +138,8 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
         config: the composed configuration, in plain types.
         group: the sweep it belongs to, or None.
     """
-    algorithm, problem, data = (
-        [type(part).__qualname__, asdict(part)] for part in (setup.algorithm, setup.problem, setup.data)
-    )
+    parts = (setup.algorithm, setup.problem, setup.data, setup.data.at_hand())
+    algorithm, problem, data, at_hand = ([type(part).__qualname__, asdict(part)] for part in parts)
     kind, choices, seed = setup.hardware.kind, setup.choices, setup.settings.seed
     return RunInfo(
         id=new_run_id(),
@@ -144,7 +149,7 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
         num_workers=setup.num_workers,
         seed=seed,
         pair_id=pair_id(algorithm, problem, data, setup.num_workers, seed),
-        problem_id=digest([problem, setup.problem.data_version(), data, seed]),
+        problem_id=digest([problem, setup.problem.data_version(), at_hand, seed]),
         group=group,
         tags=[choices["algorithm"], choices["hardware"], choices["problem"]],
         config=config,
@@ -161,6 +166,8 @@ def _changed(setup: Setup) -> dict[str, Any]:
         part = getattr(setup.algorithm, key)
         if is_dataclass(part):
             changed |= _changed_part(key, {"_target_": class_path(part), **value}, _usual(usual, key))
+        elif isinstance(value, dict):
+            changed |= {f"{key}.{name}": each for name, each in _differing(value, _usual(usual, key) or {}).items()}
         elif _usual(usual, key) != value:
             changed[key] = value
     return changed
@@ -222,12 +229,15 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     _check_replay(setup)
     _check_kernel(setup)
     _check_rows(setup)
+    _check_dealer(setup)
+    _check_streams(setup)
     assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
     notices = _notices_of_kernels(setup)
     offered, used = setup.hardware.workers_offered, setup.num_workers
     if used < offered and setup.hardware.num_workers is not None:
         notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
     setup.algorithm.constants(used)
+    setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
     return setup, [*notices, *setup.machine.check()]
 
@@ -258,9 +268,18 @@ def _check_kernel(setup: Setup) -> None:
         algorithm, hardware = setup.choices["algorithm"], setup.choices["hardware"]
         raise UserError(
             f"algorithm={algorithm} with algorithm.batch_size=1 runs the problem's native kernel, which "
-            f"hardware={hardware} does not run: set algorithm.batch_size above 1, or use "
-            f"hardware={_names('hardware', lambda h: h.runs_kernels)}"
+            f"hardware={hardware}{_instructions(setup)} does not run: set algorithm.batch_size above 1, or use "
+            f"{_with_kernels(setup)}"
         )
+
+
+def _instructions(setup: Setup) -> str:
+    level = getattr(setup.hardware, "simd", None)
+    return "" if level is None else f" with hardware.simd={level}"
+
+
+def _with_kernels(setup: Setup) -> str:
+    return "hardware.simd=null" if _instructions(setup) else f"hardware={_names('hardware', lambda h: h.runs_kernels)}"
 
 
 def _check_rows(setup: Setup) -> None:
@@ -279,12 +298,40 @@ def _check_rows(setup: Setup) -> None:
         )
 
 
+def _check_dealer(setup: Setup) -> None:
+    """Who deals the samples of its clients itself would leave a policy that does so without effect."""
+    local = isinstance(setup.data, LocalData) or setup.data.servers() > 0
+    if setup.algorithm.deals_samples and local:
+        algorithm, data = setup.choices["algorithm"], setup.choices["data"]
+        raise UserError(
+            f"algorithm={algorithm} says itself who has which samples, which data={data} would say too: use "
+            "data=partitioned, and what the algorithm's own settings offer"
+        )
+
+
+def _check_streams(setup: Setup) -> None:
+    if not setup.data.servers():
+        return
+    algorithm, problem = (f"{group}={setup.choices[group]}" for group in ("algorithm", "problem"))
+    reason = ""
+    if setup.algorithm.needs_shared_memory:
+        reason = f"workers of {algorithm} have them in memory that all share"
+    elif setup.algorithm.releases_gil(setup.problem):
+        reason = f"{algorithm} with algorithm.batch_size=1 runs a native kernel on rows at hand"
+    elif setup.hardware.kind == "real" and not setup.hardware.runs_kernels:
+        reason = f"hardware={setup.choices['hardware']} would give a device to each rank that serves"
+    elif not setup.problem.has_rows:
+        reason = f"{problem} has no method `gather` that says what they are"
+    if reason:
+        raise UserError(f"data={setup.choices['data']} sends rows by message, and {reason}: use data=partitioned")
+
+
 def _why_rows_stay(setup: Setup) -> str:
     """Why no rows can be moved; empty where they can."""
     algorithm, problem = setup.algorithm, setup.problem
     name, on = f"algorithm={setup.choices['algorithm']}", f"problem={setup.choices['problem']}"
     if not algorithm.releases_gil(problem):
-        if algorithm.has_kernel and algorithm.batch_size > 1:
+        if algorithm.has_kernel and algorithm.batch_size != 1:
             return f"{name} runs one only with algorithm.batch_size=1, got {algorithm.batch_size}"
         return f"{name} has none" + (f" for {on}" if algorithm.has_kernel else "")
     if not algorithm.visits_rows:
@@ -295,7 +342,7 @@ def _why_rows_stay(setup: Setup) -> str:
 
 def _notices_of_kernels(setup: Setup) -> list[str]:
     algorithm, problem = setup.algorithm, setup.problem
-    if not algorithm.has_kernel or algorithm.batch_size > 1 or algorithm.releases_gil(problem):
+    if not algorithm.has_kernel or algorithm.batch_size != 1 or algorithm.releases_gil(problem):
         return []
     name, on = setup.choices["algorithm"], setup.choices["problem"]
     return [

@@ -1,5 +1,6 @@
 """What the console shows when a run has ended."""
 
+import re
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
         ("network", _network(summary)),
         ("statistics", _statistics(summary)),
         ("conflicts", _conflicts(summary)),
+        ("search", _search(summary)),
         ("speedup", _speedup(summary)),
         ("alone", _alone(summary)),
         ("files", files),
@@ -29,6 +31,27 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
     for name, text in lines:
         if text:
             console.print(f"  [bold]{name:<10}[/bold]  {escape(text)}", highlight=False, soft_wrap=True)
+    if table := primitives(summary):
+        console.print("\n".join(table), highlight=False, markup=False, soft_wrap=True)
+
+
+def primitives(summary: dict[str, Any]) -> list[str]:
+    """The lines of the table of primitives, as long as the slowest worker took; none where none were timed.
+
+    >>> times = {"sync_s_max": 2e-5, "issue_s_max": 1e-6, "wait_s_max": 2e-5}
+    >>> found = {f"primitives/push/1024_bytes/{key}": value for key, value in times.items()}
+    >>> print("\\n".join(primitives(found | {"time/clock": "virtual"})))
+      primitive           bytes               sync        async: issue               wait
+      push                 1024      20 virtual µs        1 virtual µs      20 virtual µs
+    """
+    found = [re.fullmatch(r"primitives/(\w+)/(\d+)_bytes/sync_s_max", key) for key in summary]
+    timed = [(match[1], match[2]) for match in found if match]
+    lines = [f"  {'primitive':<16}{'bytes':>9}{'sync':>19}{'async: issue':>20}{'wait':>19}"] if timed else []
+    for name, size in sorted(timed, key=lambda each: (each[0], int(each[1]))):
+        times = (summary[f"primitives/{name}/{size}_bytes/{part}_s_max"] for part in ("sync", "issue", "wait"))
+        sync, issue, wait = (seconds(value, summary) for value in times)
+        lines.append(f"  {name:<16}{size:>9}{sync:>19}{issue:>20}{wait:>19}")
+    return lines
 
 
 def seconds(value: float, summary: dict[str, Any]) -> str:
@@ -45,6 +68,8 @@ def seconds(value: float, summary: dict[str, Any]) -> str:
 
 
 def _target(summary: dict[str, Any]) -> str:
+    if "train/loss" not in summary:
+        return ""
     loss = f"train/loss {summary['train/loss']:.4g} at the end" if "train/loss" in summary else ""
     if "target/value" not in summary:
         return f"none set; {loss}"
@@ -105,6 +130,24 @@ def _percent(fraction: float, what: str) -> str:
     return f"{100 * fraction:.3g}% of {what}s" if fraction else f"no {what}"
 
 
+def _search(summary: dict[str, Any]) -> str:
+    if "search/trials" not in summary:
+        return ""
+    trials, diverged = summary["search/trials"], summary["search/diverged"]
+    found = f"{trials} trials" + (f", {diverged} of which diverged" if diverged else "")
+    if "search/best_trial" not in summary:
+        return found
+    (best,) = [each for each in summary["search/results"] if each["trial"] == summary["search/best_trial"]]
+    settings = ", ".join(f"{key}={value:.4g}" for key, value in best.items() if key not in RESULT)
+    return (
+        f"{found}; the best after {seconds(summary['search/best_time_s'], summary)}: {settings}, validation loss "
+        f"{summary['search/best_loss']:.4g}"
+    )
+
+
+RESULT = ("trial", "samples", "validation_loss")  # of a trial in search/results, beside its settings
+
+
 def _speedup(summary: dict[str, Any]) -> str:
     if "speedup/throughput" not in summary:
         return ""
@@ -112,10 +155,11 @@ def _speedup(summary: dict[str, Any]) -> str:
         return "none: this run is the sequential baseline itself"
     against = f"against {summary['speedup/baseline_name']} ({summary['speedup/baseline_kind']})"
     throughput = f"{summary['speedup/throughput']:.3g}x throughput"
+    best = f"{summary['speedup/time_to_best']:.3g}x to the best loss; " if "speedup/time_to_best" in summary else ""
     if "speedup/time_to_target" not in summary:
-        return f"{throughput}, {against}; time to target cannot be compared"
+        return f"{best}{throughput}, {against}; time to target cannot be compared"
     efficiency = f"{summary['stat/efficiency_ratio']:.3g}x statistical efficiency"
-    return f"{summary['speedup/time_to_target']:.3g}x to target = {throughput} x {efficiency}, {against}"
+    return f"{best}{summary['speedup/time_to_target']:.3g}x to target = {throughput} x {efficiency}, {against}"
 
 
 def _alone(summary: dict[str, Any]) -> str:

@@ -29,7 +29,14 @@ logger = logging.getLogger(__name__)
 MAX_ROWS = 2000  # W&B draws no more points, and each costs it 0.1 ms
 INIT_TIMEOUT_S = 30.0
 FINISH_TIMEOUT_S = 60.0
-PANELS = ("train/*", "eval/*", "perf/*", "async/*", "stat/*")  # drawn over epochs unless the user says otherwise
+PANELS = (
+    "train/*",
+    "eval/*",
+    "ensemble/*",
+    "perf/*",
+    "async/*",
+    "stat/*",
+)  # drawn over epochs unless told otherwise
 
 
 class Tracker(ABC):

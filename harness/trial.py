@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hardware.base import Execution
@@ -81,35 +83,50 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     with announced(progress.say), progress.phase(label, program.budget_samples, virtual) as update:
         execution = setup.machine.execute(program, update)
     seen, spreads = averaged(execution.observations, setup.num_workers)
-    observations = [_initial_observation(problem, setup.settings.seed, start_host_s), *seen]
-    losses = evaluate(problem, setup.settings.seed, observations)
+    trains, seed = setup.algorithm.trains, setup.settings.seed
+    observations = [_initial_observation(problem, setup.algorithm.seeds(seed), start_host_s), *seen]
+    losses = evaluate(problem, seed, observations) if trains else [{}]
     evaluations = [values | spread for values, spread in zip(losses, [{}, *spreads], strict=True)]
     rows = history(observations, evaluations, problem.num_samples, start_host_s)
-    summary = summarise(execution, rows, problem.num_samples, setup.num_workers, setup.settings.target.loss)
-    if setup.algorithm.servers():
-        summary["run/num_servers"] = setup.algorithm.servers()
+    target = setup.settings.target.loss if trains else None
+    summary = summarise(execution, rows, problem.num_samples, setup.num_workers, target)
+    if setup.num_servers:
+        summary["run/num_servers"] = setup.num_servers
     summary |= setup.algorithm.constants(setup.num_workers)
-    failure = execution.failure or _silence(execution) or _divergence(observations, evaluations, problem.num_samples)
+    silence = (_silence(execution) or missing(execution.observations, setup.num_workers)) if trains else None
+    failure = execution.failure or silence or _divergence(observations, evaluations, problem.num_samples)
     summary |= _stamp(info, execution.tags)
     decided = [] if setup.algorithm.needs_shared_memory else execution.interleavings
-    asynchronous = any(each.claims or each.sources for each in decided)
+    asynchronous = any(each.claims or each.sources or each.times for each in decided)
     interleavings = decided if asynchronous else []
     return Outcome(rows, summary, execution.facts, execution.tags, failure, execution.timeline, interleavings)
 
 
 def evaluate(problem: Problem, seed: int, observations: Sequence[Observation]) -> list[dict[str, float]]:
-    """The metrics of every observed model, off the clock."""
-    model = problem.build_model(torch.device("cpu"), seed)
+    """The metrics of every observed model, off the clock; of the mean of their predictions where there are several."""
+    models = [problem.build_model(torch.device("cpu"), seed)]
     evaluations = []
     with torch.no_grad():
         for observation in observations:
-            vector_to_parameters(observation.parameters, model.parameters())
-            evaluations.append(problem.evaluate(model))
+            rows = torch.atleast_2d(observation.parameters)  # (models, parameters)
+            models += [problem.build_model(torch.device("cpu"), seed) for _ in rows[len(models) :]]
+            for row, model in zip(rows, models, strict=True):
+                vector_to_parameters(row, model.parameters())
+            evaluations.append(problem.evaluate(models[0]) if len(models) == 1 else _together(problem, models))
     return evaluations
+
+
+def _together(problem: Problem, models: Sequence[nn.Module]) -> dict[str, float]:
+    """Of the mean prediction, and the mean of the members' own."""
+    alone = [problem.evaluate(model) for model in models]
+    own = {f"ensemble/member_{key.replace('/', '_')}": fmean(each[key] for each in alone) for key in alone[0]}
+    return problem.evaluate_ensemble(models) | own
 
 
 def averaged(observations: Sequence[Observation], num_workers: int) -> tuple[list[Observation], list[dict[str, float]]]:
     """What was observed of the run's model: as it was, or the average of the workers' own models at each milestone.
+
+    Where a worker's own are several, in rows of one tensor, all of them together are what was observed: an ensemble.
 
     Returns:
         observations in the order of samples, the time of an average being that of the last worker; and of each average
@@ -124,25 +141,48 @@ def averaged(observations: Sequence[Observation], num_workers: int) -> tuple[lis
     spreads: list[dict[str, float]] = [{} for _ in averages]
     for _, own in sorted(members.items()):
         if len(own) == num_workers:
-            models = torch.stack([seen.parameters for seen in own])
+            parameters, spread = _of_all([seen.parameters for seen in sorted(own, key=_rank)])
             last = max(own, key=lambda seen: seen.samples)
-            average = models.mean(dim=0)
             time_s, host_s = max(seen.time_s for seen in own), max(seen.host_s for seen in own)
-            averages.append(replace(last, time_s=time_s, host_s=host_s, parameters=average, member=None))
-            distance = float((models - average).double().square().sum(dim=1).mean())
-            spreads.append({"stat/consensus_distance": distance})
+            averages.append(replace(last, time_s=time_s, host_s=host_s, parameters=parameters, member=None))
+            spreads.append(spread)
     return averages, spreads
 
 
-def _initial_observation(problem: Problem, seed: int, start_host_s: float) -> Observation:
-    model = problem.build_model(torch.device("cpu"), seed)
-    return Observation(0.0, start_host_s, 0, 0, parameters_to_vector(model.parameters()).detach().clone())
+def _of_all(own: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+    """All members of an ensemble, or the average of models and how far they are from it."""
+    if own[0].dim() == 2:
+        return torch.cat([*own]), {}
+    models = torch.stack([*own])
+    average = models.mean(dim=0)
+    return average, {"stat/consensus_distance": float((models - average).double().square().sum(dim=1).mean())}
+
+
+def _rank(seen: Observation) -> int:
+    assert seen.member is not None
+    return seen.member
+
+
+def _initial_observation(problem: Problem, seeds: Sequence[int], start_host_s: float) -> Observation:
+    models = [problem.build_model(torch.device("cpu"), seed) for seed in seeds]
+    rows = torch.stack([parameters_to_vector(model.parameters()).detach() for model in models])
+    return Observation(0.0, start_host_s, 0, 0, rows if len(rows) > 1 else rows[0])
 
 
 def _silence(execution: Execution) -> WorkerFailed | None:
     if execution.observations:
         return None
     return WorkerFailed("nothing was observed: `train` must call worker.observe(model, samples) after every update")
+
+
+def missing(observations: Sequence[Observation], num_workers: int) -> WorkerFailed | None:
+    """Where workers have models of their own, one that died and that nobody waited for: its model is not there."""
+    last = max((seen.milestone for seen in observations), default=0)
+    there = {seen.member for seen in observations if seen.milestone == last}
+    gone = sorted({*range(num_workers)} - there)
+    if None in there or not gone:
+        return None
+    return WorkerFailed(f"worker {gone[0]} died: its model was not seen to the end, and those of all are the run's")
 
 
 def _divergence(

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.utils import parameters_to_vector
 
+from harness.batch import Batch, Samples
 from harness.clock import Clock
 from harness.data import Share
 from harness.dealing import Dealer
@@ -28,9 +30,11 @@ from harness.interleaving import Interleaving, exhausted
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.kernels.merge import merge
+from harness.measures import Conclusion
 from harness.problems.base import Problem
 from harness.program import Program
 from harness.rows import Rows, copied
+from harness.streaming import Stream, Streamed, serve
 
 COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
 MAX_CHUNK = 4096  # samples; beyond, the cost of asking for them no longer shows, two workers who ask at once included
@@ -67,7 +71,7 @@ class Place(ABC):
         num_nodes: how many sockets hold workers; 1 where workers share no memory.
         num_memories: NUMA nodes in use, on which what is shared may lie.
         interleaving: what timing has decided here.
-        measures: what the worker has measured here, values by key of docs/metrics.md.
+        measures: what the worker has measured here, and concluded; see `harness.measures`.
     """
 
     rank: int
@@ -78,7 +82,7 @@ class Place(ABC):
     device: torch.device
     clock: Clock
     interleaving: Interleaving
-    measures: dict[str, list[float]]
+    measures: dict[str, Any]
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -164,6 +168,14 @@ class Place(ABC):
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity of this worker; it may communicate, and ends before the run does."""
 
+    def streams(self) -> dist.ProcessGroup:
+        """A process group of all ranks, data servers among them, whose messages are not the algorithm's. Called once.
+
+        Raises:
+            UserError: where workers exchange no messages.
+        """
+        raise UserError("data=streamed needs workers that exchange messages: use data=partitioned")
+
     @abstractmethod
     def meet(self) -> None:
         """Wait until all workers have come. Called in the thread that trains, and where there are others."""
@@ -171,6 +183,14 @@ class Place(ABC):
     @abstractmethod
     def lock(self, name: str) -> AbstractContextManager[None]:
         """A block in which no other activity of any worker is that asks for the same name; no activity asks twice."""
+
+    @abstractmethod
+    def spend(self, seconds: float, idle: bool) -> None:
+        """Let run time pass, once all that the device has been given is done. Called in the thread that trains.
+
+        Args:
+            idle: whether the worker waits; else it counts as computing.
+        """
 
     def dealt(self, num_samples: int) -> None:  # noqa: B027 - only virtual time depends on it
         """Hear that a batch has been handed to the worker. Real hardware has nothing to do."""
@@ -193,13 +213,14 @@ class Worker:
         device: where its model lives.
         generator: random numbers of this worker alone, from (seed, rank).
         budget: global samples to process; `batches` keeps to it.
+        elapsed_epochs: dealt to all workers before the last batch was; equal on workers in lockstep.
+        total_epochs: of the whole run.
         epoch: of the last batch dealt, from 0.
         position: of the last batch dealt by `epochs`: where in its epoch it begins, from 0.
     """
 
     def __init__(self, place: Place, program: Program) -> None:
-        self.num_servers = program.algorithm.servers()
-        self.rank, self.num_workers = place.rank, place.num_workers - self.num_servers
+        self.rank, self.num_workers = place.rank, place.num_workers - program.servers()
         self.node, self.num_nodes = place.node, place.num_nodes
         self.device = place.device
         self.seed = program.seed
@@ -210,37 +231,47 @@ class Worker:
         self._milestones = program.milestones
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
-        self.epoch = self.position = 0
+        self.total_epochs = program.budget_samples / program.problem.num_samples
+        self.elapsed_epochs, self.epoch, self.position = 0.0, 0, 0
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
         place.interleaving, place.measures = Interleaving(), {}
         self._sources = iter(program.replay[self.rank].sources) if program.replay else None
+        self._counts = iter(program.replay[self.rank].counts) if program.replay else None
         self._turns = list(program.replay[self.rank].turns) if program.replay else None
+        self._times = list(program.replay[self.rank].times) if program.replay else None
         self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
         self._model: nn.Module | torch.Tensor | Callable[[], torch.Tensor] | None = None  # last observed
         self._dealer = Dealer(place, program)
-        if self.rank < self.num_workers:
+        self._data, self._stream = program.data, None
+        if self.rank < self.num_workers or program.data.servers():
             self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
+        if isinstance(program.data, Streamed) and self.rank < self.num_workers:
+            server = program.data.server_of(self.rank, place.num_workers)
+            self._stream = Stream(program.data, place.streams(), server)
 
     @property
     def clock(self) -> Clock:
         """The run's own clock."""
         return self._place.clock
 
-    def batches(self, problem: Problem, batch_size: int) -> Iterator[torch.Tensor]:
+    def batches(self, problem: Problem, batch_size: int) -> Iterator[Samples]:
         """Deal this worker's batches until the *global* budget is spent.
 
         Synchronous algorithms take equal batches (the budget is rounded up to a multiple of the number of workers);
         asynchronous ones take the next batch as soon as they ask. The last batch may be smaller.
 
         Yields:
-            int32 sample indices, shape (batch_size,).
+            int32 sample indices, shape (batch_size,), or the rows where data servers send them.
 
         Raises:
             UserError: where the data policy moves rows, which needs `visits`.
         """
         self._dealer.check_unmoved()
         rows = self._dealer.sequence(problem.num_samples)
+        if self._stream is not None:
+            yield from self._streamed(self._stream, problem, batch_size)
+            return
         for position, size in self._dealt(problem.num_samples, batch_size):
             yield rows[position : position + size]
 
@@ -253,6 +284,7 @@ class Worker:
             the kernel to run, and int32 indices of its samples, shape (<= batch_size,).
         """
         num_samples, dealer = len(kernel.indptr) - 1, self._dealer
+        dealer.check_at_hand()
         with self.clock.paused():
             rows = dealer.rows(kernel, num_samples)
         for epoch, start, stop in dealer.within_epochs(self._dealt(num_samples, batch_size), num_samples):
@@ -271,14 +303,15 @@ class Worker:
             the epoch, from 0, and this worker's batches of it, all of which must be taken.
 
         Raises:
-            UserError: where the data policy moves rows.
+            UserError: where the data policy moves rows, or sends them.
         """
         self._dealer.check_unmoved()
+        self._dealer.check_at_hand()
         rows = self._dealer.sequence(problem.num_samples)
 
         def of_epoch(epoch: int, group: Iterator[tuple[int, int, int, int]]) -> Iterator[torch.Tensor]:
             for _, first, own, size in group:
-                self.epoch, self.position = epoch, first
+                self.elapsed_epochs, self.epoch, self.position = epoch + first / problem.num_samples, epoch, first
                 if size:
                     yield rows[own : own + size]
 
@@ -290,7 +323,12 @@ class Worker:
 
         Yields:
             parts of `samples`, shape (<= batch_size,).
+
+        Raises:
+            UserError: where samples are at some workers only.
         """
+        self._dealer.check_at_hand()
+        self._dealer.check_everywhere()
         for batch in samples.to(self.device).split(batch_size):
             self._place.dealt(len(batch))
             yield batch
@@ -361,6 +399,19 @@ class Worker:
         """
         self._place.measures.setdefault(key, []).append(value)
 
+    def conclude(self, key: str, value: Any) -> None:
+        """Tell the summary something as it is: one rank of the run does, and the last time counts.
+
+        Args:
+            key: of docs/metrics.md.
+            value: a number, a string, or lists and mappings of them.
+        """
+        self._place.measures[key] = Conclusion(value)
+
+    def settle(self) -> None:
+        """Wait for all that this worker's device has been given, as who looks at the clock must on an accelerator."""
+        self._place.settle()
+
     def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
         """Merge a replica into a common model: common += share * (model - known), and model = known = common.
 
@@ -392,10 +443,51 @@ class Worker:
         Raises:
             UserError: in a background activity, or where another worker ends instead.
         """
-        if threading.get_ident() != self._thread:
-            raise UserError("worker.meet() must be called by the worker itself, not by a background activity")
+        self._check_thread("meet()")
         if self.num_workers > 1:
             self._place.meet()
+
+    @contextmanager
+    def slowed(self, factor: float) -> Iterator[None]:
+        """A block of computing that takes `factor` times as long, as on a slower device; the rest passes at its end.
+
+        Args:
+            factor: >= 1; other workers are not held up by it.
+
+        Raises:
+            UserError: for a smaller factor, or in a background activity.
+        """
+        self._check_thread("slowed(...)")
+        require(factor >= 1, "worker.slowed", "must be given a factor >= 1", factor)
+        if factor == 1:
+            yield
+            return
+        self._place.settle()
+        begin_s = self.clock.now()
+        yield
+        self._place.settle()
+        self._place.spend((factor - 1) * (self.clock.now() - begin_s), idle=False)
+
+    def idle(self, seconds: float) -> None:
+        """Do nothing for so much run time, finite and >= 0.
+
+        Raises:
+            UserError: for other seconds, or in a background activity.
+        """
+        self._check_thread("idle(...)")
+        require(0 <= seconds < float("inf"), "worker.idle", "must be given finite seconds >= 0", seconds)
+        self._place.spend(seconds, idle=True)
+
+    def read_clock(self) -> float:
+        """The run's clock, for what shall depend on it; a run that is repeated reads what the first one read."""
+        times = self._place.interleaving.times
+        now_s = self.clock.now()
+        if self._times is not None:
+            if len(times) == len(self._times):
+                raise exhausted(self.rank, "reads the clock")
+            now_s = self._times[len(times)]
+        times.append(now_s)
+        return now_s
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -451,7 +543,7 @@ class Worker:
         if self._synchronous and self.rank > 0:
             before, updates_before = self._seen
         else:
-            before, updates_before = self._place.count(samples, updates)
+            before, updates_before = self._counted(samples, updates)
         self._seen, self._model = (before + samples, updates_before + updates), model
         reached = bisect_right(self._milestones, before + samples)
         if self._decentralised:
@@ -459,16 +551,46 @@ class Worker:
         elif bisect_right(self._milestones, before) < reached:
             self._report(reached - 1)
 
+    def serve_rows(self, problem: Problem) -> None:
+        """Be a data server until all its workers have left."""
+        assert isinstance(self._data, Streamed)
+        data, num_ranks, order = self._data, self._place.num_workers, self._dealer.sequence(problem.num_samples)
+        clients = [rank for rank in range(self.num_workers) if data.server_of(rank, num_ranks) == self.rank]
+        serve(data, self._place.streams(), problem, order, len(clients))
+
     def finish(self) -> None:
         """Leave the training: what others have yet to reach, this worker's own model is for as it is now."""
+        if self._stream is not None:
+            self._stream.close()
         if self._decentralised and self._model is not None:
             self._report_own(len(self._milestones))
 
+    def _check_thread(self, call: str) -> None:
+        if threading.get_ident() != self._thread:
+            raise UserError(f"worker.{call} must be called by the worker itself, not by a background activity")
+
+    def _streamed(self, stream: Stream, problem: Problem, batch_size: int) -> Iterator[Batch]:
+        order = self._dealer.sequence(problem.num_samples)
+        positions = self._dealer.positions(problem.num_samples, batch_size)
+        for elapsed, batch in stream.batches(problem, order, positions):
+            self.elapsed_epochs, self.epoch = elapsed, int(elapsed)
+            self._place.dealt(len(batch))
+            yield batch
+
     def _dealt(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int]]:
-        for epoch, position, size in self._dealer.positions(num_samples, batch_size):
-            self.epoch = epoch
+        for elapsed, position, size in self._dealer.positions(num_samples, batch_size):
+            self.elapsed_epochs, self.epoch = elapsed, int(elapsed)
             self._place.dealt(size)
             yield position, size
+
+    def _counted(self, samples: int, updates: int) -> tuple[int, int]:
+        """What the run had got to before these; whoever is the one to reach a milestone is so again."""
+        before: tuple[int, int] | None = self._place.count(samples, updates)
+        if self._counts is not None and (before := next(self._counts, None)) is None:
+            raise exhausted(self.rank, "observes its model")
+        assert before is not None
+        self._place.interleaving.counts.append(before)
+        return before
 
     def _report_own(self, reached: int) -> None:
         for milestone in range(self._reached, reached):

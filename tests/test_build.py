@@ -21,6 +21,8 @@ SUBGROUPS = (
     "algorithm/mixing",
     "algorithm/compression",
     "algorithm/partition",
+    "algorithm/devices",
+    "algorithm/availability",
     "hardware/compute",
     "hardware/memory",
     "hardware/protocol",

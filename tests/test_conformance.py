@@ -1,26 +1,15 @@
 """What every algorithm keeps on every hardware found in conf/: a new YAML file is tested the moment it exists."""
 
-from functools import cache
 from itertools import product
 
 import pytest
 import torch
 from composed import options, setup
+from small_runs import COMMON, NATIVE, SENDING, UNTRAINED, run, settings
+from watching import Watching
 
-from harness.errors import UserError
 from harness.trial import averaged, evaluate
 
-CONVEX = ["problem=least_squares", "problem.samples=250", "problem.features=10", "problem.condition=10.0"]
-SHORT = ["problem.dtype=float64", "budget.epochs=20", "budget.observations=4", "tracking=none"]
-REGULARISED = ["problem=logistic_regression", "problem.synthetic_samples=250", "problem.synthetic_features=20"]
-REGULARISED += ["problem.synthetic_nonzeros_per_sample=5", "problem.l2=0.01", "problem.target_loss=0.5217"]
-EXACT = ["algorithm.learning_rate=1"]  # a share of an exact step
-PROBLEMS = {"dual_coordinate_descent": REGULARISED + EXACT, "coordinate_descent": CONVEX + EXACT}
-PROBLEMS["diloco"] = [*CONVEX, "algorithm.learning_rate=0.004"]  # a step of Adam is about as long as that
-PROBLEMS["federated"] = [*CONVEX, "algorithm.num_clients=10", "algorithm.participation=0.5"]
-PROBLEMS["sgld"] = [*CONVEX, "algorithm.temperature=0.01"]  # the variance of the noise, as Bayes would have it
-SINGLE = ("diloco", "federated", "sgd", "hogwild", "svrg", "sgld", "dual_coordinate_descent", "coordinate_descent")
-NATIVE = ("sgd", "hogwild", "svrg", "sgld", "dual_coordinate_descent", "coordinate_descent")
 DISTINCT = ("cpu", "sim_numa2", "sim_ethernet", "sim_dgx")  # other hardware differs from these in numbers alone
 
 
@@ -31,29 +20,7 @@ def pair(algorithm, hardware):
     return pytest.param(algorithm, hardware, marks=marks)
 
 
-PAIRS = [pair(*each) for each in product(options("algorithm"), options("hardware"))]
-
-
-def steps(algorithm):
-    """Single samples for those that have native kernels or send few messages, batches for those that send many."""
-    single = algorithm in SINGLE
-    return f"algorithm.batch_size={1 if single else 5}", f"algorithm.learning_rate={0.05 if single else 0.1}"
-
-
-@cache
-def run(algorithm, hardware, workers, taken=None):
-    chosen = [f"algorithm={algorithm}", *(taken or steps(algorithm)), f"hardware={hardware}"]
-    try:
-        chosen += ["hardware.backend=gloo"] if hardware == "gpus" else []  # which carries messages, and shares devices
-        composed = setup(*chosen, f"hardware.num_workers={workers}", *PROBLEMS.get(algorithm, CONVEX), *SHORT)
-    except UserError as refusal:
-        known = "needs memory that all workers share", f"native kernel, which hardware={hardware} does not run"
-        assert any(words in str(refusal) for words in known)  # any other refusal is a defect
-        pytest.skip(f"refused: {refusal}")
-    program = composed.program()
-    execution = composed.machine.execute(program, lambda samples: None)
-    assert execution.failure is None
-    return composed, program, execution
+PAIRS = [pair(*each) for each in product(sorted({*options("algorithm")} - {*UNTRAINED}), options("hardware"))]
 
 
 def losses(composed, execution):
@@ -75,7 +42,7 @@ def test_one_worker_equals_sequential(algorithm, hardware):
     composed, program, execution = run(algorithm, hardware, 1)
     other = "sim_cpu" if hardware == "cpu" else "cpu"
     sgd = composed.algorithm.is_sgd
-    _, _, sequential = run("sgd", hardware, 1, steps(algorithm)) if sgd else run(algorithm, other, 1)
+    _, _, sequential = run("sgd", hardware, 1, like=algorithm) if sgd else run(algorithm, other, 1)
     mine, reference = execution.observations[-1], sequential.observations[-1]
     assert mine.samples == reference.samples == program.budget_samples
     # float64: the kernel and autograd sum in different orders
@@ -92,3 +59,11 @@ def test_accounts_for_samples_and_time(algorithm, hardware):
         assert 0 < worker.finish_s <= execution.run_s
         spent_s = worker.compute_s + worker.comm_s + worker.idle_s
         assert 0 <= spent_s <= execution.run_s * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("algorithm", SENDING)
+def test_worker_processes_import_nothing_on_the_clock(algorithm):
+    """As torch's optimisers would, at their first step, for a second."""
+    composed = setup(f"algorithm={algorithm}", *settings(algorithm), *COMMON, "hardware=cpu", "hardware.num_workers=2")
+    execution = composed.machine.execute(Watching(**vars(composed.program())), lambda samples: None)
+    assert execution.failure is None and execution.metrics["imports_max"] == 0

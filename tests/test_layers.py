@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY = {"harness.worker", "harness.clock", "harness.data", "harness.errors", "harness.kernels", "harness.rows"}
-VOCABULARY |= {"harness.program", "harness.interleaving", "harness.measures"}  # words of all
+VOCABULARY |= {"harness.program", "harness.interleaving", "harness.measures"}
+VOCABULARY |= {"harness.splits", "harness.batch"}  # words of all
 ALLOWED = {  # package -> what of this project it may import
     "algorithms": VOCABULARY | {"algorithms", "harness.problems"},
     "hardware": VOCABULARY | {"hardware"},

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from algorithms.all_reduce import AllReduce
+from algorithms.compression import Uncompressed
 from algorithms.optimizers import PlainSGD
 from hardware.real.machine import RealMachine
 from harness.data import Partitioned
@@ -80,7 +81,9 @@ def harness_s(problem: DigitsMLP, workers: int) -> float:
     """Seconds of the same steps through the harness, as it reports them."""
     budget = STEPS * BATCH * workers
     milestones = [budget * (i + 1) // 40 for i in range(40)]
-    algorithm = AllReduce(LEARNING_RATE, BATCH, linear_scaling=False, accumulate=1, optimizer=PlainSGD(0.0))
+    algorithm = AllReduce(
+        LEARNING_RATE, BATCH, linear_scaling=False, accumulate=1, compression=Uncompressed(), optimizer=PlainSGD(0.0)
+    )
     program = Program(algorithm, problem, Partitioned("index"), 0, budget, milestones)
     execution = machine(workers).execute(program, lambda samples: None)
     if execution.failure is not None:
@@ -98,6 +101,7 @@ def machine(workers: int) -> RealMachine:
         pin_policy="spread",
         memory_policy="first_touch",
         intra_op_threads=1,
+        simd=None,
         timeout_s=300.0,
     )
 

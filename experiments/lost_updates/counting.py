@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from algorithms.shared_model import SharedModelAlgorithm
+from harness.baseline import CONSTANT
+from harness.batch import Samples
 from harness.errors import UserError, require
 from harness.kernels.counting import CountingKernel
 from harness.problems.base import Problem
@@ -39,7 +41,7 @@ class Counting(Problem):
                 parameter.zero_()
         return model
 
-    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Of the other one; nobody descends on it."""
         return self.counted.loss(model, samples)
 
@@ -65,7 +67,7 @@ def count(setup: Setup) -> dict[str, object]:
         UserError: where counters would not tell.
     """
     made = int(expected(setup).sum())
-    counting = replace(setup.algorithm, learning_rate=1.0, step_decay=1.0)  # type: ignore[call-arg]  # checked above
+    counting = replace(setup.algorithm, learning_rate=1.0, schedule=CONSTANT)  # type: ignore[call-arg]  # checked above
     setup = replace(setup, algorithm=counting, problem=Counting.of(setup.problem))
     execution = setup.hardware.execute(setup.program(), lambda samples: None)
     if execution.failure is not None:

@@ -26,8 +26,8 @@ class Ledger:
 
     Args:
         finish_s: when it left `train`.
-        busy_s: CPU seconds of its thread, or seconds in native kernels; pauses excluded. On a CUDA device infinite: all
-            time counts in which it is not blocked.
+        busy_s: CPU seconds of its thread, or seconds in native kernels; pauses excluded, slower devices included
+            (`Worker.slowed`). On a CUDA device infinite: all time counts in which it is not blocked.
         pauses: (begin, end) of every block off the clock.
         collectives: a table per group, see `meter.Log.table`.
         messages: the table of its point-to-point operations.

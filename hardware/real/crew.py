@@ -23,6 +23,7 @@ class Crew:
         numa_nodes: all NUMA nodes in use, over which memory is interleaved.
         memory_policy: of shared tensors, see `placement`.
         intra_op_threads: torch's threads per worker.
+        simd: vector instructions that torch's kernels may use in worker processes, see `simd`.
         timeout_s: after which a collective has failed.
         devices: number of the CUDA device of each worker; None where they compute on their CPUs.
         backend: library of their process group, gloo or nccl.
@@ -35,6 +36,7 @@ class Crew:
     numa_nodes: list[int]
     memory_policy: str
     intra_op_threads: int
+    simd: str | None
     timeout_s: float
     devices: list[int] | None = None
     backend: str = "gloo"

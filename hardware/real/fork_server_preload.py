@@ -4,10 +4,15 @@ import atexit
 import os
 import shutil
 
-import torch._dynamo  # noqa: F401 - optimizers of torch import it at their first use, in seconds that a clock would see
+import torch
 
 import hardware.real.worker_process  # noqa: F401 - imported once for all workers
 from hardware.real.fork_server import FOLDER_VARIABLE
+
+# The first step of an optimiser imports a second's worth of torch: in every worker, and on the clock, if not here.
+parameter = torch.nn.Parameter(torch.zeros(1))
+parameter.grad = torch.zeros(1)
+torch.optim.SGD([parameter]).step()
 
 # Workers leave by os._exit, past this; the server does not, once its parent and all workers have gone.
 atexit.register(shutil.rmtree, os.environ[FOLDER_VARIABLE], ignore_errors=True)

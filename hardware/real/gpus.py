@@ -102,6 +102,7 @@ class Gpus(Hardware):
             numa_nodes=[0],
             memory_policy="first_touch",
             intra_op_threads=self.intra_op_threads,
+            simd=None,
             timeout_s=self.timeout_s,
             devices=self._placed,
             backend=self.backend,

@@ -1,12 +1,13 @@
 """This machine's CPU cores as hardware: workers are pinned threads or processes, time is the wall clock."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from hardware.base import Execution, Hardware, check_memory_policy, check_pin_policy
 from hardware.real.crew import Crew
+from hardware.real.simd import check_level
 from hardware.real.topology import Seat, Topology, read_topology
 from harness.errors import UserError, require
 from harness.program import Program
@@ -28,6 +29,8 @@ class RealMachine(Hardware):
         memory_policy: where shared tensors, and rows of native kernels, lie that name no node: first_touch, interleave
             or bind:<NUMA node>.
         intra_op_threads: torch's threads, and cores, per worker, >= 1.
+        simd: vector instructions that torch may use: default, avx2 or avx512; None for all that the processor has.
+            With a value no native kernels run, which would use all the same.
         timeout_s: after which a collective has failed, > 0.
     """
 
@@ -40,6 +43,7 @@ class RealMachine(Hardware):
     pin_policy: str
     memory_policy: str
     intra_op_threads: int
+    simd: str | None
     timeout_s: float
 
     def __post_init__(self) -> None:
@@ -48,12 +52,22 @@ class RealMachine(Hardware):
         require(self.intra_op_threads >= 1, "hardware.intra_op_threads", "must be >= 1", self.intra_op_threads)
         require(self.timeout_s > 0, "hardware.timeout_s", "must be > 0", self.timeout_s)
         check_pin_policy("hardware.pin_policy", self.pin_policy)
+        check_level(self.simd)
         check_memory_policy("hardware.memory_policy", self.memory_policy)
 
     @property
     def shares_memory(self) -> bool:
         """Always."""
         return True
+
+    @property
+    def runs_kernels(self) -> bool:
+        """Unless torch's vector instructions are chosen, which are not theirs."""
+        return self.simd is None
+
+    def sequential(self) -> Self:
+        """One worker with one thread."""
+        return replace(self, num_workers=1, intra_op_threads=1)
 
     @property
     def workers_offered(self) -> int:
@@ -114,6 +128,7 @@ class RealMachine(Hardware):
             numa_nodes=numa_nodes,
             memory_policy=self.memory_policy,
             intra_op_threads=self.intra_op_threads,
+            simd=self.simd,
             timeout_s=self.timeout_s,
         )
 

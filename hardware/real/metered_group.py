@@ -12,6 +12,7 @@ a broadcast's or scatter's at the root only, a reduce's or gather's everywhere b
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
 from typing import Any
@@ -67,6 +68,22 @@ class MeteredWork(dist.Work):
 
     def _source_rank(self) -> int:
         return self._work._source_rank()
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """What torch hands to a backend, for a group that torch does not know of.
+
+    Args:
+        group_id: name of the group.
+        timeout: after which an operation fails.
+    """
+
+    store: dist.Store
+    group_rank: int
+    group_size: int
+    group_id: str
+    timeout: timedelta
 
 
 class MeteredGroup(dist.ProcessGroup):

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Lock
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from hardware.real.counters import SharedCounters
 from hardware.real.crew import Background, Crew, as_failure
@@ -17,6 +18,7 @@ from hardware.real.messages import Arrived, Failed, Line, Observed, waited_in_va
 from hardware.real.parcel import Parcel
 from hardware.real.placement import apply_policy, prove, tensor_over
 from hardware.real.segment import Segment
+from hardware.real.spending import spend
 from hardware.real.waits import Waits
 from harness.errors import UserError
 from harness.kernels.access import Access
@@ -63,6 +65,8 @@ class ProcessPlace(Place):
         self._shared: dict[str, torch.Tensor] = {}
         self._appending = Lock()
         self.waits = Waits()
+        self.spent_s = 0.0  # as computing, beyond what the CPU did meanwhile
+        self.all_ranks: dist.ProcessGroup | None = None  # where there are data servers
         self._locks = SharedLocks(launch.locks, launch.crew.timeout_s, self._say_failed)
 
     @property
@@ -116,6 +120,11 @@ class ProcessPlace(Place):
         """Start a helper activity, a thread of this process."""
         self._background.start(activity)
 
+    def streams(self) -> dist.ProcessGroup:
+        """All ranks, connected before the clock started."""
+        assert self.all_ranks is not None
+        return self.all_ranks
+
     def meet(self) -> None:
         """Wait until all workers are here.
 
@@ -130,6 +139,14 @@ class ProcessPlace(Place):
         except TimeoutError:
             raise waited_in_vain(self.rank, timeout_s) from None
         self._background.check()
+
+    def spend(self, seconds: float, idle: bool) -> None:
+        """Sleep, once the device is done."""
+        self.settle()
+        begin_s, begin_cpu_s = time.perf_counter(), time.thread_time()
+        with self.waits.noted() if idle else nullcontext():
+            spend(seconds, self._background.check)
+        self.spent_s += (0.0 if idle else time.perf_counter() - begin_s) - (time.thread_time() - begin_cpu_s)
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         """A block of one thread at a time, of all processes."""

@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
 from hardware.base import Execution
-from hardware.real import worker_process
+from hardware.real import simd, worker_process
 from hardware.real.breakdown import break_down
 from hardware.real.counters import SharedCounters
 from hardware.real.crew import Crew, as_failure
@@ -129,7 +129,7 @@ class _Parent:
         launch = Launch(
             rank=rank,
             crew=self._crew,
-            environment=dict(os.environ),
+            environment=dict(os.environ) | simd.environment(self._crew.simd),
             program=self._program,
             connection=theirs,
             snapshots=self._snapshots[rank],

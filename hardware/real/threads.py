@@ -7,8 +7,8 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ from hardware.real.locks import LocalLocks, held
 from hardware.real.messages import Arrived, disagreement, waited_in_vain
 from hardware.real.placement import allocate, prove
 from hardware.real.signals import deaf
+from hardware.real.spending import spend
 from hardware.real.waits import Waits
 from harness.errors import WorkerFailed
 from harness.kernels.access import Access
@@ -79,7 +80,8 @@ class _Run:
         self.locks = LocalLocks(crew.timeout_s, self.leave_if_stopping)
         self._meeting = threading.Barrier(crew.num_workers)
         self.shared: list[PlacedTensor] = []
-        self.private: dict[str, torch.Tensor] = {}  # what kernels worked on that is not shared, by name
+        self.replicas: dict[int, torch.Tensor] = {}  # what kernels worked on that is not shared, by rank
+        self.loaded_rows: dict[str, torch.Tensor] = {}  # likewise, by array
         self.may_lose: set[bool] = set()  # whether updates of a kernel that ran could overwrite each other
         self._arrivals: list[list[Arrived]] = [[] for _ in crew.cpus]  # of each worker, one per meeting
         self.observations: list[Observation] = []
@@ -152,10 +154,10 @@ class _Run:
         """Remember for the manifest what a kernel works on that is not shared: a replica, rows as they were loaded."""
         own = model.hot if isinstance(model, SplitModel) else model
         if not self._shares(own):
-            self.private.setdefault(f"model of worker {rank}", own)
+            self.replicas.setdefault(rank, own)
         data = kernel.row_data
         if data is not None and not self._shares(data.indptr):
-            data.apply(lambda name, array: self.private.setdefault(f"rows: {name}", array))
+            data.apply(lambda name, array: self.loaded_rows.setdefault(name, array))
 
     def execution(self) -> Execution:
         """What came of it."""
@@ -168,12 +170,17 @@ class _Run:
         execution.metrics |= distributions([self._measures[rank] for rank in sorted(self._measures)])
         if self.may_lose == {False}:
             execution.metrics["async/lost_frac"] = 0.0
-        private = [PlacedTensor(name, tensor, {"policy": "first_touch"}) for name, tensor in self.private.items()]
-        if tensors := [*self.shared, *private]:
+        if tensors := [*self.shared, *self._private()]:
             execution.facts["placement"] = {
                 each.name: {**each.placed, "pages_by_node": prove(each.tensor)} for each in tensors
             }
         return execution
+
+    def _private(self) -> Iterator[PlacedTensor]:
+        for rank, replica in sorted(self.replicas.items()):
+            yield PlacedTensor(f"model of worker {rank}", replica, {"policy": "first_touch"})
+        for name, array in self.loaded_rows.items():
+            yield PlacedTensor(f"rows: {name}", array, {"policy": "first_touch"})
 
     def _shares(self, tensor: torch.Tensor) -> bool:
         address = tensor.untyped_storage().data_ptr()
@@ -299,6 +306,13 @@ class ThreadPlace(Place):
         self._leave_if_stopping()
         with self.waits.noted():
             self._run.meet(self.rank, Arrived("meet"), self._run.crew.timeout_s)
+
+    def spend(self, seconds: float, idle: bool) -> None:
+        """Sleep."""
+        begin_s = time.perf_counter()
+        with self.waits.noted() if idle else nullcontext():
+            spend(seconds, self._leave_if_stopping)
+        self.kernel_s += 0.0 if idle else time.perf_counter() - begin_s
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         """A block of one thread at a time."""

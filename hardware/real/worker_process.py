@@ -11,16 +11,18 @@ import signal
 import time
 import traceback
 from dataclasses import replace
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from hardware.real import simd
 from hardware.real.breakdown import Ledger
 from hardware.real.crew import as_failure
 from hardware.real.host_clock import HostClock
 from hardware.real.messages import Arrived, Failed, Finished, Line
 from hardware.real.meter import Meter
-from hardware.real.metered_group import init_metered_group
+from hardware.real.metered_group import GroupOptions, MeteredGroup, init_metered_group
 from hardware.real.process_place import Launch, ProcessPlace
 from harness.program import Program
 from harness.worker import Worker
@@ -92,19 +94,34 @@ def _work(launch: Launch, line: Line) -> None:
     os.environ.update(launch.environment)
     os.sched_setaffinity(0, launch.crew.cpus[launch.rank])
     torch.set_num_threads(launch.crew.intra_op_threads)
+    simd.confirm(launch.crew.simd)
     program = launch.program.open()
     place = ProcessPlace(launch, line)
     touch(program)
     program = moved(program, place.device)
     place.ask(Arrived("ready"))  # from here on nobody is late, whatever gloo's time-out
-    store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", launch.crew.num_workers)
-    crew = launch.crew
-    meter = init_metered_group(store, launch.rank, crew.num_workers, crew.timeout_s, place.device, crew.backend)
+    meter = _connect(launch, program, place)
     warm_up(meter, place.device)
     ledger = _train(program, place, meter)
     line.say(Finished(ledger, place.prove_placement(), place.interleaving, place.measures))
     place.ask(Arrived("end"))
     dist.destroy_process_group()
+
+
+def _connect(launch: Launch, program: Program, place: ProcessPlace) -> Meter:
+    """Make the default group of the algorithm's ranks; where there are data servers, one of each, and one of all."""
+    crew, rank, num_ranks = launch.crew, launch.rank, launch.crew.num_workers
+    store: dist.Store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", num_ranks)
+    peers, common = num_ranks - program.data.servers(), (crew.timeout_s, place.device, crew.backend)
+    if rank >= peers:
+        meter = init_metered_group(dist.PrefixStore(f"alone {rank}", store), 0, 1, *common)
+    else:
+        meter = init_metered_group(store, rank, peers, *common)
+    if peers < num_ranks:
+        timeout, store = timedelta(seconds=crew.timeout_s), dist.PrefixStore("streams", store)
+        options = GroupOptions(store, rank, num_ranks, "streams", timeout)
+        place.all_ranks = MeteredGroup(options, meter, *common)
+    return meter
 
 
 def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
@@ -123,7 +140,7 @@ def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
     seconds = meter.stopwatch.seconds
     return Ledger(
         finish_s=finish_s,
-        busy_s=math.inf if on_device else busy_s,
+        busy_s=math.inf if on_device else busy_s + place.spent_s,
         pauses=clock.pauses,
         collectives={name: seconds(log.table()) for name, log in meter.collectives.items()},
         messages=seconds(meter.messages.table()),

@@ -322,7 +322,7 @@ class Measured(Compute):
 
     def meter(self) -> Callable[[], float]:
         """Thread time."""
-        import torch._dynamo  # noqa: F401, PLC0415 - optimizers of torch import it at their first use, which is not theirs
+        import torch._dynamo  # noqa: F401, PLC0415 - torch's optimizers would, in a second of their first step
 
         last_s = time.thread_time()
 

@@ -86,7 +86,8 @@ class Fabric:
     def why(self, part: Part, by_s: float) -> str:
         """Why a part has not ended by then, in words; empty if that is not known."""
         missing = part.missing(by_s)
-        concerned = missing if missing or part.exchange is None else part.exchange.unended()
+        anyone = range(len(self.sent_bytes))  # might have sent what is received from anyone
+        concerned = missing or (anyone if part.exchange is None else part.exchange.unended())
         if dead := self._dead(concerned, by_s):
             return ", ".join(f"rank {rank} died at {self.engine.deaths[rank]:.6g} s" for rank in dead)
         if missing:

@@ -100,7 +100,8 @@ class Simulated(Hardware):
 
         simulation = self.simulation(program.seed)
         machine = simulation.machine
-        simulation.run(body, lambda: progress(machine.counters["samples"]))
+        peers = machine.num_ranks - program.data.servers()
+        simulation.run(body, lambda: progress(machine.counters["samples"]), peers)
         execution.failure = simulation.failure
         if execution.failure is None:
             execution.workers = simulation.reports()
@@ -154,16 +155,18 @@ class Simulation:
         self.failure: BaseException | None = None
         self._seed = seed
 
-    def run(self, body: Callable[[SimulatedPlace], None], look: Callable[[], None], default_group: bool = True) -> None:
+    def run(
+        self, body: Callable[[SimulatedPlace], None], look: Callable[[], None], num_peers: int | None = None
+    ) -> None:
         """Run `body` on every rank, from virtual time 0 to the end.
 
         Args:
             look: called now and then in the calling thread.
-            default_group: whether ranks find a default process group, or make it themselves.
+            num_peers: ranks, the first ones, that find a default process group of theirs; None for all.
         """
         engine = self.machine.engine
         for place in self.places:
-            life = partial(place.live, partial(body, place), default_group)
+            life = partial(place.live, partial(body, place), len(self.places) if num_peers is None else num_peers)
             engine.spawn(place.rank, f"rank {place.rank}", life, start_s=0.0)
         try:
             with torch_world.isolated(self._seed):

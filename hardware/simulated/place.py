@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
+import torch.distributed as dist
 
 from hardware.simulated import torch_world
 from hardware.simulated.activity import Signal
@@ -16,7 +17,7 @@ from hardware.simulated.engine import Engine
 from hardware.simulated.fabric import Fabric
 from hardware.simulated.landing import Landing
 from hardware.simulated.memory import SharedMemory
-from hardware.simulated.process_group import BACKEND
+from hardware.simulated.process_group import BACKEND, SimulatedGroup
 from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.store import SimulatedStore
 from hardware.simulated.turns import Locks, Meeting
@@ -94,16 +95,16 @@ class SimulatedPlace(Place):
         self.timelines = device
         self._helpers: list[Signal] = []
 
-    def live(self, body: Callable[[], None], default_group: bool = True) -> None:
+    def live(self, body: Callable[[], None], num_peers: int) -> None:
         """Run `body` as this rank's main activity.
 
         Args:
-            default_group: whether there is a default process group, which lasts as long as the rank's helpers.
+            num_peers: ranks, the first ones, that have a default process group, which lasts as long as their helpers.
         """
         engine, store = self._machine.engine, self._machine.store
         group: AbstractContextManager[None] = nullcontext()
-        if default_group:
-            group = torch_world.default_group(BACKEND, self.rank, self.num_workers, store)
+        if self.rank < num_peers:
+            group = torch_world.default_group(BACKEND, self.rank, num_peers, store)
         with torch_world.entered(self._world), group:
             activity = engine.current
             try:
@@ -290,6 +291,12 @@ class SimulatedPlace(Place):
 
         engine.spawn(self.rank, f"rank {self.rank} (background)", body, self.clock.now())
 
+    def streams(self) -> dist.ProcessGroup:
+        """All ranks."""
+        ranks = tuple(range(self.num_workers))
+        channel = self._machine.fabric.channel(("streams", ranks), self.rank)
+        return SimulatedGroup(channel, self.timelines, self.rank, dist.default_pg_timeout.total_seconds())
+
     def meet(self) -> None:
         """Wait until all ranks have come."""
         self._machine.meeting.meet(self.rank)
@@ -297,6 +304,15 @@ class SimulatedPlace(Place):
     def lock(self, name: str) -> AbstractContextManager[None]:
         """A block of one activity at a time; a lock that another rank held last is fetched from its core."""
         return self._machine.locks.held(name, self.rank, partial(self.timelines.charge, 0.0))
+
+    def spend(self, seconds: float, idle: bool) -> None:
+        """Let virtual time pass, once all streams have ended."""
+        self.settle()
+        activity = self._machine.engine.current
+        begin_s = activity.now()
+        activity.charge(seconds)
+        if not idle:
+            self.timelines.account.computing.add(begin_s, activity.local_s)
 
     def dealt(self, num_samples: int) -> None:
         """Owe the cost of a batch; where memory is shared, first let others' writes land."""

@@ -25,6 +25,7 @@ A toy problem, whole:
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -32,6 +33,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from harness.batch import Batch, Layout, Samples
 from harness.errors import require
 from harness.kernels.base import Kernel
 
@@ -86,11 +88,12 @@ class Problem(ABC):
         """The initial model; equal for equal seeds, on every worker."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Mean loss over a batch.
 
         Args:
-            samples: int32 or int64 indices into the training set, shape (batch,).
+            samples: int32 or int64 indices into the training set, shape (batch,); or, if there is a method `gather`,
+                rows that came by message: `rows_of` makes one of both.
 
         Returns:
             scalar, differentiable with respect to the model's parameters.
@@ -100,9 +103,45 @@ class Problem(ABC):
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """`train/loss`, the objective over all training data; `eval/*` where there is test data."""
 
+    def evaluate_ensemble(self, models: Sequence[nn.Module]) -> dict[str, float]:
+        """As `evaluate`, of the mean of what several models predict, each with an equal weight.
+
+        Probabilities of classes where there are any (Lakshminarayanan et al., NIPS 2017, section 2.4), numbers
+        otherwise; a regulariser counts as its mean.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not say what the mean of several predictions is")
+
+    def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The rows of a batch: all of the data that `loss` needs, samples along the first dimension of each tensor.
+
+        What data servers send. Where the length of a row differs, `layout` and `part` must say so.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method `gather`")
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is a method `gather`."""
+        return type(self).gather is not Problem.gather
+
+    def rows_of(self, samples: Samples) -> tuple[torch.Tensor, ...]:
+        """The rows of a batch, gathered here or received."""
+        return samples.rows if isinstance(samples, Batch) else self.gather(samples)
+
+    def layout(self, samples: torch.Tensor) -> Layout:
+        """Shapes and dtypes of `gather(samples)`, known without looking at these rows."""
+        return [((len(samples), *row.shape[1:]), row.dtype) for row in self._first_row]
+
+    def part(self, rows: tuple[torch.Tensor, ...], start: int, stop: int) -> tuple[torch.Tensor, ...]:
+        """Of the rows of a batch those of samples start .. stop - 1 of it."""
+        return tuple(row[start:stop] for row in rows)
+
+    @cached_property
+    def _first_row(self) -> tuple[torch.Tensor, ...]:
+        return self.gather(torch.zeros(1, dtype=torch.int32))
+
     @cached_property
     def labels(self) -> torch.Tensor | None:
-        """Of every training sample, shape (samples,), by which federated clients may differ; or None."""
+        """Of every training sample, shape (samples,), by which workers or federated clients may differ; or None."""
         return None
 
     @cached_property

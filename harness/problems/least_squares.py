@@ -5,6 +5,7 @@ which fall geometrically from 1 to 1 / condition. b = A w* + noise, w* normal.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -12,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from harness.batch import Samples
 from harness.errors import require
 from harness.kernels.sparse_linear import SQUARES, SparseLinearKernel
 from harness.kernels.sparse_rows import SparseRows
@@ -102,11 +104,15 @@ class LeastSquares(Problem):
         """Zeros, whatever the seed."""
         return DenseLinear(self.features, self.matrix.dtype, device)
 
-    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+    def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Rows of A and entries of b."""
+        return self.matrix[samples], self.labels[samples]
+
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """1/2 mean (a_i . w - b_i)^2 over the batch, and the regulariser."""
         weight = next(model.parameters())
-        device = weight.device
-        errors = model(self.matrix[samples].to(device)) - self.labels[samples].to(device)  # (batch,)
+        rows, labels = (part.to(weight.device) for part in self.rows_of(samples))
+        errors = model(rows) - labels  # (batch,)
         mean = 0.5 * errors.square().mean()
         return mean + 0.5 * self.l2 * weight.square().sum() if self.l2 else mean
 
@@ -115,9 +121,17 @@ class LeastSquares(Problem):
         """The objective, in float64."""
         return {"train/loss": self._objective(next(model.parameters()).detach().cpu().double())}
 
+    @torch.no_grad()
+    def evaluate_ensemble(self, models: Sequence[nn.Module]) -> dict[str, float]:
+        """Of the mean of their predictions, which are linear in the weights."""
+        weights = torch.stack([next(model.parameters()).detach().cpu().double() for model in models])
+        return {"train/loss": self._objective(weights)}
+
     def _objective(self, weights: torch.Tensor) -> float:
-        matrix, labels = self._exact
-        return float(0.5 * (matrix @ weights - labels).square().mean() + 0.5 * self.l2 * weights.square().sum())
+        """Of weights, shape (features,), or of the mean prediction of several, shape (models, features)."""
+        (matrix, labels), each = self._exact, torch.atleast_2d(weights)
+        squares = (matrix @ each.mean(0) - labels).square().mean()
+        return float(0.5 * squares + 0.5 * self.l2 * each.square().sum(1).mean())
 
     @cached_property
     def _exact(self) -> tuple[torch.Tensor, torch.Tensor]:

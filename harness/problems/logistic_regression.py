@@ -6,7 +6,7 @@ A standard problem of asynchronous SGD on sparse data; Hogwild! (Niu, Recht, Re,
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
 
 from harness.kernels.sparse_linear import LOGISTIC
 from harness.problems.sparse_linear import SparseLinear
@@ -24,3 +24,7 @@ class LogisticRegression(SparseLinear):
     def pointwise(self, margins: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """log(1 + exp(-ym)), shape (batch,)."""
         return softplus(-labels * margins)
+
+    def together(self, margins: torch.Tensor) -> torch.Tensor:
+        """The log-odds of the mean probability, shape (batch,)."""
+        return logsigmoid(margins).logsumexp(0) - logsigmoid(-margins).logsumexp(0)

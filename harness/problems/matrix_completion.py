@@ -8,9 +8,11 @@ The second problem of Hogwild! (Niu, Recht, Re, Wright, NIPS 2011, section 2, eq
 Mathematical Programming Computation 2013) solves the same problem without conflicts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import ClassVar
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch import nn
 from torch.nn.functional import embedding
 
 from harness import datasets, ratings
+from harness.batch import Samples
 from harness.errors import UserError, require
 from harness.kernels.factorization import FactorizationKernel, predictions
 from harness.problems.base import Problem
@@ -139,27 +142,35 @@ class MatrixCompletion(Problem):
         """Random factors, from the seed, on the CPU: equal on every device."""
         return FactorModel(self.num_users, self.num_items, self.rank, self.values.dtype, device, seed)
 
-    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+    def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Rows of [L; R] and ratings; where there is a regulariser, the rarity of these rows."""
+        rows = self.rows[samples]  # (batch, 2)
+        return rows, self.values[samples], *([self.rarity[rows]] if self.l2 else [])
+
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Half the mean squared error over the batch, and its share of the regulariser."""
         device = next(model.parameters()).device
-        rows = self.rows[samples]  # (batch, 2)
-        left, right = model(rows[:, 0].to(device), (rows[:, 1] - self.num_users).to(device))  # (batch, rank) each
-        errors = (left * right).sum(1) - self.values[samples].to(device)  # (batch,)
+        rows, values, *shares = (part.to(device) for part in self.rows_of(samples))
+        left, right = model(rows[:, 0], rows[:, 1] - self.num_users)  # (batch, rank) each
+        errors = (left * right).sum(1) - values  # (batch,)
         mean = 0.5 * errors.square().mean()
-        if not self.l2:
+        if not shares:
             return mean
-        shares = self.rarity[rows].to(device)  # (batch, 2)
-        return mean + 0.5 * self.l2 * (shares * torch.stack([left, right], 1).square().sum(2)).sum(1).mean()
+        return mean + 0.5 * self.l2 * (shares[0] * torch.stack([left, right], 1).square().sum(2)).sum(1).mean()
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The objective; half the mean squared error, and its root, of held-out ratings if there are any."""
-        weights = torch.cat([part.detach().cpu().reshape(-1) for part in model.parameters()])
+        return self.evaluate_ensemble([model])
+
+    @torch.no_grad()
+    def evaluate_ensemble(self, models: Sequence[nn.Module]) -> dict[str, float]:
+        """Of the mean of the ratings that they predict."""
+        each = [torch.cat([part.detach().cpu().reshape(-1) for part in model.parameters()]) for model in models]
         train, test = self._sets[2:]
-        penalty = 0.5 * self.l2 * float(weights.double().square().sum())
-        metrics = {"train/loss": 0.5 * self._mean_square(weights, *train) + penalty}
+        penalty = 0.5 * self.l2 * fmean(float(weights.double().square().sum()) for weights in each)
+        metrics = {"train/loss": 0.5 * self._mean_square(each, *train) + penalty}
         if len(test[1]):
-            square = self._mean_square(weights, *test)
+            square = self._mean_square(each, *test)
             metrics |= {"eval/loss": 0.5 * square, "eval/rmse": square**0.5}
         return metrics
 
@@ -170,8 +181,9 @@ class MatrixCompletion(Problem):
         stat = self._file.stat()
         return f"{stat.st_size} {stat.st_mtime_ns}"
 
-    def _mean_square(self, weights: torch.Tensor, rows: torch.Tensor, values: torch.Tensor) -> float:
-        errors = predictions(rows, weights, self.rank).double() - values.double()
+    def _mean_square(self, each: Sequence[torch.Tensor], rows: torch.Tensor, values: torch.Tensor) -> float:
+        predicted = torch.stack([predictions(rows, weights, self.rank).double() for weights in each])
+        errors = predicted.mean(0) - values.double()
         return float(errors.square().mean())
 
     @cached_property

@@ -1,6 +1,8 @@
 """A multilayer perceptron on the handwritten digits of scikit-learn (Alpaydin and Kaynak, UCI 1998): 1,797 images of
 8 x 8 pixels, 10 classes. The smallest problem that is not convex."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -10,10 +12,24 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from harness.batch import Samples
 from harness.errors import require
 from harness.problems.base import Problem
 
 _PIXELS, _CLASSES, _WHITE = 64, 10, 16.0
+
+
+class MeanProbability(nn.Module):
+    """Logarithms of the mean of the probabilities that models give to classes, shape (batch, classes)."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Shape (batch, pixels) to (batch, classes)."""
+        logs = torch.stack([model(images).log_softmax(1) for model in self.models])
+        return logs.logsumexp(0) - math.log(len(logs))
 
 
 @dataclass(frozen=True)
@@ -70,11 +86,16 @@ class DigitsMLP(Problem):
                 layers += [nn.Linear(fan_in, fan_out, dtype=getattr(torch, self.dtype), device="cpu"), nn.ReLU()]
         return nn.Sequential(*layers[:-1]).to(device)
 
-    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
-        """Mean cross entropy over the batch."""
+    def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Images and classes."""
         images, classes = self.train
+        return images[samples], classes[samples]
+
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
+        """Mean cross entropy over the batch."""
         device = next(model.parameters()).device
-        return cross_entropy(model(images[samples].to(device)), classes[samples].to(device))
+        images, classes = (part.to(device) for part in self.rows_of(samples))
+        return cross_entropy(model(images), classes)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -82,6 +103,10 @@ class DigitsMLP(Problem):
         train_loss, _ = self._measure(model, *self.train)
         test_loss, test_accuracy = self._measure(model, *self.test)
         return {"train/loss": train_loss, "eval/loss": test_loss, "eval/accuracy": test_accuracy}
+
+    def evaluate_ensemble(self, models: Sequence[nn.Module]) -> dict[str, float]:
+        """Of the mean of their probabilities."""
+        return self.evaluate(MeanProbability(models))
 
     def _measure(self, model: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> tuple[float, float]:
         scores = model(images.to(next(model.parameters()).device)).cpu()  # (samples, classes)

@@ -1,9 +1,11 @@
 """Linear models on sparse rows, with two classes: the data, the model and the evaluation that all losses share."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import ClassVar
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from torch.nn.functional import embedding_bag
 
 from harness import datasets
+from harness.batch import Layout, Samples
 from harness.errors import UserError, require
 from harness.kernels.sparse_linear import SparseLinearKernel
 from harness.kernels.sparse_rows import SparseRows
@@ -116,25 +119,56 @@ class SparseLinear(Problem):
         """Zeros, whatever the seed."""
         return LinearModel(self.rows.num_features, self.rows.values.dtype, device)
 
-    def loss(self, model: nn.Module, samples: torch.Tensor) -> torch.Tensor:
+    def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Rows, as `SparseRows.gather` gives them, and labels."""
+        return *self.rows.gather(samples), self.labels[samples]
+
+    def layout(self, samples: torch.Tensor) -> Layout:
+        """By the lengths of the rows; computed by numpy, which no meter sees."""
+        indptr, numbers = self.rows.indptr.numpy(force=True), samples.numpy(force=True)
+        nonzeros = int((indptr[numbers + 1] - indptr[numbers]).sum())
+        indices, values, offsets, labels = (row.dtype for row in self._first_row)
+        size = len(samples)
+        return [((nonzeros,), indices), ((nonzeros,), values), ((size,), offsets), ((size,), labels)]
+
+    def part(self, rows: tuple[torch.Tensor, ...], start: int, stop: int) -> tuple[torch.Tensor, ...]:
+        """Offsets of what is left begin at 0."""
+        indices, values, offsets, labels = rows
+        begin = int(offsets[start])
+        end = int(offsets[stop]) if stop < len(offsets) else len(indices)
+        return indices[begin:end], values[begin:end], offsets[start:stop] - begin, labels[start:stop]
+
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Mean of l over the batch, and the regulariser."""
         weight = next(model.parameters())
-        margins = model(*(part.to(weight.device) for part in self.rows.gather(samples)))
-        mean = self.pointwise(margins, self.labels[samples].to(weight.device)).mean()
+        *rows, labels = (part.to(weight.device) for part in self.rows_of(samples))
+        mean = self.pointwise(model(*rows), labels).mean()
         return mean + 0.5 * self.l2 * weight.square().sum() if self.l2 else mean
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The objective over the training set; mean of l, and accuracy, on the test set if there is one."""
-        weights = next(model.parameters()).detach().cpu().view(-1)
+        return self.evaluate_ensemble([model])
+
+    def together(self, margins: torch.Tensor) -> torch.Tensor:
+        """The margins of the mean prediction, shape (batch,), of those of several models, shape (models, batch)."""
+        return margins.mean(0)
+
+    @torch.no_grad()
+    def evaluate_ensemble(self, models: Sequence[nn.Module]) -> dict[str, float]:
+        """Of the mean of their predictions."""
+        each = [next(model.parameters()).detach().cpu().view(-1) for model in models]
         (rows, labels), *tests = self._sets
-        penalty = 0.5 * self.l2 * float(weights.double().square().sum())
-        metrics = {"train/loss": self._mean_loss(rows.margins(weights), labels) + penalty}
+        penalty = 0.5 * self.l2 * fmean(float(weights.double().square().sum()) for weights in each)
+        metrics = {"train/loss": self._mean_loss(self._margins(rows, each), labels) + penalty}
         for test_rows, test_labels in tests:
-            margins = test_rows.margins(weights)
+            margins = self._margins(test_rows, each)
             metrics["eval/loss"] = self._mean_loss(margins, test_labels)
             metrics["eval/accuracy"] = float(((margins >= 0) == (test_labels > 0)).double().mean())
         return metrics
+
+    def _margins(self, rows: SparseRows, each: Sequence[torch.Tensor]) -> torch.Tensor:
+        margins = [rows.margins(weights) for weights in each]
+        return margins[0] if len(margins) == 1 else self.together(torch.stack(margins).double())
 
     def _mean_loss(self, margins: torch.Tensor, labels: torch.Tensor) -> float:
         return float(self.pointwise(margins.double(), labels.double()).mean())

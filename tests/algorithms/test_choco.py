@@ -6,13 +6,16 @@ from composed import execution, setup
 from simulated_ranks import results
 
 from algorithms.choco import CompressedAveraging
-from algorithms.compression import QSGD, RandomK, Sign, TopK, Uncompressed
+from algorithms.compression import Uncompressed
 from algorithms.graphs import Ring
+from algorithms.quantization import QSGD, Half, Sign
+from algorithms.sparsification import RandomK, TopK
 from harness.errors import UserError
 from harness.trial import averaged
 
 WORKERS, SIZE = 5, 40
-COMPRESSORS = [Uncompressed(), TopK(0.2), RandomK(0.2, False), Sign(), QSGD(4, False)]
+COMPRESSORS = [Uncompressed(), TopK(True, 0.2), RandomK(True, 0.2, False), Sign(True), QSGD(True, 4, False)]
+COMPRESSORS += [Half(False, "float16")]
 SMALL = ["problem=least_squares", "problem.samples=240", "problem.features=40", "problem.condition=10.0"]
 SMALL += ["problem.dtype=float64", "budget.epochs=2", "budget.observations=2", "tracking=none"]
 SMALL += ["algorithm.learning_rate=0.1", "algorithm.batch_size=6"]
@@ -75,6 +78,12 @@ def test_real_and_simulated_alike_and_bytes_as_small():
     torch.testing.assert_close(model, simulated[1], rtol=1e-12, atol=1e-13)
     steps, neighbours, message_bytes = 240 * 2 // (6 * 4), 2, 40 // 8 + 8
     assert sent_bytes == simulated[0] == [steps * neighbours * message_bytes] * 4
+
+
+def test_what_only_averages_is_refused():
+    refusal = "algorithm/compression must make messages of one worker alone with algorithm=choco_sgd, got PowerSGD"
+    with pytest.raises(UserError, match=refusal):
+        setup("algorithm=choco_sgd", "algorithm/compression=power_sgd", "hardware=sim_ethernet", *SMALL)
 
 
 def test_directed_and_changing_graphs_are_refused():

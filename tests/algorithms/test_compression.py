@@ -7,10 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithms.compression import QSGD, RandomK, Sign, TopK, Uncompressed
+from algorithms.compression import Uncompressed
+from algorithms.quantization import QSGD, Half, Sign
+from algorithms.sparsification import RandomK, TopK
 
-BIASED = [Uncompressed(), TopK(0.1), RandomK(0.1, False), Sign(), QSGD(2, False), QSGD(4, False), QSGD(8, False)]
-UNBIASED = [RandomK(0.25, True), QSGD(2, True), QSGD(4, True)]
+BIASED = [Uncompressed(), Half(False, "float16"), Half(False, "bfloat16"), TopK(True, 0.1), RandomK(True, 0.1, False)]
+BIASED += [Sign(True), *(QSGD(True, bits, False) for bits in (2, 4, 8))]
+UNBIASED = [RandomK(False, 0.25, True), QSGD(False, 2, True), QSGD(False, 4, True)]
 QUANTILE = 4.9  # of the normal distribution: |z| is above it with probability 1e-6
 
 
@@ -36,10 +39,9 @@ def test_messages_are_as_small_as_they_say(compressor, size, dtype):
 
 def test_sizes_are_those_of_the_papers():
     vector = torch.zeros(1000, dtype=torch.float32)
-    sizes = [
-        each.num_bytes(vector) for each in (Uncompressed(), TopK(0.01), RandomK(0.01, True), Sign(), QSGD(4, True))
-    ]
-    assert sizes == [4000, 10 * 8, 10 * 4 + 8, 125 + 4, 500 + 4]
+    compressors = Uncompressed(), Half(False, "bfloat16"), TopK(True, 0.01), RandomK(False, 0.01, True), Sign(True)
+    sizes = [each.num_bytes(vector) for each in (*compressors, QSGD(False, 4, True))]
+    assert sizes == [4000, 2000, 10 * 8, 10 * 4 + 8, 125 + 4, 500 + 4]
 
 
 @pytest.mark.parametrize("compressor", [*BIASED, *UNBIASED], ids=str)
@@ -73,17 +75,19 @@ def delta(compressor, vector):
         return 1 / (1 + min(size / levels**2, math.sqrt(size) / levels))
     if isinstance(compressor, Sign):
         return (vector.abs().sum() ** 2 / (size * vector.square().sum())).item()
+    if isinstance(compressor, Half):
+        return 1 - torch.finfo(compressor.dtype).eps ** 2
     return getattr(compressor, "fraction", 1.0)
 
 
 def test_top_k_keeps_the_largest():
-    said = coded(TopK(0.4), torch.tensor([1.0, -5.0, 2.0, 0.0, -3.0]), torch.Generator())
+    said = coded(TopK(True, 0.4), torch.tensor([1.0, -5.0, 2.0, 0.0, -3.0]), torch.Generator())
     assert said.tolist() == [0.0, -5.0, 0.0, 0.0, -3.0]
 
 
 def test_qsgd_has_the_levels_of_the_paper():
     vector = drawn(50)
-    said = coded(QSGD(4, True), vector, torch.Generator())
+    said = coded(QSGD(False, 4, True), vector, torch.Generator())
     level = said * 7 / vector.norm()
     torch.testing.assert_close(level, level.round())
     assert ((level.abs() - vector.abs() * 7 / vector.norm()).abs() < 1).all()

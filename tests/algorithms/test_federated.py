@@ -1,7 +1,5 @@
 """Federated rounds: against all-reduce, whoever plays the clients, and where their data differ."""
 
-from itertools import islice
-
 import numpy as np
 import pytest
 import torch
@@ -34,7 +32,13 @@ def test_a_client_per_worker_and_one_local_step_are_all_reduce(hardware):
 
 
 @pytest.mark.parametrize(
-    "method", [[], ["algorithm.control_variates=true"], ["algorithm/optimizer@algorithm.server=adam"]]
+    "method",
+    [
+        [],
+        ["algorithm.control_variates=true"],
+        ["algorithm/optimizer@algorithm.server=adam"],
+        ["algorithm/compression=qsgd", "algorithm/devices=lognormal"],
+    ],
 )
 def test_weights_do_not_depend_on_the_number_of_workers(method):
     chosen = [*MLP, *method, "budget.epochs=2", "algorithm.num_clients=20", "algorithm.dropout=0.3"]
@@ -46,13 +50,31 @@ def test_weights_do_not_depend_on_the_number_of_workers(method):
     )
 
 
-def test_control_variates_remove_the_drift_of_clients_whose_data_differ():
-    chosen = [*SQUARES, *ALL, "algorithm.num_clients=6", "algorithm/partition=by_label", "algorithm.partition.shards=1"]
-    chosen += ["algorithm.local_epochs=10", "algorithm.batch_size=40", "budget.epochs=1000", "hardware=sim_ethernet"]
-    optimum = setup(*SQUARES).problem.optimum
-    drift = torch.linalg.vector_norm(final(*chosen) - optimum)
-    corrected = torch.linalg.vector_norm(final(*chosen, "algorithm.control_variates=true") - optimum)
-    assert drift > 1e-3 and corrected < 1e-6
+DIFFERENT = [*SQUARES, *ALL, "algorithm.num_clients=6", "algorithm/partition=by_label", "algorithm.partition.shards=1"]
+DIFFERENT += ["algorithm.local_epochs=10", "algorithm.batch_size=40", "budget.epochs=600", "hardware=sim_ethernet"]
+DIFFERENT += ["algorithm.learning_rate=0.2"]
+
+
+def test_fedavg_drifts_to_where_its_own_equation_says():
+    """Client k's ten full-batch steps are y -> M_k y + b_k, and the fixed point of their mean is not the optimum."""
+    composed = setup(*SHORT, *DIFFERENT)
+    problem, maps = composed.problem, []
+    for samples in composed.algorithm.partition.split(problem, 6, seed=0):
+        matrix, labels = problem.matrix[samples], problem.labels[samples]
+        step = torch.eye(4, dtype=torch.float64) - 0.2 * matrix.T @ matrix / 40
+        powers = [torch.linalg.matrix_power(step, power) for power in range(11)]
+        maps.append((powers[10], sum(powers[:10]) @ (0.2 * matrix.T @ labels / 40)))
+    slopes, offsets = (torch.stack(parts).mean(dim=0) for parts in zip(*maps, strict=True))
+    fixed = torch.linalg.solve(torch.eye(4, dtype=torch.float64) - slopes, offsets)
+    torch.testing.assert_close(final(*DIFFERENT), fixed, rtol=1e-9, atol=1e-9)
+    assert torch.linalg.vector_norm(fixed - problem.optimum) > 1e-3
+
+
+@pytest.mark.parametrize("clients", [[], ["algorithm.num_clients=7"]])  # of equal sizes, and not
+def test_control_variates_remove_the_drift_of_clients_whose_data_differ(clients):
+    """With full participation on quadratics nothing of it is left (Karimireddy et al., ICML 2020, theorem III)."""
+    done = final(*DIFFERENT, "algorithm.control_variates=true", *clients)
+    assert torch.linalg.vector_norm(done - setup(*SQUARES).problem.optimum) < 1e-9
 
 
 def test_a_proximal_term_holds_clients_near_the_common_model():
@@ -84,16 +106,26 @@ def test_a_thousand_clients():
 
 def test_rounds_are_seeded_and_sample_everybody_alike():
     algorithm = setup(*SHORT, *MLP, "algorithm.num_clients=20", "algorithm.participation=0.25").algorithm
-    rounds = list(islice(algorithm.rounds(seed=1), 2000))
-    assert rounds[:9] == list(islice(algorithm.rounds(seed=1), 9)) != list(islice(algorithm.rounds(seed=2), 9))
-    assert all(len(set(clients)) == 5 for clients in rounds)
-    counts = np.bincount(np.concatenate(rounds), minlength=20)  # of 2,000 draws with probability 1/4
+
+    def rounds(count, seed):
+        return [algorithm.sample(np.arange(20), number, seed) for number in range(count)]
+
+    assert rounds(9, seed=1) == rounds(9, seed=1) != rounds(9, seed=2)
+    sampled = rounds(2000, seed=1)
+    assert all(len(set(clients)) == 5 for clients in sampled)
+    counts = np.bincount(np.concatenate(sampled), minlength=20)  # of 2,000 draws with probability 1/4
     assert abs(counts - 500).max() < 5 * (2000 * 0.25 * 0.75) ** 0.5  # five standard deviations
 
 
+def test_only_so_many_are_sampled_as_are_available():
+    algorithm = setup(*SHORT, *MLP, "algorithm.num_clients=20", "algorithm.participation=0.25").algorithm
+    assert algorithm.sample(np.array([3, 7]), number=0, seed=0) == [3, 7]
+
+
 def test_dropout_takes_its_share_and_leaves_somebody():
-    algorithm = setup(*SHORT, *MLP, "algorithm.num_clients=10", "algorithm.participation=1", "algorithm.dropout=0.7")
-    sizes = [len(clients) for clients in islice(algorithm.algorithm.rounds(seed=0), 1000)]
+    chosen = ["algorithm.num_clients=10", "algorithm.participation=1", "algorithm.dropout=0.7"]
+    algorithm = setup(*SHORT, *MLP, *chosen).algorithm
+    sizes = [len(algorithm.sample(np.arange(10), number, seed=0)) for number in range(1000)]
     assert min(sizes) == 1
     assert abs(np.mean(sizes) - 3) < 0.3  # the mean of 1,000 binomials, sd 0.046, and the rule that one stays, +0.03
 
@@ -118,6 +150,13 @@ def test_partitions_differ_in_how_many_labels_a_client_has():
         labels("algorithm/partition=dirichlet", f"algorithm.partition.alpha={alpha}") for alpha in (0.02, 0.2, 50)
     ]
     assert alphas[0] < alphas[1] < alphas[2] == 10
+
+
+def test_what_clients_would_send_is_measured_and_the_all_reduce_counted():
+    chosen = [*SQUARES, "algorithm.num_clients=20", "hardware=sim_ethernet", "hardware.num_workers=2"]
+    done = run(*chosen, "problem.features=64", "algorithm/compression=sign", "budget.epochs=1")
+    assert done.metrics["comm/upload_bytes_mean"] == 8 + 64 / 8
+    assert [worker.sent_bytes for worker in done.workers] == [done.observations[-1].updates * 64 * 8] * 2
 
 
 def test_refuses_labels_where_there_are_none():

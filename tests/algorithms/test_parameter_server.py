@@ -1,11 +1,13 @@
 """Parameter servers: what each consistency promises, and runs that are repeated."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from composed import execution, setup
 
 from harness.errors import UserError, WorkerFailed
-from harness.interleaving import write
+from harness.interleaving import read, write
 from harness.trial import averaged
 
 MLP = ["problem=digits_mlp", "problem.dtype=float64", "budget.observations=2", "tracking=none"]
@@ -84,14 +86,13 @@ def test_a_real_run_is_repeated_in_virtual_time(consistency, tmp_path):
     chosen = [f"algorithm.consistency={consistency}", "algorithm.num_servers=2", "hardware.num_workers=2"]
     real = run(*chosen, "hardware=cpu")
     write(tmp_path / "interleaving.json", real.interleavings)
-    program = setup(*MLP, *SERVER, *chosen, "hardware=sim_ethernet")
-    repeated = program.machine.execute(
-        type(program.program())(**{**vars(program.program()), "replay": real.interleavings}), lambda samples: None
-    )
+    simulated = setup(*MLP, *SERVER, *chosen, "hardware=sim_ethernet")
+    program = replace(simulated.program(), replay=read(tmp_path / "interleaving.json"))
+    repeated = simulated.machine.execute(program, lambda samples: None)
     assert repeated.failure is None
-    torch.testing.assert_close(
-        repeated.observations[-1].parameters, real.observations[-1].parameters, rtol=1e-12, atol=1e-13
-    )
+    for mine, theirs in zip(repeated.observations, real.observations, strict=True):
+        assert (mine.samples, mine.updates) == (theirs.samples, theirs.updates)
+        torch.testing.assert_close(mine.parameters, theirs.parameters, rtol=1e-12, atol=1e-13)
     assert [each.sources for each in repeated.interleavings] == [each.sources for each in real.interleavings]
 
 

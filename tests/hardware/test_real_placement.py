@@ -11,6 +11,7 @@ from hardware.real.placement import allocate, apply_policy, prove
 from hardware.real.topology import Core, Topology, read_topology
 from harness.errors import UserError
 from tests.hardware.toys import (
+    Counts,
     ReportsCPUs,
     Wild,
     WildNowhere,
@@ -65,7 +66,7 @@ def test_several_nodes_may_be_bound_to():
 
 def shared_on_nodes(native, **settings):
     """The execution of `WildOnNodes` on two workers: what the manifest says, and what the workers say."""
-    trained = program(WildOnNodes, native=native, budget=4, milestones=[4], batch_size=4)
+    trained = program(WildOnNodes, problem=Counts, native=native, budget=4, milestones=[4], batch_size=4)
     execution = machine(2, **settings).execute(trained, no_progress)
     assert execution.failure is None
     return execution.facts, execution.observations[-1].parameters.tolist()
@@ -125,7 +126,7 @@ def test_filling_leaves_a_node_without_workers(monkeypatch, policy, nodes, num_n
     ],
 )
 def test_what_cannot_be_shared_is_refused(native, algorithm, words):
-    failure = machine(2, num_nodes=2).execute(program(algorithm, native=native), no_progress).failure
+    failure = machine(2, num_nodes=2).execute(program(algorithm, problem=Counts, native=native), no_progress).failure
     assert isinstance(failure, UserError) and words in str(failure)
 
 

@@ -13,6 +13,7 @@ import torch
 from harness.errors import Diverged, UserError, WorkerFailed
 from tests.hardware.toys import (
     Averaging,
+    Counts,
     Endless,
     Everything,
     HelperRaises,
@@ -122,16 +123,16 @@ def test_shared_memory():
 
 
 def test_disagreement_about_shared_tensors_is_an_error():
-    failure = run(WildOdd, native=False).failure
+    failure = run(WildOdd, problem=Counts, native=False).failure
     assert isinstance(failure, UserError) and "worker 1 shares 'model 1'" in str(failure)
 
 
 def test_background_activities_run():
-    assert run(WildHelped, native=False).observations[-1].parameters.tolist() == [1.0, 1.0]
+    assert run(WildHelped, problem=Counts, native=False).observations[-1].parameters.tolist() == [1.0, 1.0]
 
 
 def test_a_worker_finishes_before_its_background_activities():
-    execution = run(WildLingering, num_workers=1, native=False)
+    execution = run(WildLingering, num_workers=1, problem=Counts, native=False)
     # A second passes between the two if the activity, which sleeps that long, is waited for.
     assert execution.workers[0].finish_s - execution.observations[-1].time_s < 1.0
 

@@ -434,6 +434,37 @@ class Meets(Wild):
 
 
 @dataclass(frozen=True)
+class Slows(Wild):
+    """Every worker is slowed, then idle; observes how long that took, without and with the slowing and idleness."""
+
+    factor: float = 3.0
+    idle_s: float = 0.03
+
+    def train(self, worker, problem):
+        seconds = worker.shared("seconds", torch.zeros(3, worker.num_workers, dtype=torch.float64))
+        begin_s = worker.clock.now()
+        with worker.slowed(self.factor):
+            for batch in worker.batches_of(torch.arange(self.batch_size, dtype=torch.int32), self.batch_size):
+                worker.run(problem.kernel, torch.zeros(1, dtype=torch.float64), batch, self.learning_rate)
+            time.sleep(0.02)
+            seconds[0, worker.rank] = worker.clock.now() - begin_s
+        seconds[1, worker.rank] = worker.clock.now() - begin_s
+        worker.idle(self.idle_s)
+        seconds[2, worker.rank] = worker.clock.now() - begin_s
+        worker.meet()
+        worker.observe(seconds.view(-1), samples=self.batch_size)
+
+
+@dataclass(frozen=True)
+class SlowsInTheBackground(Wild):
+    """A background activity asks to be slower."""
+
+    def train(self, worker, problem):
+        worker.background(lambda: worker.idle(1.0))
+        worker.meet()
+
+
+@dataclass(frozen=True)
 class LeavesOthers(Wild):
     """Rank 1 ends where the others meet."""
 
@@ -625,6 +656,20 @@ def fail():
     raise ZeroDivisionError("by design")
 
 
+@dataclass(frozen=True)
+class DyingServer(Mean):
+    """Whoever gathers more than one row is killed."""
+
+    def gather(self, samples):
+        if len(samples) > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return (self.numbers[samples.long()],)
+
+    def loss(self, model, samples):
+        (numbers,) = self.rows_of(samples)
+        return 0.5 * ((model.weight[0, 0] - numbers) ** 2).mean()
+
+
 def program(algorithm=Averaging, learning_rate=0.1, batch_size=4, budget=256, milestones=None, problem=Mean, **options):
     """A program on `Mean`, observed at the quarters of its budget."""
     minimised = problem(
@@ -644,6 +689,7 @@ def machine(num_workers=2, **settings):
         "pin_policy": "spread",
         "memory_policy": "first_touch",
         "intra_op_threads": 1,
+        "simd": None,
         "timeout_s": 20.0,
     }
     return RealMachine(num_workers=num_workers, **{**defaults, **settings})
@@ -651,3 +697,12 @@ def machine(num_workers=2, **settings):
 
 def no_progress(samples):
     """Watches nothing."""
+
+
+@dataclass(frozen=True)
+class Telling(Averaging):
+    """Rank 0 says with which vector instructions torch computes."""
+
+    def train(self, worker, problem):
+        worker.conclude("toy/capability", torch.backends.cpu.get_cpu_capability().lower())
+        super().train(worker, problem)

@@ -7,25 +7,25 @@ from composed import setup
 
 from algorithms.optimizers import PlainSGD
 from algorithms.sgd import SGD
-from harness.baseline import run_key, sequential
+from harness.baseline import CONSTANT, run_key, sequential
 
 SMALL = ["hardware=sim_numa2", "problem=least_squares", "tracking=none"]
 
 
 def test_baseline_is_the_native_kernel_where_there_is_one():
     run = setup("algorithm=all_reduce", *SMALL)
-    assert sequential(run).algorithm == SGD(run.problem.learning_rate, 1, 1.0, 1, PlainSGD(0.0))
+    assert sequential(run).algorithm == SGD(run.problem.learning_rate, 1, 1, PlainSGD(0.0), CONSTANT)
     assert sequential(run).num_workers == 1
 
 
 def test_baseline_has_the_runs_own_batches_where_there_is_none():
     run = setup("algorithm=all_reduce", *SMALL, "problem=digits_mlp", "algorithm.batch_size=8")
-    assert sequential(run).algorithm == SGD(run.problem.minibatch_learning_rate, 8, 1.0, 1, PlainSGD(0.0))
+    assert sequential(run).algorithm == SGD(run.problem.minibatch_learning_rate, 8, 1, PlainSGD(0.0), CONSTANT)
 
 
 def test_baseline_has_the_runs_own_step_where_both_take_single_samples():
     run = setup("algorithm=hogwild", *SMALL, "algorithm.learning_rate=0.003")
-    assert sequential(run).algorithm == SGD(0.003, 1, 1.0, 1, PlainSGD(0.0))
+    assert sequential(run).algorithm == SGD(0.003, 1, 1, PlainSGD(0.0), CONSTANT)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import torch
 from algorithms.optimizers import PlainSGD
 from algorithms.sgd import SGD
 from hardware.real.host_clock import HostClock
+from harness.baseline import CONSTANT
 from harness.data import Partitioned, Replicated, ReplicatedPerNode, ShardedPerNode
 from harness.errors import UserError
 from harness.kernels.row_data import RowData
@@ -55,6 +56,9 @@ class Counting(Place):
     def meet(self):
         raise NotImplementedError
 
+    def spend(self, seconds, idle):
+        raise NotImplementedError
+
     def lock(self, name):
         raise NotImplementedError
 
@@ -74,15 +78,19 @@ class Claiming(SGD):
     synchronous = False
 
 
-def deal(data, num_workers, batch_size, budget=2 * SAMPLES, algorithm=SGD, seed=0, nodes=None):
-    """The batches of all workers, taking turns: [worker 0's first, worker 1's first, ..., worker 0's second, ...]."""
-    sequential = algorithm(1.0, batch_size, step_decay=1.0, accumulate=1, optimizer=PlainSGD(0.0))
-    program = Program(sequential, Sizes(), data, seed, budget, [budget])
+def deal(data, num_workers, batch_size, budget=2 * SAMPLES, algorithm=SGD, seed=0, nodes=None, problem=None, asks=None):
+    """The batches of all workers, taking turns: [worker 0's first, worker 1's first, ..., worker 0's second, ...].
+
+    `asks` has the ranks in another order.
+    """
+    sequential = algorithm(1.0, batch_size, accumulate=1, optimizer=PlainSGD(0.0), schedule=CONSTANT)
+    program = Program(sequential, problem or Sizes(), data, seed, budget, [budget])
     counters = {}
     workers = [Worker(Counting(rank, nodes or (0,) * num_workers, counters), program) for rank in range(num_workers)]
     dealers = [dealer(worker, data, batch_size) for worker in workers]
     batches = []
-    while rounds := [batch for dealer in dealers if (batch := next(dealer, None)) is not None]:
+    turns = [dealers[rank] for rank in asks or range(num_workers)]
+    while rounds := [batch for dealer in turns if (batch := next(dealer, None)) is not None]:
         batches += rounds
     return batches
 

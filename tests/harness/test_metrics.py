@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hardware.base import Execution, WorkerReport
 from harness.errors import UserError
-from harness.metrics import compare, first_divergence, history, retarget, summarise, to_target
+from harness.measures import Conclusion, distributions
+from harness.metrics import compare, first_divergence, history, retarget, summarise, time_to_best, to_target
 from harness.worker import Observation
 
 AXES = ("progress/epoch", "progress/sample", "progress/update", "time/run_s", "time/wall_s")
@@ -238,3 +239,20 @@ def test_every_key_is_documented():
     named = {"run/id": "a", "run/name": "b", "run/kind": "real", **summary}
     keys = {*rows_of(points)[1], *named, *compare(named, named, named)}
     assert not [key for key in keys if f"`{key}`" not in documented]
+
+
+def test_time_to_the_best_that_both_have_found():
+    own = [
+        {"train/loss": 3.0, "time/run_s": 0.0},
+        {"train/loss": 2.0, "time/run_s": 1.0},
+        {"train/loss": 0.5, "time/run_s": 2.0},
+    ]
+    other = [{"train/loss": 3.0, "time/run_s": 0.0}, {"train/loss": 1.0, "time/run_s": 8.0}, {"time/run_s": 9.0}]
+    assert time_to_best(own, other) == {"speedup/time_to_best": 4.0, "speedup/best_loss": 1.0}
+    assert time_to_best(own[:1], other) == {}  # the initial model, for which nobody waits
+    assert time_to_best(own, other[2:]) == {}
+
+
+def test_conclusions_are_kept_as_they_are():
+    found = distributions([{"search/trials": Conclusion(3), "async/staleness": [2]}, {"async/staleness": [4]}])
+    assert (found["search/trials"], found["async/staleness_mean"]) == (3, 3.0)

@@ -58,7 +58,7 @@ def run(hardware: Hardware, options: Options) -> int:
     clock = RankClock(engine, time.time())
     patches = patched(machine.store, machine.num_ranks, options.log_rank, isinstance(hardware.compute, Measured))
     with processes(options.script.parent, ranks), patches:
-        simulation.run(body, Watch(engine).look, default_group=False)
+        simulation.run(body, Watch(engine).look, num_peers=0)
     host_s = time.perf_counter() - began_s
     if isinstance(simulation.failure, OutputClosed):
         raise simulation.failure

@@ -1,0 +1,164 @@
+"""Hyperparameter search: many trainings with different settings, of which the best model counts.
+
+    worker:  loop: ask for a job;  train its trial further;  measure its validation loss;  hand in loss and model
+    server:  loop: hear of a result;  keep the best model;  give jobs to those who wait  (search_strategies.py)
+
+    grid                every combination, of an equal share of the budget each
+    random              trials drawn from the space (Bergstra and Bengio, JMLR 2012), of an equal share each
+    successive_halving  the best 1 / eta of the trials go on (Jamieson and Talwalkar, AISTATS 2016, Algorithm 1)
+    asha                the same, without anybody waiting (Li et al., MLSys 2020, Algorithm 2)
+
+A trial is minibatch SGD with its own settings, on the run's initial model and samples in one order for all, less some
+that are held out: their mean loss decides. Measuring it is a part of the search, and on the clock. The budget is that
+of all trials together, so that a search of one worker is the sequential way of doing the same. What is found depends on
+the seed alone, whatever the number of workers, but for `asha`, where it depends on who is first. A trial that diverges
+is a result like any other. Deviation: a trial that goes on does so from its weights, with a new optimiser.
+"""
+
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from algorithms.base import Algorithm
+from algorithms.flat import flat_parameters
+from algorithms.optimizers import Optimizer
+from algorithms.search_server import SearchServer
+from algorithms.search_space import Range
+from algorithms.search_strategies import Asha, Plan, Rungs
+from algorithms.search_trainer import Trainer
+from harness.errors import require
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+STRATEGIES = ("grid", "random", "successive_halving", "asha")
+_DRAW = 7_340_033  # tells its random numbers from others of the same seed
+
+
+@dataclass(frozen=True)
+class HyperparameterSearch(Algorithm):
+    """Trials of minibatch SGD, on workers around a server.
+
+    Args:
+        optimizer: of every trial, but for what is searched.
+        space: what settings may be (search_space.py), None for not searched, by name: learning_rate, batch_size, or a
+            number of the optimizer.
+        strategy: grid, random, successive_halving or asha.
+        trials: drawn from the space by random and successive_halving, >= 1.
+        grid_points: of a range in a grid, >= 2.
+        reduction: eta, of successive_halving and asha, >= 2.
+        min_epochs: of a new trial of asha, > 0.
+        max_epochs: of its longest, >= min_epochs.
+        validation_fraction: share of the training set that is held out, in (0, 1).
+    """
+
+    synchronous: ClassVar[bool] = False
+    is_sgd: ClassVar[bool] = False
+    own_baseline: ClassVar[bool] = True
+    deals_samples: ClassVar[bool] = True
+
+    optimizer: Optimizer
+    space: dict[str, str | None]
+    strategy: str
+    trials: int
+    grid_points: int
+    reduction: int
+    min_epochs: float
+    max_epochs: float
+    validation_fraction: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = f"must be one of {', '.join(STRATEGIES)}"
+        require(self.strategy in STRATEGIES, "algorithm.strategy", rule, self.strategy)
+        for name, least in (("trials", 1), ("grid_points", 2), ("reduction", 2)):
+            require(getattr(self, name) >= least, f"algorithm.{name}", f"must be >= {least}", getattr(self, name))
+        require(self.min_epochs > 0, "algorithm.min_epochs", "must be > 0", self.min_epochs)
+        rule = f"must be >= algorithm.min_epochs={self.min_epochs}"
+        require(self.max_epochs >= self.min_epochs, "algorithm.max_epochs", rule, self.max_epochs)
+        share = self.validation_fraction
+        require(0 < share < 1, "algorithm.validation_fraction", "must be in (0, 1)", share)
+        self._check_space()
+
+    def servers(self) -> int:
+        """One, which has the best model and knows who does what."""
+        return 1
+
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """Train trials, as the server says."""
+        trainer, server = Trainer(self, worker, problem), worker.num_workers
+        result, job = torch.tensor([0.0, 0.0], dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
+        dist.send(result, server)
+        while True:
+            dist.recv(job, server)
+            trial, begin, end = job.tolist()
+            if trial < 0:
+                return
+            if begin:
+                dist.recv(trainer.weights, server)
+            result[0], result[1] = trainer.run(trial, begin, end)
+            dist.send(result, server)
+            dist.send(trainer.weights, server)
+
+    def serve(self, worker: Worker, problem: Problem) -> None:
+        """Give out jobs and keep the best model."""
+        budget, initial = worker.budget, flat_parameters(problem.build_model(worker.device, worker.seed))
+        SearchServer(worker, self.plan(budget, problem.num_samples), initial).run(
+            lambda trial: self.settings(worker.seed, trial)
+        )
+
+    def plan(self, budget: int, num_samples: int) -> Plan:
+        """Of the jobs of a search.
+
+        Raises:
+            UserError: if there are fewer samples than trials.
+        """
+        if self.strategy == "asha":
+            least, most = (max(1, round(epochs * num_samples)) for epochs in (self.min_epochs, self.max_epochs))
+            return Asha(least, most, self.reduction, budget)
+        trials = len(self.grid()) if self.strategy == "grid" else self.trials
+        rule = f"must be enough for a sample to each of {trials} trials"
+        require(budget >= trials, "budget.epochs", rule, budget / num_samples)
+        return Rungs(trials, self.reduction if self.strategy == "successive_halving" else None, budget)
+
+    def settings(self, seed: int, trial: int) -> dict[str, float]:
+        """What a trial is made with, by name."""
+        if self.strategy == "grid":
+            return self.grid()[trial]
+        random = np.random.default_rng([seed, _DRAW, trial])
+        return {name: values.draw(random) for name, values in self._ranges()}
+
+    def grid(self) -> list[dict[str, float]]:
+        """Every combination."""
+        names, values = zip(*((name, values.grid(self.grid_points)) for name, values in self._ranges()), strict=True)
+        return [dict(zip(names, combination, strict=True)) for combination in product(*values)]
+
+    def of(self, settings: dict[str, Any]) -> tuple[Optimizer, float, int]:
+        """Optimiser, learning rate and batch size of a trial."""
+        own = {name: settings[name] for name in settings if name not in ("learning_rate", "batch_size")}
+        step, size = (settings.get(name, getattr(self, name)) for name in ("learning_rate", "batch_size"))
+        return replace(self.optimizer, **own), step, size
+
+    def _ranges(self) -> list[tuple[str, Range]]:
+        asked = [(name, text) for name, text in sorted(self.space.items()) if text is not None]
+        return [(name, Range.read(f"algorithm.space.{name}", text)) for name, text in asked]
+
+    def _check_space(self) -> None:
+        require(bool(self._ranges()), "algorithm.space", "must name a setting to search", self.space)
+        known = ["learning_rate", "batch_size"]
+        known += [each.name for each in fields(self.optimizer) if each.type in (float, "float")]
+        for name, values in self._ranges():
+            require(name in known, "algorithm.space", f"must name settings among {', '.join(known)}", name)
+            least = min(values.numbers)
+            if name == "batch_size":
+                whole = values.kind == "one_of" and all(isinstance(number, int) for number in values.numbers)
+                rule = "must be one_of(...) whole numbers >= 1"
+                require(whole and least >= 1, f"algorithm.space.{name}", rule, self.space[name])
+            elif name == "learning_rate":
+                require(least > 0, f"algorithm.space.{name}", "must be > 0", self.space[name])
+            else:
+                for number in values.extremes(drawn=self.strategy != "grid"):
+                    replace(self.optimizer, **{name: number})

@@ -1,0 +1,37 @@
+"""A problem during which one rank is killed."""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+from harness.problems.least_squares import LeastSquares
+
+STEPS = 500  # of worker 0 until then
+
+
+@dataclass(frozen=True)
+class Dying(LeastSquares):
+    """Least squares, whose worker 0 kills a rank in mid-run.
+
+    Args:
+        victim: the rank, beyond the workers if it is a server.
+        pid_file: where it leaves its process id.
+    """
+
+    victim: int
+    pid_file: str
+
+    def build_model(self, device, seed):
+        if dist.is_initialized() and dist.get_rank() == self.victim:
+            Path(self.pid_file).write_text(str(os.getpid()))
+        return super().build_model(device, seed)
+
+    def loss(self, model, samples):
+        if dist.is_initialized() and dist.get_rank() == 0:
+            steps = self.__dict__["steps"] = self.__dict__.get("steps", 0) + 1
+            if steps == STEPS:
+                os.kill(int(Path(self.pid_file).read_text()), signal.SIGKILL)
+        return super().loss(model, samples)

@@ -1,0 +1,66 @@
+"""Every algorithm on a problem small enough to be run on everything, and large enough to be solved."""
+
+from functools import cache
+
+import pytest
+from composed import options, setup
+
+from harness.errors import UserError
+
+NATIVE = ("sgd", "hogwild", "svrg", "sgld", "dual_coordinate_descent", "coordinate_descent")
+SILENT = ("ensemble",)  # whose workers have nothing to say to each other
+UNTRAINED = ("primitives",)  # what measures, and has no model
+BATCHES = ["algorithm.batch_size=5", "algorithm.learning_rate=0.3"]
+SINGLE = ["algorithm.batch_size=1", "algorithm.learning_rate=0.05"]
+EXACT = ["algorithm.batch_size=1", "algorithm.learning_rate=1"]  # a share of an exact step
+COMMON = ["problem.dtype=float64", "budget.observations=4", "tracking=none"]
+
+# 100 steps of 5 samples, where each is a message
+EASY = ["problem=least_squares", "problem.samples=100", "problem.features=5", "problem.condition=3.0", "problem.seed=3"]
+FEW = [*EASY, "budget.epochs=5"]
+LONGER = [*EASY, "budget.epochs=10"]  # 1,000 single samples
+# 5,000 steps of one sample in a native kernel
+CONVEX = ["problem=least_squares", "problem.samples=250", "problem.features=10", "problem.condition=10.0"]
+MANY = [*CONVEX, "budget.epochs=20"]
+REGULARISED = ["problem=logistic_regression", "problem.synthetic_samples=250", "problem.synthetic_features=20"]
+REGULARISED += ["problem.synthetic_nonzeros_per_sample=5", "problem.l2=0.01", "problem.target_loss=0.5217"]
+
+# those whose ranks send messages: the others, of one worker or on a shared model, are native
+SENDING = sorted(set(options("algorithm")) - set(NATIVE) - set(UNTRAINED) - set(SILENT))
+
+SETTINGS = dict.fromkeys(NATIVE, MANY + SINGLE)
+SETTINGS["dual_coordinate_descent"] = [*REGULARISED, "budget.epochs=20", *EXACT]
+SETTINGS["coordinate_descent"] = MANY + EXACT
+SETTINGS["sgld"] = [*MANY, *SINGLE, "algorithm.temperature=0.01"]  # the variance of the noise, as Bayes would have it
+SETTINGS["federated"] = [*LONGER, *SINGLE, "algorithm.num_clients=10", "algorithm.participation=0.5"]
+SETTINGS["fedbuff"] = [*LONGER, *SINGLE, "algorithm.num_clients=10", "algorithm.buffer_size=5"]
+SETTINGS["diloco"] = [*LONGER, "algorithm.batch_size=1", "algorithm.learning_rate=0.03"]  # how far a step of Adam goes
+SETTINGS["ensemble"] = [*LONGER, *BATCHES, "algorithm.members=2"]
+SETTINGS["hyperparameter_search"] = [*LONGER, *BATCHES, "algorithm.trials=4", "algorithm.space.batch_size=null"]
+
+
+def settings(algorithm):
+    """What is chosen for an algorithm, whatever the hardware."""
+    return SETTINGS.get(algorithm, FEW + BATCHES)
+
+
+@cache
+def run(algorithm, hardware, workers, *extra, like=None):
+    """The setup, the program and what came of it; skips what the setup refuses for want of shared memory.
+
+    Args:
+        extra: overrides.
+        like: an algorithm whose problem and steps are taken.
+    """
+    chosen = [*settings(like or algorithm), *COMMON, f"hardware={hardware}", f"hardware.num_workers={workers}", *extra]
+    chosen += ["hardware.backend=gloo"] if hardware == "gpus" else []  # which carries messages, and shares devices
+    try:
+        composed = setup(f"algorithm={algorithm}", *chosen)
+    except UserError as refusal:
+        known = "needs memory that all workers share", f"native kernel, which hardware={hardware} does not run"
+        assert any(words in str(refusal) for words in known)  # any other refusal is a defect
+        pytest.skip(f"refused: {refusal}")
+    program = composed.program()
+    execution = composed.machine.execute(program, lambda samples: None)
+    assert execution.failure is None
+    return composed, program, execution

@@ -1,0 +1,93 @@
+"""What an algorithm declares of itself is measured: what it sends, how stale it gets, whether it is in lockstep."""
+
+from collections import Counter
+
+import pytest
+import torch
+from composed import options
+from small_runs import NATIVE, SENDING, SILENT, UNTRAINED, run
+
+from hardware.simulated.place import SimulatedPlace
+
+TWO_SERVERS = "algorithm.num_servers=2"
+CONSISTENCIES = ("synchronous", "backup_workers", "asynchronous", "bounded_staleness")
+VARIANTS = [(algorithm,) for algorithm in SENDING]
+VARIANTS += [("parameter_server", f"algorithm.consistency={each}", TWO_SERVERS) for each in CONSISTENCIES]
+VARIANTS += [("parameter_server", "algorithm.consistency=bounded_staleness", "algorithm.staleness=0")]
+VARIANTS += [(each, "algorithm/mixing=star") for each in ("gossip", "choco_sgd")]
+VARIANTS += [(each, "algorithm/mixing=one_peer_exponential") for each in ("gossip", "stochastic_gradient_push")]
+VARIANTS += [("choco_sgd", "algorithm/compression=sign"), ("federated", "algorithm.control_variates=true")]
+VARIANTS += [(each, "algorithm/compression=qsgd") for each in ("all_reduce", "local_sgd", "parameter_server")]
+VARIANTS += [("local_sgd", "algorithm.group_size=2"), ("elastic_averaging", "algorithm.period=1")]
+UNDECLARED = [  # pace decides who asks; trials have own batches; late pushes are no updates; groups have several sizes
+    ("ad_psgd",),
+    ("hyperparameter_search",),
+    ("parameter_server", "algorithm.consistency=backup_workers", TWO_SERVERS),
+    ("local_sgd", "algorithm.group_size=2"),
+]
+PLACES = [("sim_ethernet", 3), ("cpu", 2)]
+STRAGGLER = "hardware.stragglers={1: 50.0}"
+
+
+def name(value):
+    return "-".join(part.rpartition(".")[2] for part in value) if isinstance(value, tuple) else str(value)
+
+
+@pytest.mark.parametrize(("hardware", "workers"), PLACES)
+@pytest.mark.parametrize("variant", VARIANTS, ids=name)
+def test_bytes_per_update_are_as_declared(variant, hardware, workers):
+    algorithm, *extra = variant
+    composed, _, execution = run(algorithm, hardware, workers, *extra)
+    last = execution.observations[-1]
+    declared = composed.algorithm.bytes_per_update(last.parameters, workers)
+    assert (declared is None) == (variant in UNDECLARED)
+    if declared is None:
+        return
+    sent = sum(worker.sent_bytes for worker in execution.workers)
+    # in lockstep: the last period is not full, or workers say goodbye; else every worker has one message under way when
+    # the model is observed for the last time, and says goodbye
+    slack = getattr(composed.algorithm, "period", 1) if composed.algorithm.synchronous else 2 * workers
+    assert sent > 0 and abs(sent / declared - last.updates) <= slack
+
+
+@pytest.mark.parametrize("algorithm", [*NATIVE, *SILENT])
+def test_what_shares_memory_or_is_alone_sends_nothing(algorithm):
+    composed, _, execution = run(algorithm, "sim_numa2", 2)
+    assert composed.algorithm.bytes_per_update(torch.zeros(1), 2) is None
+    assert sum(worker.sent_bytes for worker in execution.workers) == 0
+
+
+@pytest.mark.parametrize(("hardware", "workers"), PLACES)
+@pytest.mark.parametrize("variant", VARIANTS, ids=name)
+def test_staleness_is_bounded_as_declared(variant, hardware, workers):
+    algorithm, *extra = variant
+    composed, _, execution = run(algorithm, hardware, workers, *extra)
+    bound, stalest = composed.algorithm.staleness_bound(workers), execution.metrics.get("async/staleness_max", 0)
+    assert bound is None or stalest <= bound
+    if composed.algorithm.synchronous:
+        assert bound == 0
+
+
+def test_a_straggler_makes_gradients_as_stale_as_the_bound_lets_it():
+    chosen = ["algorithm.consistency=bounded_staleness", "algorithm.staleness=2"]
+    _, _, bounded = run("parameter_server", "sim_ethernet", 2, *chosen, STRAGGLER)
+    _, _, unbounded = run("parameter_server", "sim_ethernet", 2, STRAGGLER)
+    assert 2 <= bounded.metrics["async/staleness_max"] < unbounded.metrics["async/staleness_max"]
+
+
+@pytest.mark.parametrize("algorithm", [each for each in options("algorithm") if each not in ("sgd", *UNTRAINED)])
+def test_lockstep_is_as_declared(algorithm, monkeypatch):
+    """With a straggler: all deal as many batches to themselves and leave together, or the others go on without it."""
+    batches, dealt = Counter(), SimulatedPlace.dealt
+
+    def counted(place, num_samples):
+        batches[place.rank] += 1
+        dealt(place, num_samples)
+
+    monkeypatch.setattr(SimulatedPlace, "dealt", counted)
+    hardware = "sim_numa2" if algorithm in NATIVE else "sim_ethernet"
+    composed, _, execution = run.__wrapped__(algorithm, hardware, 2, STRAGGLER)  # which counts now
+    finish_s = [worker.finish_s for worker in execution.workers[:2]]
+    together = max(finish_s) < 1.5 * min(finish_s)
+    equal = batches[0] == batches[1]
+    assert composed.algorithm.synchronous == (together and equal), (finish_s, batches)
