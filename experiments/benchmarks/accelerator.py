@@ -31,6 +31,7 @@ from harness.build import build
 from harness.cli import CONF, composed
 
 SERIES, SERIES_S, MAX_CALLS = 7, 0.02, 200
+MIN_ISSUED = 10  # calls that a host issues in a row, of which the first find its caches cold
 MAX_QUEUED = 500  # operators given to a device that sleeps: its queue takes 1,024 kernels
 CYCLES_PER_S = 2e9  # about the fastest clock of any, so that a device sleeps for at least as long as it is told
 _OPTIMIZER = optimizers.MODULE
@@ -74,7 +75,7 @@ def measured(call: Call, operators: int) -> dict[str, float]:
         call()
     once_s, _ = _series(call, 1)
     calls = max(1, min(MAX_CALLS, int(SERIES_S / once_s)))
-    few = max(1, min(calls, MAX_QUEUED // operators))
+    few = max(1, min(max(calls, MIN_ISSUED), MAX_QUEUED // operators))
     ahead = [_series(call, few, asleep_s=2 * few * once_s + 1e-3) for _ in range(SERIES)]
     device_s, host_s = (statistics.median(figures) for figures in zip(*ahead, strict=True))
     elapsed_s = statistics.median(_series(call, calls)[0] for _ in range(SERIES))
