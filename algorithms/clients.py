@@ -19,8 +19,9 @@ import torch
 
 from algorithms.availability import Availability
 from algorithms.base import Algorithm
-from algorithms.compression import Compressor
+from algorithms.compression import Compression, Compressor, messages
 from algorithms.devices import Devices
+from algorithms.error_feedback import Sender
 from algorithms.flat import flatten_
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.partition import Partition
@@ -58,7 +59,7 @@ class WithClients(Algorithm, ABC):
     partition: Partition
     devices: Devices
     availability: Availability
-    compression: Compressor
+    compression: Compression
     optimizer: Optimizer
     server: Optimizer
     server_learning_rate: float
@@ -70,6 +71,16 @@ class WithClients(Algorithm, ABC):
         require(self.proximal >= 0, "algorithm.proximal", "must be >= 0", self.proximal)
         rate = self.server_learning_rate
         require(rate > 0, "algorithm.server_learning_rate", "must be > 0", rate)
+        assert self.compressor
+
+    @property
+    def compressor(self) -> Compressor:
+        """What makes a message of one client's change.
+
+        Raises:
+            UserError: for a compression that makes none.
+        """
+        return messages(self.compression, type(self).__name__.lower())
 
     def check(self, problem: Problem) -> None:
         """There must be samples for all, a timetable of them, and perhaps labels."""
@@ -120,6 +131,8 @@ class Player:
         self._algorithm, self._worker, self._problem, self._clients = algorithm, worker, problem, clients
         self._model = problem.build_model(worker.device, worker.seed)
         self.weights, self._gradient = flatten_(self._model)  # y, and g_k(y)
+        self._noise = torch.Generator()
+        self._senders: dict[int, Sender] = {}  # of clients that it has played
 
     def play(
         self, common: torch.Tensor, number: int, client: int, num_samples: int, drift: torch.Tensor | None = None
@@ -138,10 +151,15 @@ class Player:
         with self._worker.slowed(algorithm.devices.slowdown(client, self._worker.seed)):
             steps = self._descend(common, number, client, num_samples, drift)
             entropy = np.random.SeedSequence((self._worker.seed, _NOISE, number, client))
-            noise = torch.Generator().manual_seed(int(entropy.generate_state(1)[0]))
-            message = algorithm.compression.encode(common - self.weights, noise)
+            self._noise.manual_seed(int(entropy.generate_state(1)[0]))
+            message = self._sender(client).encode(common - self.weights)
         self._worker.measure("comm/upload_bytes", float(message.nbytes))
         return message, steps
+
+    def _sender(self, client: int) -> Sender:
+        if client not in self._senders:
+            self._senders[client] = self._algorithm.compressor.sender(self._noise)
+        return self._senders[client]
 
     def _descend(
         self, common: torch.Tensor, number: int, client: int, num_samples: int, drift: torch.Tensor | None

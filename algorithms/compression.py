@@ -37,6 +37,11 @@ class Compression(ABC):
             model: whose parameters, one after the other, the vectors are like.
         """
 
+    @property
+    def remembers(self) -> bool:
+        """Whether what a sender says depends on what it has said before."""
+        return False
+
     def bytes_of_mean(self, vector: torch.Tensor, num_workers: int) -> int | None:
         """What all workers together hand in for one average of vectors like this one.
 
@@ -116,6 +121,11 @@ class LossyCompressor(Compressor):
     """
 
     error_feedback: bool
+
+    @property
+    def remembers(self) -> bool:
+        """With feedback."""
+        return self.error_feedback
 
     def sender(self, generator: torch.Generator) -> Sender:
         """One that feeds errors back, if it shall."""

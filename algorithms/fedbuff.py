@@ -59,6 +59,9 @@ class FedBuff(WithClients):
         require(self.buffer_size >= 1, "algorithm.buffer_size", "must be >= 1", self.buffer_size)
         exponent = self.staleness_exponent
         require(exponent >= 0, "algorithm.staleness_exponent", "must be >= 0", exponent)
+        rule = "must be false with algorithm=fedbuff: whichever worker plays a client next knows not what it owes"
+        remembers = self.compression.remembers
+        require(not remembers, "algorithm.compression.error_feedback", rule, remembers)
 
     def servers(self) -> int:
         """One."""
@@ -66,7 +69,7 @@ class FedBuff(WithClients):
 
     def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
         """K times the model and a task go to a client, and its change comes back."""
-        return self.buffer_size * (len(_message(weights, Task(0, 0, 0))) + self.compression.num_bytes(weights))
+        return self.buffer_size * (len(_message(weights, Task(0, 0, 0))) + self.compressor.num_bytes(weights))
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Play whom the server names until it says goodbye."""
@@ -99,7 +102,7 @@ class Server:
         self._algorithm, self._worker, self._weights, self._clients = algorithm, worker, weights, clients
         self._buffer, self._buffered = torch.zeros_like(weights), 0
         self._descent = Descent(algorithm.server, weights, self._buffer, algorithm.server_learning_rate)
-        self._message = torch.empty(algorithm.compression.num_bytes(weights), dtype=torch.uint8, device=weights.device)
+        self._message = torch.empty(algorithm.compressor.num_bytes(weights), dtype=torch.uint8, device=weights.device)
         self._left, self._number, self._version = worker.budget, 0, 0  # samples; tasks given; steps taken
         self._training: dict[int, tuple[Task, int]] = {}  # by rank, with the version that it was sent
         self._sent: dict[int, tuple[torch.Tensor, dist.Work | None]] = {}  # the last to each rank, under way
@@ -146,7 +149,7 @@ class Server:
         """Add what was received to the buffer, and take a step if it is full or the last one."""
         staleness = self._version - version
         self._worker.measure("async/staleness", staleness)
-        change = self._algorithm.compression.decode(self._message, self._weights)
+        change = self._algorithm.compressor.decode(self._message, self._weights)
         self._buffer.add_(change, alpha=(1 + staleness) ** -self._algorithm.staleness_exponent)
         self._buffered += 1
         steps = self._buffered == self._algorithm.buffer_size or not (self._left or self._training)

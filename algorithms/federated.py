@@ -118,7 +118,7 @@ class Rounds:
 
     def _own(self, sampled: list[int]) -> list[int]:
         """The clients that this worker plays."""
-        with_memory = self._algorithm.control_variates
+        with_memory = self._algorithm.control_variates or self._algorithm.compression.remembers
         return [
             client
             for place, client in enumerate(sampled)
@@ -131,7 +131,7 @@ class Rounds:
         if algorithm.control_variates:
             drift = self._control - self._controls.get(client, torch.zeros_like(self._control))
         message, steps = self._player.play(self._common, number, client, num_samples, drift)
-        change = algorithm.compression.decode(message, self._common)
+        change = algorithm.compressor.decode(message, self._common)
         self._sums[0].add_(change, alpha=size / total)
         if algorithm.control_variates:
             correction = change / (steps * algorithm.learning_rate) - self._control

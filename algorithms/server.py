@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,10 +27,9 @@ class Server:
     def __init__(self, algorithm: ParameterServer, worker: Worker, weights: torch.Tensor) -> None:
         self._algorithm, self._worker, self._weights = algorithm, worker, weights
         self._compressor = messages(algorithm.compression, "parameter_server")
-        size = weights.element_size() + self._compressor.num_bytes(weights)
-        self._push = weights.new_empty(size, dtype=torch.uint8)
         self._gradient = torch.zeros_like(weights)
         self._descent = Descent(algorithm.optimizer, weights, self._gradient, algorithm.learning_rate)
+        self._push = self._inbox()  # the last one
         self._present = set(range(worker.num_workers))
         self._version = 0  # steps taken
         self._pulled = dict.fromkeys(self._present, 0)  # version of the weights that each worker has
@@ -38,19 +38,36 @@ class Server:
         self._round = 0  # pushes that count in this round
 
     def run(self) -> None:
-        """Serve until nobody is left."""
+        """Serve until nobody is left.
+
+        A receive is begun for everyone: latencies of a round of messages pass together.
+        """
         by_rounds = self._algorithm.consistency in ("synchronous", "backup_workers")
-        while self._present:
-            source = self._worker.receive(self._push)
+        coming = deque(self._listen() for _ in self._present)
+        while coming:
+            self._push, heard = coming.popleft()
+            source = heard()
             if self._push[: self._weights.element_size()].view(self._weights.dtype)[0] == 0:
                 self._present.remove(source)
             else:
+                coming.append(self._listen())
                 self._waiting[source] = None
                 (self._collect if by_rounds else self._apply)(source)
             if by_rounds:
                 self._end_round()
-            for rank in list(self._answerable(by_rounds)):
-                self._answer(rank)
+            for work in [self._answer(rank) for rank in list(self._answerable(by_rounds))]:
+                assert work is not None  # only a rank outside the group gets none
+                work.wait()
+
+    def _inbox(self) -> torch.Tensor:
+        """Room for a push."""
+        size = self._weights.element_size() + self._compressor.num_bytes(self._weights)
+        return self._weights.new_empty(size, dtype=torch.uint8)
+
+    def _listen(self) -> tuple[torch.Tensor, Callable[[], int]]:
+        """Begin to receive a push: where it will be, and what waits for it."""
+        inbox = self._inbox()
+        return inbox, self._worker.begin_receive(inbox)
 
     def _said(self) -> torch.Tensor:
         """The gradient of the last push."""
@@ -100,8 +117,8 @@ class Server:
             if behind if by_rounds else not (bounded and ahead):
                 yield rank
 
-    def _answer(self, rank: int) -> None:
-        """Give the worker the weights as they are."""
+    def _answer(self, rank: int) -> dist.Work | None:
+        """Begin to give the worker the weights as they are."""
         del self._waiting[rank]
         self._pulled[rank] = self._version
-        dist.send(self._weights, rank)
+        return dist.isend(self._weights, rank)

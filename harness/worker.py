@@ -384,12 +384,27 @@ class Worker:
         Returns:
             the rank of the sender.
         """
+        return self.begin_receive(tensor, tag)()
+
+    def begin_receive(self, tensor: torch.Tensor, tag: int = 0) -> Callable[[], int]:
+        """Begin to `receive`: messages of several senders are then under way together.
+
+        Returns:
+            what waits for the message, and returns the rank of its sender; to be called in the order of beginning.
+        """
         source = None
         if self._sources is not None and (source := next(self._sources, None)) is None:
             raise exhausted(self.rank, "receives")
-        sender = dist.recv(tensor, source, tag=tag)
-        self._place.interleaving.sources.append(sender)
-        return sender
+        work = dist.irecv(tensor, source, tag=tag)
+        assert work is not None  # only a rank outside the group gets none
+
+        def wait() -> int:
+            work.wait()
+            sender = work._source_rank() if source is None else source
+            self._place.interleaving.sources.append(sender)
+            return sender
+
+        return wait
 
     def measure(self, key: str, value: float) -> None:
         """Note one value of what the summary will have the mean, the 95th percentile and the maximum of.

@@ -94,8 +94,11 @@ class Compute(ABC):
 class Fixed(Compute):
     """Every sample costs the same, operators are free.
 
+    A batch is charged when its worker next looks at the time, before messages that it begins once it has the batch:
+    what is to overlap with computing, as D-PSGD's averaging is, needs a `Roofline`.
+
     Args:
-        seconds_per_sample: > 0; charged for a batch when its worker next looks at the time.
+        seconds_per_sample: > 0.
     """
 
     seconds_per_sample: float

@@ -68,7 +68,12 @@ def test_stale_changes_are_those_of_algorithm_1_written_by_hand():
 
 def test_a_real_run_is_repeated_in_virtual_time():
     chosen = ["algorithm=fedbuff", *SQUARES, "algorithm.buffer_size=2", "algorithm.num_clients=7"]
-    chosen += ["algorithm/compression=qsgd", "hardware.num_workers=2", "algorithm/devices=lognormal"]
+    chosen += [
+        "algorithm/compression=qsgd",
+        "algorithm.compression.error_feedback=false",
+        "hardware.num_workers=2",
+        "algorithm/devices=lognormal",
+    ]
     real, simulated = (setup(*chosen, f"hardware={hardware}") for hardware in ("cpu", "sim_ethernet"))
     first = real.machine.execute(real.program(), lambda samples: None)
     assert first.failure is None and len(first.interleavings[2].sources) > 20
@@ -123,11 +128,24 @@ def test_takes_more_rounds_and_less_time_than_fedavg_where_devices_differ():
 def test_what_clients_send_is_compressed_and_measured():
     def sent(compression):
         chosen = [f"algorithm/compression={compression}", "algorithm.num_clients=20", "hardware.num_workers=2"]
+        chosen += ["algorithm.compression.error_feedback=false"] * (compression != "none")
         done = run(*chosen, "problem.features=64")
         return done.metrics["comm/upload_bytes_mean"], sum(worker.sent_bytes for worker in done.workers[:2])
 
     assert sent("none") == (64 * 8, 200 * 64 * 8)
     assert sent("sign") == (8 + 64 / 8, 200 * (8 + 64 / 8))
+
+
+@pytest.mark.parametrize(
+    ("compression", "words"),
+    [
+        ("top_k", "algorithm.compression.error_feedback must be false with algorithm=fedbuff"),
+        ("power_sgd", "algorithm/compression must make messages of one worker alone with algorithm=fedbuff"),
+    ],
+)
+def test_compression_that_cannot_be_is_refused(compression, words):
+    with pytest.raises(UserError, match=words):
+        setup("algorithm=fedbuff", *SQUARES, "hardware=sim_ethernet", f"algorithm/compression={compression}")
 
 
 def test_a_server_that_dies_ends_the_run():

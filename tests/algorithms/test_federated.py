@@ -159,6 +159,21 @@ def test_what_clients_would_send_is_measured_and_the_all_reduce_counted():
     assert [worker.sent_bytes for worker in done.workers] == [done.observations[-1].updates * 64 * 8] * 2
 
 
+def test_what_compression_leaves_out_is_sent_later():
+    """Of one entry in twenty at a time; a client owes what it owes, whichever worker plays it."""
+
+    def weights(workers, feedback):
+        chosen = [*SQUARES, "algorithm.num_clients=4", "algorithm.participation=1", "problem.features=20"]
+        chosen += ["algorithm/compression=top_k", "algorithm.compression.fraction=0.05", "budget.epochs=200"]
+        chosen += [f"algorithm.compression.error_feedback={feedback}", "hardware=sim_ethernet"]
+        done = run(*chosen, f"hardware.num_workers={workers}")
+        return done.observations[-1].parameters
+
+    two, three, without = weights(2, "true"), weights(3, "true"), weights(2, "false")
+    torch.testing.assert_close(two, three, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(two, without)
+
+
 def test_refuses_labels_where_there_are_none():
     problem = ["problem=matrix_completion", "problem.synthetic_ratings=2000"]
     with pytest.raises(ValueError, match=r"algorithm/partition=by_label needs a label of every sample, which"):

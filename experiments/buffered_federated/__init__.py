@@ -1,0 +1,1 @@
+"""FedBuff against FedAvg, on devices of different speeds."""

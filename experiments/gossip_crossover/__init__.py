@@ -1,0 +1,1 @@
+"""Ring D-PSGD against all-reduce, by latency and bandwidth."""

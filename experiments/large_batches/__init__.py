@@ -1,0 +1,1 @@
+"""Large batches against local steps, at equal communication."""

@@ -1,0 +1,1 @@
+"""The best period of local SGD, by bandwidth."""

@@ -1,0 +1,1 @@
+"""Sharded parameter servers against all-reduce, by latency and bandwidth."""

@@ -1,0 +1,145 @@
+"""Every published behaviour in experiments/, reduced to seconds: who wins, and where not."""
+
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from experiments.sweeping import where
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/picture.svg"))
+
+
+def module(name):
+    return import_module(f"experiments.{name}.__main__")
+
+
+def run(name, *overrides, **labels):
+    """The row of one case, with further overrides."""
+    (case,) = [case for case in module(name).CASES if where([case.labels], **labels)]
+    return case.row(*overrides)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_results_are_of_these_cases(name):
+    labels = [case.labels for case in module(name).CASES]
+    assert [
+        {key: row[key] for key in own} for own, row in zip(labels, module(name).EXPERIMENT.rows(), strict=True)
+    ] == (labels)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_readme_quotes_what_was_measured(name):
+    text = (ROOT / "experiments" / name / "README.md").read_text()
+    assert len(text.splitlines()) <= 40 and f"python -m experiments.{name}\n" in text and "](picture.svg)" in text
+    (quoted,) = re.findall(r"```json\n(.*?)```", text, re.S)
+    experiment = module(name).EXPERIMENT
+    assert json.loads(quoted) == json.loads(json.dumps(experiment.figures(experiment.rows())))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_picture_is_of_the_results(name, tmp_path):
+    experiment = module(name).EXPERIMENT
+    experiment.save(tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == experiment.picture.read_text()
+
+
+def test_the_gallery_shows_every_picture():
+    text = (ROOT / "experiments/README.md").read_text()
+    assert sorted(re.findall(r"\((\w+)/picture\.svg\)", text)) == NAMES
+
+
+SOON = ("target.loss=1.8", "budget.epochs=3", "budget.observations=30")
+
+
+def staleness_s(situation, method):
+    return run("bounded_staleness", *SOON, situation=situation, method=method, seed=0)["target/time_s"]
+
+
+def test_ssp_beats_bsp_under_jitter():
+    rows = [run("bounded_staleness", *SOON, situation="jitter", method=f"SSP {s}", seed=0) for s in (0, 3)]
+    assert rows[0]["target/time_s"] > 1.5 * rows[1]["target/time_s"]
+    assert rows[1]["stat/epochs_to_target"] < 1.05 * rows[0]["stat/epochs_to_target"]
+
+
+def test_only_who_waits_for_nobody_escapes_a_permanent_straggler():
+    bsp_s = staleness_s("straggler", "SSP 0")
+    assert bsp_s < 1.2 * staleness_s("straggler", "SSP 3")  # a head start of 3 pushes in some 25
+    assert bsp_s > 2 * staleness_s("straggler", "backup 1")
+    assert bsp_s > 2 * staleness_s("straggler", "AD-PSGD")
+
+
+def test_more_workers_on_one_batch_gain_and_then_lose():
+    short = ("budget.epochs=0.5", "budget.observations=1")
+    few, peak, many = (
+        run("communication_bound", *short, latency_s=2e-4, workers=workers)["perf/samples_per_s"]
+        for workers in (2, 8, 32)
+    )
+    assert few < peak > many
+
+
+def test_servers_beat_a_ring_at_high_latency_alone():
+    def samples_per_s(latency_s, method):
+        return run("sharded_servers", latency_s=latency_s, method=method)["perf/samples_per_s"]
+
+    assert samples_per_s(1e-2, "8 servers") > 4 * samples_per_s(1e-2, "ring")
+    assert samples_per_s(1e-5, "1 server") < samples_per_s(1e-5, "8 servers") < samples_per_s(1e-5, "ring")
+
+
+def gossip(method, latency_s, bandwidth):
+    return run("gossip_crossover", method=method, latency_s=latency_s, bandwidth_bytes_per_s=bandwidth)
+
+
+def test_gossip_has_the_throughput_at_high_latency_and_not_the_statistics():
+    ours, theirs = (gossip(name, 1e-3, 1.25e9)["perf/samples_per_s"] for name in ("D-PSGD", "all-reduce"))
+    assert ours > 3 * theirs
+    epochs = [
+        run("gossip_crossover", "target.loss=2", "budget.epochs=5", method=name, seed=0)["stat/epochs_to_target"]
+        for name in ("D-PSGD", "all-reduce")
+    ]
+    assert epochs[0] > epochs[1]
+
+
+def test_gossip_hides_messages_as_long_as_its_computing_lasts():
+    def gain(method, bandwidth):
+        ours, theirs = (gossip(name, 1e-6, bandwidth)["perf/samples_per_s"] for name in (method, "all-reduce"))
+        return ours / theirs
+
+    assert gain("D-PSGD", 2.5e7) > 1.1 > 1 > gain("D-PSGD, no overlap", 2.5e7)
+    assert gain("D-PSGD", 1.25e6) < 1
+
+
+def test_the_best_period_grows_as_bandwidth_falls():
+    def epoch_s(bandwidth, period):
+        return run("local_period", bandwidth_bytes_per_s=bandwidth, period=period)["perf/time_per_epoch_s"]
+
+    loose = ("target.loss=1", "budget.epochs=4")
+    epochs = {period: run("local_period", *loose, period=period, seed=0)["stat/epochs_to_target"] for period in (1, 8)}
+    for bandwidth, best in ((1.25e9, 1), (1.25e6, 8)):
+        assert min(epochs, key=lambda period: epochs[period] * epoch_s(bandwidth, period)) == best
+
+
+def test_local_steps_keep_more_statistical_efficiency_than_large_batches():
+    loose = ("target.loss=1",)
+    labels = {"period": 8, "learning_rate": 0.8, "seed": 0}
+    local, large = (
+        run("large_batches", *loose, method=method, **labels)["stat/epochs_to_target"]
+        for method in ("local SGD", "all-reduce")
+    )
+    small = run("large_batches", *loose, method="local SGD", **labels | {"period": 1})["stat/epochs_to_target"]
+    assert small < local < large / 1.5
+
+
+def test_fedbuff_takes_more_rounds_and_less_time():
+    loose = ("target.loss=1.5", "budget.epochs=8")
+    rounds, buffered = (
+        run("buffered_federated", *loose, devices="classes", method=method, seed=0)
+        for method in ("FedAvg", "FedBuff, K = 10")
+    )
+    assert buffered["target/time_s"] < rounds["target/time_s"] / 1.5
+    assert (
+        buffered["stat/epochs_to_target"] > rounds["stat/epochs_to_target"]
+    )  # a round is ten clients' changes in both
