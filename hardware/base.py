@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Self
 
 from harness.errors import require
 from harness.interleaving import Interleaving
+from harness.place import Observation
 from harness.program import Program
-from harness.worker import Observation
 
 MEMORY_POLICIES = r"first_touch|interleave|bind:(\d+)"  # where pages lie; see hardware/real/placement.py
 PIN_POLICIES = ("spread", "fill")  # round robin over sockets; all cores of one socket before those of the next

@@ -13,11 +13,11 @@ from harness.program import Program
 from harness.rows import PermutedRows, StoredRows, within_epochs
 
 if TYPE_CHECKING:
-    from harness.worker import Place
+    from harness.place import Place
 
 
 def counter(pool: int) -> str:
-    """Of the samples that a pool of workers has been handed out; that of the first is one of `worker.COUNTERS`."""
+    """Of the samples that a pool of workers has been handed out; that of the first is one of `place.COUNTERS`."""
     return f"dealt by {pool}" if pool else "dealt"
 
 

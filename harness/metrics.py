@@ -15,7 +15,7 @@ from typing import Any
 
 from hardware.base import Execution, WorkerReport
 from harness.errors import require
-from harness.worker import Observation
+from harness.place import Observation
 
 Row = dict[str, Any]
 Summary = dict[str, Any]

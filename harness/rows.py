@@ -11,7 +11,7 @@ from harness.data import Share
 from harness.kernels.base import Kernel
 
 if TYPE_CHECKING:
-    from harness.worker import Place
+    from harness.place import Place
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ from harness.errors import Diverged, WorkerFailed
 from harness.interleaving import FILE, Interleaving, write
 from harness.manifest import RunInfo
 from harness.metrics import Row, Summary, first_divergence, history, summarise
+from harness.place import Observation
 from harness.problems.base import Problem
 from harness.progress import Progress
 from harness.record import Record, Status
 from harness.setup import Setup
-from harness.worker import Observation
 
 
 @dataclass(frozen=True)

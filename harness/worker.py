@@ -5,12 +5,8 @@ What differs between a pinned thread, a process and a simulated rank is behind `
 """
 
 import threading
-import time
-from abc import ABC, abstractmethod
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -18,189 +14,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.utils import parameters_to_vector
 
 from harness.batch import Batch, Samples
 from harness.clock import Clock
-from harness.data import Share
 from harness.dealing import Dealer
-from harness.errors import Diverged, UserError, require
+from harness.errors import UserError, require
 from harness.interleaving import Interleaving, exhausted
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
-from harness.kernels.merge import merge
 from harness.measures import Conclusion
+from harness.observer import Observed, Observer
+from harness.place import Place
 from harness.problems.base import Problem
 from harness.program import Program
-from harness.rows import Rows, copied
 from harness.streaming import Stream, Streamed, serve
 
-COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
 MAX_CHUNK = 4096  # samples; beyond, the cost of asking for them no longer shows, two workers who ask at once included
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A snapshot of the model, taken off the clock and evaluated after the run.
-
-    Args:
-        time_s: the run's own clock.
-        host_s: `time.perf_counter()` of the host.
-        samples: global samples processed.
-        updates: updates applied to the model.
-        parameters: flat copy on the CPU, shape (parameters,).
-        member: rank of the worker whose own model it is; None where it is the run's.
-        milestone: number of the milestone at which it was taken, from 0.
-    """
-
-    time_s: float
-    host_s: float
-    samples: int
-    updates: int
-    parameters: torch.Tensor
-    member: int | None = None
-    milestone: int = 0
-
-
-class Place(ABC):
-    """Where one worker runs: what a hardware provides for it.
-
-    Attributes:
-        node: of the socket it sits on, among those that hold workers of this run; 0 where workers share no memory.
-        num_nodes: how many sockets hold workers; 1 where workers share no memory.
-        num_memories: NUMA nodes in use, on which what is shared may lie.
-        interleaving: what timing has decided here.
-        measures: what the worker has measured here, and concluded; see `harness.measures`.
-    """
-
-    rank: int
-    num_workers: int
-    node: int = 0
-    num_nodes: int = 1
-    num_memories: int = 1
-    device: torch.device
-    clock: Clock
-    interleaving: Interleaving
-    measures: dict[str, Any]
-
-    @property
-    def nodes(self) -> tuple[int, ...]:
-        """The node of every rank."""
-        return (0,) * self.num_workers
-
-    @abstractmethod
-    def add(self, counter: str, amount: int) -> int:
-        """Atomically add to a counter of the run; returns its value before.
-
-        Args:
-            counter: one of `COUNTERS`, or where threads or simulated ranks share memory `dealing.counter` of any pool.
-        """
-
-    @abstractmethod
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
-        """Atomically add to `samples` and `updates` of the run; returns their values before."""
-
-    @abstractmethod
-    def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
-        """One tensor seen by all workers, initialised from rank 0's `tensor`.
-
-        Every worker calls it with the same names in the same order, shapes, dtypes and nodes, and returns when it is
-        ready.
-
-        Args:
-            node: 0 .. num_nodes - 1, in whose memory it lies; None leaves that to the hardware's settings.
-
-        Raises:
-            UserError: where workers share no memory.
-        """
-
-    def rows(
-        self,
-        name: str,
-        kernel: Kernel,
-        shares: Mapping[int | None, Share],
-        share: Share,
-        fresh: bool = False,
-        sequential: bool = False,
-    ) -> Rows:
-        """A kernel over rows that lie where they shall: copies of its own rows. All workers call it alike.
-
-        Args:
-            name: of the rows.
-            kernel: one whose rows can be moved, or nothing is done.
-            shares: the rows that lie in each node's memory, or wherever the hardware's settings say (None).
-            share: of these, the worker's.
-            fresh: whether there must be a copy even where nothing would lie elsewhere.
-            sequential: whether they will be visited as they are stored; only virtual time depends on it.
-        """
-        if kernel.row_data is None or (not fresh and self.num_memories == 1 and None in shares):
-            return Rows(kernel, share.first)
-        return copied(name, kernel, shares, share, self.shared)
-
-    def gather(self, source: Rows, target: Rows, rows: torch.Tensor, begin: int, end: int) -> None:
-        """Copy rows[begin] .. rows[end - 1] of `source` to where they are begin .. end - 1 of `target`.
-
-        Args:
-            rows: int32, in the numbers of `source.kernel`.
-        """
-        data, into = source.kernel.row_data, target.kernel.row_data
-        assert data is not None and into is not None
-        data.gather_into(into, rows, begin, end, source.first)
-
-    @abstractmethod
-    def run(
-        self,
-        kernel: Kernel,
-        model: Model,
-        samples: torch.Tensor,
-        learning_rate: float,
-        access: Access,
-        salt: int,
-    ) -> None:
-        """Run a native kernel over a chunk of samples, and spend its time; see `Kernel.__call__`."""
-
-    def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
-        """Merge a replica into the common model natively, and spend its time; see `harness.kernels.merge`."""
-        merge(model, known, common, share)
-
-    @abstractmethod
-    def background(self, activity: Callable[[], None]) -> None:
-        """Start a helper activity of this worker; it may communicate, and ends before the run does."""
-
-    def streams(self) -> dist.ProcessGroup:
-        """A process group of all ranks, data servers among them, whose messages are not the algorithm's. Called once.
-
-        Raises:
-            UserError: where workers exchange no messages.
-        """
-        raise UserError("data=streamed needs workers that exchange messages: use data=partitioned")
-
-    @abstractmethod
-    def meet(self) -> None:
-        """Wait until all workers have come. Called in the thread that trains, and where there are others."""
-
-    @abstractmethod
-    def lock(self, name: str) -> AbstractContextManager[None]:
-        """A block in which no other activity of any worker is that asks for the same name; no activity asks twice."""
-
-    @abstractmethod
-    def spend(self, seconds: float, idle: bool) -> None:
-        """Let run time pass, once all that the device has been given is done. Called in the thread that trains.
-
-        Args:
-            idle: whether the worker waits; else it counts as computing.
-        """
-
-    def dealt(self, num_samples: int) -> None:  # noqa: B027 - only virtual time depends on it
-        """Hear that a batch has been handed to the worker. Real hardware has nothing to do."""
-
-    def settle(self) -> None:  # noqa: B027 - only a device that runs behind its host has anything under way
-        """Wait for all that this worker's device has been given."""
-
-    @abstractmethod
-    def report(self, observation: Observation) -> None:
-        """Hand an observation to the harness. Called with the clock paused."""
 
 
 class Worker:
@@ -226,7 +55,6 @@ class Worker:
         self.seed = program.seed
         self.generator = torch.Generator().manual_seed(program.seed * 1_000_003 + place.rank)
         self._place = place
-        self._synchronous, self._decentralised = program.algorithm.synchronous, program.algorithm.decentralised
         self.budget = program.budget_samples
         self._milestones = program.milestones
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
@@ -237,11 +65,9 @@ class Worker:
         self._own = threading.local()  # of each activity: `locks`, the names it holds
         place.interleaving, place.measures = Interleaving(), {}
         self._sources = iter(program.replay[self.rank].sources) if program.replay else None
-        self._counts = iter(program.replay[self.rank].counts) if program.replay else None
         self._turns = list(program.replay[self.rank].turns) if program.replay else None
         self._times = list(program.replay[self.rank].times) if program.replay else None
-        self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
-        self._model: nn.Module | torch.Tensor | Callable[[], torch.Tensor] | None = None  # last observed
+        self._observer = Observer(place, program)
         self._dealer = Dealer(place, program)
         self._data, self._stream = program.data, None
         if self.rank < self.num_workers or program.data.servers():
@@ -537,9 +363,7 @@ class Worker:
                     waits = False
                     yield
 
-    def observe(
-        self, model: nn.Module | torch.Tensor | Callable[[], torch.Tensor], samples: int, updates: int = 1
-    ) -> None:
+    def observe(self, model: Observed, samples: int, updates: int = 1) -> None:
         """Tell the harness that this worker has processed `samples` in `updates` updates of `model`.
 
         At the sample milestones of the run the model is copied, off the clock.
@@ -551,20 +375,7 @@ class Worker:
         Raises:
             Diverged: if a copied parameter is not finite.
         """
-        if self._synchronous:
-            if self.rank > 0 and not self._decentralised:
-                return
-            samples *= self.num_workers
-        if self._synchronous and self.rank > 0:
-            before, updates_before = self._seen
-        else:
-            before, updates_before = self._counted(samples, updates)
-        self._seen, self._model = (before + samples, updates_before + updates), model
-        reached = bisect_right(self._milestones, before + samples)
-        if self._decentralised:
-            self._report_own(reached)
-        elif bisect_right(self._milestones, before) < reached:
-            self._report(reached - 1)
+        self._observer.observe(model, samples, updates)
 
     def serve_rows(self, problem: Problem) -> None:
         """Be a data server until all its workers have left."""
@@ -577,8 +388,7 @@ class Worker:
         """Leave the training: what others have yet to reach, this worker's own model is for as it is now."""
         if self._stream is not None:
             self._stream.close()
-        if self._decentralised and self._model is not None:
-            self._report_own(len(self._milestones))
+        self._observer.finish()
 
     def _check_thread(self, call: str) -> None:
         if threading.get_ident() != self._thread:
@@ -597,35 +407,3 @@ class Worker:
             self.elapsed_epochs, self.epoch = elapsed, int(elapsed)
             self._place.dealt(size)
             yield position, size
-
-    def _counted(self, samples: int, updates: int) -> tuple[int, int]:
-        """What the run had got to before these; whoever is the one to reach a milestone is so again."""
-        before: tuple[int, int] | None = self._place.count(samples, updates)
-        if self._counts is not None and (before := next(self._counts, None)) is None:
-            raise exhausted(self.rank, "observes its model")
-        assert before is not None
-        self._place.interleaving.counts.append(before)
-        return before
-
-    def _report_own(self, reached: int) -> None:
-        for milestone in range(self._reached, reached):
-            self._report(milestone, self.rank)
-        self._reached = max(self._reached, reached)
-
-    def _report(self, milestone: int, member: int | None = None) -> None:
-        self._place.settle()
-        time_s, (samples, updates) = self.clock.now(), self._seen
-        with self.clock.paused(), torch.no_grad():
-            assert self._model is not None
-            flat = _flat(self._model)
-            parameters = flat.detach().to("cpu", copy=True)
-            seen = Observation(time_s, time.perf_counter(), samples, updates, parameters, member, milestone)
-            self._place.report(seen)
-            if not torch.isfinite(parameters).all():
-                raise Diverged(f"the model is nan or infinite after {samples} samples: lower algorithm.learning_rate")
-
-
-def _flat(model: nn.Module | torch.Tensor | Callable[[], torch.Tensor]) -> torch.Tensor:
-    if isinstance(model, nn.Module):
-        return parameters_to_vector(model.parameters())
-    return model if isinstance(model, torch.Tensor) else model()

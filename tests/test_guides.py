@@ -17,7 +17,7 @@ def executed(line):
     return pytest.param(line, marks=() if re.search("-m |=cpu", line) else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("line", map(executed, COMMANDS))
+@pytest.mark.parametrize("line", [executed(command) for command in COMMANDS])
 def test_commands_run(tmp_path, line):
     shell = re.search(r"\$\((.*)\)", line)
     if shell:

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-VOCABULARY = {"harness.worker", "harness.clock", "harness.data", "harness.errors", "harness.kernels", "harness.rows"}
-VOCABULARY |= {"harness.program", "harness.interleaving", "harness.measures"}
-VOCABULARY |= {"harness.splits", "harness.batch"}  # words of all
+WORDS = ("worker", "place", "clock", "data", "errors", "kernels", "rows", "program", "interleaving", "measures")
+VOCABULARY = {f"harness.{word}" for word in (*WORDS, "splits", "batch")}  # words of all
 ALLOWED = {  # package -> what of this project it may import
     "algorithms": VOCABULARY | {"algorithms", "harness.problems"},
     "hardware": VOCABULARY | {"hardware"},

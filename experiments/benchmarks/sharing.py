@@ -33,10 +33,11 @@ from harness.build import build
 from harness.calibrate import core, files, memory
 from harness.cli import composed
 from harness.metrics import history, to_target
+from harness.place import Observation
 from harness.problems.base import Problem
 from harness.program import Program
 from harness.trial import evaluate
-from harness.worker import Observation, Worker
+from harness.worker import Worker
 
 Figures = dict[str, Any]
 TRIALS = 7  # of each, after one to warm up

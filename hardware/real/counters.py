@@ -1,4 +1,4 @@
-"""The counters of a run (`harness.worker.COUNTERS`), for threads and for processes."""
+"""The counters of a run (`harness.place.COUNTERS`), for threads and for processes."""
 
 import fcntl
 from collections import defaultdict
@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Protocol
 
 from hardware.real.segment import Segment
-from harness.worker import COUNTERS
+from harness.place import COUNTERS
 
 
 class Counters(Protocol):

@@ -23,7 +23,7 @@ from hardware.real.waits import Waits
 from harness.errors import UserError
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
-from harness.worker import Observation, Place
+from harness.place import Observation, Place
 
 
 @dataclass(frozen=True)

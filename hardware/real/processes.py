@@ -30,8 +30,8 @@ from hardware.real.segment import Segment
 from hardware.real.signals import deaf, terminable
 from harness.errors import WorkerFailed
 from harness.measures import distributions
+from harness.place import COUNTERS, Observation
 from harness.program import Program
-from harness.worker import COUNTERS, Observation
 
 PROGRESS_S = 0.25  # between two calls of `progress`
 LEAD_S = 0.001  # from the answer at "start" to the start of the clock

@@ -30,9 +30,10 @@ from harness.errors import WorkerFailed
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model, SplitModel
 from harness.measures import Measures, distributions
+from harness.place import Observation, Place
 from harness.program import Program
 from harness.rows import Rows
-from harness.worker import Observation, Place, Worker
+from harness.worker import Worker
 
 PROGRESS_S = 0.25  # between two calls of `progress`
 GRACE_S = 4.0  # for all threads to leave once they should; a native call is of MAX_CHUNK updates at most

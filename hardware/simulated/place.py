@@ -27,8 +27,8 @@ from harness.errors import UserError
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model, SplitModel
 from harness.kernels.merge import RELATIVE_COST
+from harness.place import COUNTERS, Observation, Place
 from harness.rows import Rows
-from harness.worker import COUNTERS, Observation, Place
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def test_nonsense_is_refused_by_name(setting):
 
 
 def test_models_of_ones_own_are_averaged():
-    from harness.worker import Observation
+    from harness.place import Observation
 
     own = [
         Observation(1.0 + rank, 0.0, 10 + rank, 5, torch.tensor([0.0, 2.0 * rank]), member=rank, milestone=0)

@@ -16,7 +16,7 @@ from hardware.real.host_clock import HostClock, run_time_s
 from hardware.real.meter import ASIDE, NEVER, Meter
 from hardware.real.parcel import Parcel
 from hardware.real.segment import Segment
-from harness.worker import COUNTERS
+from harness.place import COUNTERS
 
 START_S = 1000.0
 

@@ -8,9 +8,10 @@ from harness.baseline import CONSTANT
 from harness.data import Partitioned, Replicated, ReplicatedPerNode, ShardedPerNode
 from harness.errors import UserError
 from harness.kernels.row_data import RowData
+from harness.place import Place
 from harness.program import Program
 from harness.rows import Rows, within_epochs
-from harness.worker import Place, Worker
+from harness.worker import Worker
 from tests.hardware.toys import ToyKernel
 
 SAMPLES = 12

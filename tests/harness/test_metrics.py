@@ -11,7 +11,7 @@ from hardware.base import Execution, WorkerReport
 from harness.errors import UserError
 from harness.measures import Conclusion, distributions
 from harness.metrics import compare, first_divergence, history, retarget, summarise, time_to_best, to_target
-from harness.worker import Observation
+from harness.place import Observation
 
 AXES = ("progress/epoch", "progress/sample", "progress/update", "time/run_s", "time/wall_s")
 seconds = st.floats(1e-6, 1e6)

@@ -1,0 +1,86 @@
+"""Observes the models of one worker: counts samples and updates, and copies the model at milestones, off the clock."""
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn.utils import parameters_to_vector
+
+from harness.errors import Diverged
+from harness.interleaving import exhausted
+from harness.place import Observation, Place
+from harness.program import Program
+
+Observed = nn.Module | torch.Tensor | Callable[[], torch.Tensor]  # itself, its flat parameters, or what makes those
+
+
+class Observer:
+    """What one worker has done, as the run counts it.
+
+    In a synchronous algorithm rank 0 speaks for all; in a decentralised one every worker's own model is copied.
+    """
+
+    def __init__(self, place: Place, program: Program) -> None:
+        self._place, self._num_workers = place, place.num_workers - program.servers()
+        self._synchronous, self._decentralised = program.algorithm.synchronous, program.algorithm.decentralised
+        self._milestones = program.milestones
+        self._counts = iter(program.replay[place.rank].counts) if program.replay else None
+        self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
+        self._model: Observed | None = None  # last observed
+
+    def observe(self, model: Observed, samples: int, updates: int) -> None:
+        """Hear of `samples` processed in `updates` updates of `model`; see `Worker.observe`."""
+        rank = self._place.rank
+        if self._synchronous:
+            if rank > 0 and not self._decentralised:
+                return
+            samples *= self._num_workers
+        if self._synchronous and rank > 0:
+            before, updates_before = self._seen
+        else:
+            before, updates_before = self._counted(samples, updates)
+        self._seen, self._model = (before + samples, updates_before + updates), model
+        reached = bisect_right(self._milestones, before + samples)
+        if self._decentralised:
+            self._report_own(reached)
+        elif bisect_right(self._milestones, before) < reached:
+            self._report(reached - 1)
+
+    def finish(self) -> None:
+        """What others have yet to reach, this worker's own model is for as it is now."""
+        if self._decentralised and self._model is not None:
+            self._report_own(len(self._milestones))
+
+    def _counted(self, samples: int, updates: int) -> tuple[int, int]:
+        """What the run had got to before these; whoever is the one to reach a milestone is so again."""
+        before: tuple[int, int] | None = self._place.count(samples, updates)
+        if self._counts is not None and (before := next(self._counts, None)) is None:
+            raise exhausted(self._place.rank, "observes its model")
+        assert before is not None
+        self._place.interleaving.counts.append(before)
+        return before
+
+    def _report_own(self, reached: int) -> None:
+        for milestone in range(self._reached, reached):
+            self._report(milestone, self._place.rank)
+        self._reached = max(self._reached, reached)
+
+    def _report(self, milestone: int, member: int | None = None) -> None:
+        self._place.settle()
+        time_s, (samples, updates) = self._place.clock.now(), self._seen
+        with self._place.clock.paused(), torch.no_grad():
+            assert self._model is not None
+            flat = _flat(self._model)
+            parameters = flat.detach().to("cpu", copy=True)
+            seen = Observation(time_s, time.perf_counter(), samples, updates, parameters, member, milestone)
+            self._place.report(seen)
+            if not torch.isfinite(parameters).all():
+                raise Diverged(f"the model is nan or infinite after {samples} samples: lower algorithm.learning_rate")
+
+
+def _flat(model: Observed) -> torch.Tensor:
+    if isinstance(model, nn.Module):
+        return parameters_to_vector(model.parameters())
+    return model if isinstance(model, torch.Tensor) else model()
