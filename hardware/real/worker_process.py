@@ -63,23 +63,23 @@ def die_with_parent() -> None:
 
 def touch(program: Program) -> None:
     """One forward and backward pass on a throw-away model: data are loaded, torch and kernels are warm."""
-    pass_once(program, torch.device("cpu"))
+    pass_once(program, torch.device("cpu"), samples=1)
     program.warm_up()
 
 
-def pass_once(program: Program, device: torch.device) -> None:
+def pass_once(program: Program, device: torch.device, samples: int) -> None:
     """Forward and backward on a throw-away model."""
     model = program.problem.build_model(device, program.seed)
-    program.problem.loss(model, torch.zeros(1, dtype=torch.int32, device=device)).backward()
+    program.problem.loss(model, torch.zeros(samples, dtype=torch.int32, device=device)).backward()
 
 
 def moved(program: Program, device: torch.device) -> Program:
-    """The program with its data on a device, which is warm then."""
+    """The program with its data on a device, which is warm then: CUDA loads kernels as sizes ask for them."""
     if device.type == "cpu":
         return program
     torch.cuda.set_device(device)
     program = replace(program, problem=program.problem.to(device))
-    pass_once(program, device)
+    pass_once(program, device, samples=program.algorithm.batch_size)
     return program
 
 
