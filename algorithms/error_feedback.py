@@ -73,5 +73,5 @@ def require_contraction(unbiased: bool, error_feedback: bool) -> None:
     Raises:
         UserError: naming the field.
     """
-    rule = "must be false with compression.unbiased=true, whose errors would add up"
-    require(not (unbiased and error_feedback), "compression.error_feedback", rule, error_feedback)
+    rule = "must be false with algorithm.compression.unbiased=true, whose errors would add up"
+    require(not (unbiased and error_feedback), "algorithm.compression.error_feedback", rule, error_feedback)

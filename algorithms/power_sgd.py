@@ -44,7 +44,7 @@ class PowerSGD(Compression):
     error_feedback: bool
 
     def __post_init__(self) -> None:
-        require(self.matrix_rank >= 1, "compression.matrix_rank", "must be >= 1", self.matrix_rank)
+        require(self.matrix_rank >= 1, "algorithm.compression.matrix_rank", "must be >= 1", self.matrix_rank)
 
     def averaging(self, model: nn.Module, worker: Worker) -> Averaging:
         """Of gradients of the model."""

@@ -36,7 +36,7 @@ class Half(LossyCompressor):
 
     def __post_init__(self) -> None:
         rule = "must be float16 or bfloat16"
-        require(self.precision in ("float16", "bfloat16"), "compression.precision", rule, self.precision)
+        require(self.precision in ("float16", "bfloat16"), "algorithm.compression.precision", rule, self.precision)
 
     def num_bytes(self, vector: torch.Tensor) -> int:
         """Two per entry."""
@@ -91,7 +91,7 @@ class QSGD(LossyCompressor):
     unbiased: bool
 
     def __post_init__(self) -> None:
-        require(self.bits in (2, 4, 8), "compression.bits", "must be 2, 4 or 8", self.bits)
+        require(self.bits in (2, 4, 8), "algorithm.compression.bits", "must be 2, 4 or 8", self.bits)
         require_contraction(self.unbiased, self.error_feedback)
 
     def num_bytes(self, vector: torch.Tensor) -> int:

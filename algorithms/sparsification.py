@@ -89,7 +89,7 @@ class RandomK(LossyCompressor):
 
 
 def _require_fraction(fraction: float) -> None:
-    require(0 < fraction <= 1, "compression.fraction", "must be in (0, 1]", fraction)
+    require(0 < fraction <= 1, "algorithm.compression.fraction", "must be in (0, 1]", fraction)
 
 
 def _kept(fraction: float, vector: torch.Tensor) -> int:

@@ -1,6 +1,5 @@
 """The command line around Hydra: the help page, and errors in one sentence. Imports nothing heavy."""
 
-import errno
 import os
 import re
 import signal
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.build import unknown_key
-from harness.errors import TwinclockError, require
+from harness.errors import REMEDIES, TwinclockError, require, unwritable
 
 CONF = Path(__file__).parents[1] / "conf"
 MISTAKES = (TwinclockError, HydraException, OmegaConfBaseException)  # what ends in one sentence
@@ -65,12 +64,9 @@ def command_line(main: Callable[[], None]) -> None:
         print(f"error: {sentence(error)}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        if error.errno == errno.ENOSPC and not wants_traceback:
-            print("error: the disk is full: free some space, or choose another runs_dir=...", file=sys.stderr)
-            sys.exit(1)
-        if wants_traceback or not error.filename:
+        if wants_traceback or not (error.filename or error.errno in REMEDIES):
             raise
-        print(f"error: cannot use {error.filename}: {error.strerror}; runs_dir=... writes elsewhere", file=sys.stderr)
+        print(f"error: {unwritable(error.filename or 'the folder of the run', error)}", file=sys.stderr)
         sys.exit(1)
     except ValueError as error:
         if wants_traceback or HydraConfig.initialized():
@@ -173,6 +169,8 @@ def sentence(error: BaseException) -> str:
     text = str(error)
     override = re.search(r"Could not override '([^']+)'", text)
     if override and "No match in the defaults list" in text:
+        if override[1].partition("@")[0] in GROUPS:
+            return _missing_part(override[1])
         return f"{override[1]} is neither a group nor a setting: `python run.py --help` lists the groups"
     if merged := re.search(r"Error merging override (\S+?)=(.*)", text):
         return f"{merged[1]} cannot be {merged[2]}: give a value of the kind that its file has"
@@ -185,6 +183,16 @@ def sentence(error: BaseException) -> str:
     if folder := re.search(r"Additional config directory '(.+)' not found", text):
         return f"--config-dir {folder[1]}: there is no such folder"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _missing_part(key: str) -> str:
+    """One sentence about a part such as algorithm/compression, which the chosen algorithm has not."""
+    group, _, place = key.partition("@")  # such as "algorithm/optimizer@algorithm.server"
+    parent, _, name = group.rpartition("/")
+    part = f"{name}@{place.rpartition('.')[-1]}" if place else name
+    chosen = next((each for each in sys.argv if each.startswith(f"{parent}=")), f"this {parent}")
+    able = [path.stem for path in (CONF / parent).glob("*.yaml") if f"\n  - {part}: " in path.read_text("utf-8")]
+    return f"{chosen} has no {key}: leave it out, or use {parent}={'|'.join(sorted(able))}"
 
 
 def _unknown_override(key: str, cause: BaseException | None) -> str:
@@ -238,10 +246,10 @@ def _group_help(group: str, root: Any) -> str:
 
 
 def option_files(sources: Any, group: str) -> Iterator[Path]:
-    """The YAML files of a group in Hydra's `config_sources`, a user's --config-dir included."""
+    """The YAML files of a group, or of all such as algorithm/*, in Hydra's `config_sources`, a user's included."""
     for source in sources:
         if source.schema == "file":
-            yield from Path(source.path, group).glob("*.yaml")
+            yield from Path(source.path).glob(f"{group}/*.yaml")
 
 
 def description(path: Path) -> str:

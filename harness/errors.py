@@ -9,7 +9,14 @@
 The command line prints their message, and before it the traceback that the last two carry.
 """
 
+import errno
 import traceback
+
+REMEDIES = {
+    errno.ENOSPC: "free disk space, or ",
+    errno.EDQUOT: "free disk space, or ",
+    errno.EFBIG: "raise the limit of file sizes (`ulimit -f`), or ",
+}
 
 
 class TwinclockError(Exception):
@@ -62,3 +69,8 @@ def require(condition: bool, field: str, rule: str, value: object) -> None:
     """
     if not condition:
         raise UserError(f"{field} {rule}, got {value!r}")
+
+
+def unwritable(path: object, error: OSError) -> str:
+    """One sentence about a file or folder of a run that cannot be written."""
+    return f"{path} cannot be written ({error.strerror}): {REMEDIES.get(error.errno or 0, '')}choose another runs_dir"

@@ -4,7 +4,6 @@ Whole files appear at once (written aside, then renamed) and rows are appended o
 kills the run, what is there can be read. A run that was killed outright keeps the status "running".
 """
 
-import errno
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -14,10 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.canonical import to_json
-from harness.errors import UserError, require
+from harness.errors import UserError, require, unwritable
 from harness.metrics import Row, Summary
 
-REMEDIES = {errno.ENOSPC: "free disk space, or ", errno.EFBIG: "raise the limit of file sizes (`ulimit -f`), or "}
 Status = Literal["running", "finished", "failed", "diverged", "interrupted"]
 
 
@@ -169,6 +167,4 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): {REMEDIES.get(error.errno or 0, '')}choose another runs_dir"
-        ) from error
+        raise UserError(unwritable(path, error)) from error

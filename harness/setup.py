@@ -172,12 +172,16 @@ def _changed(setup: Setup) -> dict[str, Any]:
 
 
 def _changed_part(key: str, part: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
-    """The option of group algorithm/`key` that is nearest to a part of an algorithm, and what differs from its file."""
-    files = option_files(HydraConfig.get().runtime.config_sources, f"algorithm/{key}")
+    """The option that is nearest to a part of an algorithm, and what differs from its file.
+
+    It is one of the group algorithm/`key`, or of any where none has this name: `optimizer@server` is a `server`.
+    """
+    sources = HydraConfig.get().runtime.config_sources
+    files = [*option_files(sources, f"algorithm/{key}")] or [*option_files(sources, "algorithm/*")]
     options = {file.stem: dict(cast(dict, OmegaConf.to_container(OmegaConf.load(file)))) for file in sorted(files)}
 
     def nearest(wanted: dict[str, Any]) -> str:
-        kin = [name for name, option in options.items() if option["_target_"] == wanted["_target_"]]
+        kin = [name for name, option in options.items() if option.get("_target_") == wanted["_target_"]]
         return min(kin, key=lambda name: len(_differing(wanted, options[name])), default=wanted["_target_"])
 
     name = nearest(part)

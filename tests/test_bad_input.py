@@ -18,6 +18,10 @@ MISTAKES = {
     "unknown problem": (["problem=imagenet"], r"problem=imagenet is unknown: use one of .*logistic_regression"),
     "unknown tracking": (["tracking=paper"], r"tracking=paper is unknown: use one of files, none, wandb"),
     "unknown group": (["algoritm=sgd"], r"algoritm is neither a group nor a setting|algoritm is not a setting"),
+    "part that an algorithm has not": (
+        ["algorithm=gossip", "algorithm/compression=top_k"],
+        r"algorithm=gossip has no algorithm/compression: leave it out, or use algorithm=all_reduce\|choco_sgd\|.*",
+    ),
     "misspelt setting": (
         ["hardware.num_wrokers=2"],
         r"hardware.num_wrokers is not a setting: did you mean num_workers\?",

@@ -142,6 +142,16 @@ def test_a_limit_of_file_sizes_is_one_sentence_and_the_run_has_failed(tmp_path):
     assert len(history.read_text().splitlines()) > 1 and history.read_text().endswith("\n")
 
 
+def test_a_limit_that_not_even_the_settings_fit_in_is_one_sentence(tmp_path):
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024)); sys.argv = sys.argv[1:]"
+    start = f"import resource, runpy, sys; {limit}; sys.path.insert(0, {str(ROOT)!r})"
+    code = f"{start}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    run = [sys.executable, "-c", code, str(ROOT / "run.py"), *QUICK, f"runs_dir={tmp_path}"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=120)
+    said = "the folder of the run cannot be written (File too large): raise the limit of file sizes (`ulimit -f`), or"
+    assert done.returncode == 1 and done.stderr == f"error: {said} choose another runs_dir\n"
+
+
 def test_virtual_sockets_are_said_marked_and_refused_when_strict(tmp_path):
     if len(list(Path("/sys/devices/system/node").glob("node[0-9]*"))) > 1:
         pytest.skip("needs a machine with 1 NUMA node")

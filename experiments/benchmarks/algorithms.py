@@ -11,11 +11,11 @@ Prints one JSON line with all three parts, or those named.
     simulated  host seconds per 1,000 worker-steps on 8 simulated workers, and over those of the bare gradients
 """
 
+import argparse
 import ast
 import io
 import json
 import statistics
-import sys
 import time
 import tokenize
 from collections.abc import Callable, Iterator
@@ -143,11 +143,16 @@ def simulated() -> Figures:
 PARTS: dict[str, Callable[[], Figures]] = {part.__name__: part for part in (lines, real, simulated)}
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """Print one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="lines | real | simulated", help="all three, unless named")
+    names = parser.parse_args().parts
+    if unknown := [name for name in names if name not in PARTS]:
+        parser.error(f"{unknown[0]} is none of {', '.join(PARTS)}")
     torch.set_num_threads(1)
     print(json.dumps({"benchmark": "algorithms", **{name: PARTS[name]() for name in names or PARTS}}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -119,7 +119,8 @@ def as_failure(who: str, error: BaseException, details: str) -> Exception:
     """What an error of `who` becomes in `Execution.failure`: the harness's own errors as they are, others wrapped."""
     if isinstance(error, TwinclockError):
         return error
-    if late := re.search(r"Timed out waiting \d+ms", str(error)):  # gloo's words
-        return WorkerFailed(f"{who} waited for the others for more than hardware.timeout_s: {late.group()}", details)
+    if late := re.search(r"Timed out waiting (\d+)ms", str(error)):  # gloo's words
+        limit = f"hardware.timeout_s={int(late[1]) / 1000:g} s"
+        return WorkerFailed(f"{who} waited for the others for more than {limit}: raise it, or see what the others do")
     first_line = (str(error).splitlines() or [""])[0]
     return WorkerFailed(f"{who} raised {type(error).__name__}: {first_line}".rstrip(": "), details)

@@ -32,6 +32,8 @@ def test_a_part_of_an_algorithm_is_named_by_its_option():
     assert name("algorithm=sgd", "algorithm/optimizer=adam") == "sim-sgd(optimizer=adam)-numa2-w1-s0"
     chosen = name("algorithm=all_reduce", "algorithm/optimizer=momentum", "algorithm.optimizer.momentum=0.8")
     assert chosen == "sim-all_reduce(optimizer=momentum,optimizer.momentum=0.8)-numa2-w4-s0"
+    served = name("algorithm=federated", "algorithm/optimizer@algorithm.server=adam", "data=partitioned")
+    assert served == "sim-federated(server=adam)-numa2-w4-s0"
 
 
 @pytest.mark.parametrize(
