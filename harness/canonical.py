@@ -39,6 +39,24 @@ def to_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
+def first_difference(then: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> str:
+    """The first setting in which two plain configurations differ; "" if there is none.
+
+    Classes of parts count where both name them.
+
+    >>> first_difference({"algorithm": {"_target_": "sgd", "batch_size": 1}}, {"algorithm": {"batch_size": 2}})
+    'algorithm.batch_size was 1, is 2'
+    """
+    for key in {**now, **then}:
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            if found := first_difference(old, new, f"{path}{key}."):
+                return found
+        elif old != new and (key != "_target_" or (old and new)):
+            return f"{path}{key} was {old!r}, is {new!r}"
+    return ""
+
+
 def digest(value: Any) -> str:
     """16 hexadecimal digits of the SHA-256 of `value`, independent of the order of its dictionaries.
 

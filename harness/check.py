@@ -1,8 +1,12 @@
 """What is refused before anything starts: pairs that cannot be, each in one sentence that names what would work."""
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from harness.errors import UserError, require
+from harness.build import class_path
+from harness.canonical import first_difference, plain
+from harness.errors import UserError
 from harness.interleaving import FILE, read
 from harness.local_data import LocalData
 from harness.options import names_of
@@ -54,8 +58,15 @@ def _check_replay(setup: Setup) -> None:
     field, directory = f"replay={setup.settings.replay}", Path(setup.settings.replay)
     read(directory / FILE)
     other, own = Record(directory).manifest(), run_info(setup, {}, None)
-    rule = "must name a run of the same algorithm, problem, data, workers and seed"
-    require(other.get("pair_id") == own.pair_id, field, rule, other.get("name"))
+    if other.get("pair_id") == own.pair_id:
+        return
+    workers, config = {"num_workers": other.get("num_workers")}, other.get("config", {})
+    parts = {group: getattr(setup, group) for group in ("algorithm", "problem", "data")}
+    now: dict[str, Any] = {group: {"_target_": class_path(part), **asdict(part)} for group, part in parts.items()}
+    now |= {"hardware": {"num_workers": own.num_workers}, "seed": own.seed}
+    then = {key: config.get(key) for key in now} | {"hardware": workers}
+    differs = first_difference(then, plain(now)) or f"got {other.get('name')!r}"
+    raise UserError(f"{field} must name a run of the same algorithm, problem, data, workers and seed: {differs}")
 
 
 def _check_kernel(setup: Setup) -> None:

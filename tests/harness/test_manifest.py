@@ -1,11 +1,14 @@
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from composed import setup
 
 from harness.baseline import alone, sequential
+from harness.errors import UserError
+from harness.interleaving import FILE, write
 from harness.manifest import RunInfo, git_state, host, manifest, new_run_id, pair_id, run_name, versions
+from harness.record import Record
 from harness.setup import run_info
 
 INFO = RunInfo("ab12", "real-sgd-cpu-w1-s0", "real", "wall", 1, 0, "p", "q", "g", ["t"], {"seed": 0})
@@ -34,6 +37,27 @@ def test_a_part_of_an_algorithm_is_named_by_its_option():
     assert chosen == "sim-all_reduce(optimizer=momentum,optimizer.momentum=0.8)-numa2-w4-s0"
     served = name("algorithm=federated", "algorithm/optimizer@algorithm.server=adam", "data=partitioned")
     assert served == "sim-federated(server=adam)-numa2-w4-s0"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("algorithm.learning_rate=0.5", r"algorithm.learning_rate was 0.1, is 0.5"),
+        ("algorithm/optimizer=momentum", r"algorithm.optimizer.momentum was None, is 0.9"),
+        ("hardware.num_workers=3", "hardware.num_workers was 2, is 3"),
+        ("seed=1", "seed was 0, is 1"),
+    ],
+)
+def test_a_replay_of_another_run_says_what_differs(change, said, tmp_path):
+    given = ["algorithm=gossip", "hardware=sim_ethernet", "problem=digits_mlp", "algorithm.learning_rate=0.1"]
+    given.append("hardware.num_workers=2")
+    first = setup(*given)
+    info = run_info(first, {}, None)
+    settings = {group: asdict(getattr(first, group)) for group in ("algorithm", "problem", "data")}
+    Record(tmp_path).start(manifest(replace(info, config={**settings, "seed": 0}), []))
+    write(tmp_path / FILE, interleavings=[])
+    with pytest.raises(UserError, match=rf"replay=.*workers and seed: {said}"):
+        setup(*given, change, f"replay={tmp_path}")
 
 
 @pytest.mark.parametrize(
