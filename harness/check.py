@@ -115,7 +115,7 @@ def _check_streams(setup: Setup) -> None:
         reason = f"workers of {algorithm} have them in memory that all share"
     elif setup.algorithm.releases_gil(setup.problem):
         reason = f"{algorithm} with algorithm.batch_size=1 runs a native kernel on rows at hand"
-    elif setup.hardware.kind == "real" and not setup.hardware.runs_kernels:
+    elif setup.hardware.device_per_rank:
         reason = f"hardware={setup.choices['hardware']} would give a device to each rank that serves"
     elif not setup.problem.has_rows:
         reason = f"{problem} has no method `gather` that says what they are"

@@ -233,6 +233,13 @@ def test_what_cannot_be_streamed_is_one_sentence(overrides, words):
         setup(*MLP, STREAMED, *overrides)
 
 
+def test_rows_are_streamed_to_processes_of_any_vector_instructions():
+    composed = setup(
+        *MLP, "algorithm=all_reduce", STREAMED, "hardware=cpu", "hardware.num_workers=2", "hardware.simd=default"
+    )
+    assert not composed.hardware.runs_kernels and composed.num_servers == 1
+
+
 def test_a_problem_that_cannot_say_what_its_rows_are_is_refused():
     composed = replace(setup(*MLP, "algorithm=all_reduce", STREAMED, SIM), problem=Mean("float64", 0.1, 1, 0.1, 0.0))
     with pytest.raises(UserError, match="has no method `gather`"):
