@@ -23,7 +23,7 @@ class Observer:
     """
 
     def __init__(self, place: Place, program: Program) -> None:
-        self._place, self._num_workers = place, place.num_workers - program.servers()
+        self._place, self._num_workers = place, program.workers(place.num_workers)
         self._synchronous, self._decentralised = program.algorithm.synchronous, program.algorithm.decentralised
         self._milestones = program.milestones
         self._counts = iter(program.replay[place.rank].counts) if program.replay else None

@@ -149,7 +149,7 @@ class Place(ABC):
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity of this worker; it may communicate, and ends before the run does."""
 
-    def streams(self) -> dist.ProcessGroup:
+    def all_ranks(self) -> dist.ProcessGroup:
         """A process group of all ranks, data servers among them, whose messages are not the algorithm's. Called once.
 
         Raises:

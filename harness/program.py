@@ -39,6 +39,10 @@ class Program:
         """Ranks beyond the workers: the algorithm's servers, then those of data."""
         return self.algorithm.servers() + self.data.servers()
 
+    def workers(self, num_ranks: int) -> int:
+        """How many of these ranks are workers: the first ones."""
+        return num_ranks - self.servers()
+
     def parts(self, num_workers: int) -> list[np.ndarray] | None:
         """The samples of every worker, where each has its own; see `DataPolicy.parts`."""
         if num_workers not in self._parts:

@@ -75,11 +75,10 @@ class Stream:
 
     Args:
         group: of all ranks.
-        server: its rank.
     """
 
-    def __init__(self, data: Streamed, group: dist.ProcessGroup, server: int) -> None:
-        self._data, self._group, self._server = data, group, server
+    def __init__(self, data: Streamed, group: dist.ProcessGroup) -> None:
+        self._data, self._group, self._server = data, group, data.server_of(group.rank(), group.size())
         self._coming: deque[_Coming] = deque()
 
     def batches(
@@ -145,7 +144,7 @@ class _Coming:
         return self.elapsed_epochs, Batch(self.problem, unpacked(self.message, self.layout), self.size)
 
 
-def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: torch.Tensor, num_clients: int) -> None:
+def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: torch.Tensor, num_workers: int) -> None:
     """Be a data server until all its workers have said goodbye.
 
     A receive is posted for every credit, and meets either the next request or the goodbye.
@@ -153,9 +152,10 @@ def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: tor
     Args:
         group: of all ranks.
         order: the sample at every position.
-        num_clients: workers whose server it is.
+        num_workers: of the run.
     """
-    posted = deque(_Request(group) for _ in range(num_clients * data.credits))
+    workers = [rank for rank in range(num_workers) if data.server_of(rank, group.size()) == group.rank()]
+    posted = deque(_Request(group) for _ in range(len(workers) * data.credits))
     sent: dict[int, deque[dist.Work]] = {}
     while posted:
         source, position, size = posted.popleft().received()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from harness.batch import Batch, Samples
+from harness.batch import Samples
 from harness.clock import Clock
 from harness.dealing import Dealer
 from harness.errors import UserError, require
@@ -50,7 +50,7 @@ class Worker:
     """
 
     def __init__(self, place: Place, program: Program) -> None:
-        self.rank, self.num_workers = place.rank, place.num_workers - program.servers()
+        self.rank, self.num_workers = place.rank, program.workers(place.num_workers)
         self.node, self.num_nodes = place.node, place.num_nodes
         self.device = place.device
         self.seed = program.seed
@@ -74,8 +74,7 @@ class Worker:
         if self.rank < self.num_workers or program.data.servers():
             self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
         if isinstance(program.data, Streamed) and self.rank < self.num_workers:
-            server = program.data.server_of(self.rank, place.num_workers)
-            self._stream = Stream(program.data, place.streams(), server)
+            self._stream = Stream(program.data, place.all_ranks())
 
     @property
     def clock(self) -> Clock:
@@ -96,11 +95,14 @@ class Worker:
         """
         self._dealer.check_unmoved()
         rows = self._dealer.sequence(problem.num_samples)
-        if self._stream is not None:
-            yield from self._streamed(self._stream, problem, batch_size)
+        if self._stream is None:
+            for position, size in self._dealt(problem.num_samples, batch_size):
+                yield rows[position : position + size]
             return
-        for position, size in self._dealt(problem.num_samples, batch_size):
-            yield rows[position : position + size]
+        positions = self._dealer.positions(problem.num_samples, batch_size)
+        for elapsed, batch in self._stream.batches(problem, rows, positions):
+            self._deal(elapsed, len(batch))
+            yield batch
 
     def visits(self, kernel: Kernel, batch_size: int) -> Iterator[tuple[Kernel, torch.Tensor]]:
         """As `batches`, for a native kernel: rows lie where the data policy says, and are permuted if it says so.
@@ -376,9 +378,8 @@ class Worker:
     def serve_rows(self, problem: Problem) -> None:
         """Be a data server until all its workers have left."""
         assert isinstance(self._data, Streamed)
-        data, num_ranks, order = self._data, self._place.num_workers, self._dealer.sequence(problem.num_samples)
-        clients = [rank for rank in range(self.num_workers) if data.server_of(rank, num_ranks) == self.rank]
-        serve(data, self._place.streams(), problem, order, len(clients))
+        order = self._dealer.sequence(problem.num_samples)
+        serve(self._data, self._place.all_ranks(), problem, order, self.num_workers)
 
     def finish(self) -> None:
         """Leave the training: what others have yet to reach, this worker's own model is for as it is now."""
@@ -390,16 +391,11 @@ class Worker:
         if threading.get_ident() != self._thread:
             raise UserError(f"worker.{call} must be called by the worker itself, not by a background activity")
 
-    def _streamed(self, stream: Stream, problem: Problem, batch_size: int) -> Iterator[Batch]:
-        order = self._dealer.sequence(problem.num_samples)
-        positions = self._dealer.positions(problem.num_samples, batch_size)
-        for elapsed, batch in stream.batches(problem, order, positions):
-            self.elapsed_epochs, self.epoch = elapsed, int(elapsed)
-            self._place.dealt(len(batch))
-            yield batch
-
     def _dealt(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int]]:
         for elapsed, position, size in self._dealer.positions(num_samples, batch_size):
-            self.elapsed_epochs, self.epoch = elapsed, int(elapsed)
-            self._place.dealt(size)
+            self._deal(elapsed, size)
             yield position, size
+
+    def _deal(self, elapsed_epochs: float, size: int) -> None:
+        self.elapsed_epochs, self.epoch = elapsed_epochs, int(elapsed_epochs)
+        self._place.dealt(size)

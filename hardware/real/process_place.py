@@ -66,7 +66,7 @@ class ProcessPlace(Place):
         self._appending = Lock()
         self.waits = Waits()
         self.spent_s = 0.0  # as computing, beyond what the CPU did meanwhile
-        self.all_ranks: dist.ProcessGroup | None = None  # where there are data servers
+        self.everybody: dist.ProcessGroup | None = None  # where there are data servers
         self._locks = SharedLocks(launch.locks, launch.crew.timeout_s, self._say_failed)
 
     @property
@@ -120,10 +120,10 @@ class ProcessPlace(Place):
         """Start a helper activity, a thread of this process."""
         self._background.start(activity)
 
-    def streams(self) -> dist.ProcessGroup:
+    def all_ranks(self) -> dist.ProcessGroup:
         """All ranks, connected before the clock started."""
-        assert self.all_ranks is not None
-        return self.all_ranks
+        assert self.everybody is not None
+        return self.everybody
 
     def meet(self) -> None:
         """Wait until all workers are here.

@@ -120,7 +120,7 @@ def _connect(launch: Launch, program: Program, place: ProcessPlace) -> Meter:
     if peers < num_ranks:
         timeout, store = timedelta(seconds=crew.timeout_s), dist.PrefixStore("streams", store)
         options = GroupOptions(store, rank, num_ranks, "streams", timeout)
-        place.all_ranks = MeteredGroup(options, meter, *common)
+        place.everybody = MeteredGroup(options, meter, *common)
     return meter
 
 

@@ -291,7 +291,7 @@ class SimulatedPlace(Place):
 
         engine.spawn(self.rank, f"rank {self.rank} (background)", body, self.clock.now())
 
-    def streams(self) -> dist.ProcessGroup:
+    def all_ranks(self) -> dist.ProcessGroup:
         """All ranks."""
         ranks = tuple(range(self.num_workers))
         channel = self._machine.fabric.channel(("streams", ranks), self.rank)
