@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from algorithms.base import Algorithm
 from harness.data import DataPolicy
@@ -53,6 +54,15 @@ class Program:
     def _parts(self) -> dict[int, list[np.ndarray] | None]:
         """Computed once for all ranks that share this object."""
         return {}
+
+    def touch(self, device: torch.device) -> None:
+        """Do what only the first worker in a process would pay for: load data, and pass once through a model."""
+        self.algorithm.releases_gil(self.problem)  # which makes the kernel
+        with torch.random.fork_rng(devices=[]):
+            model = self.problem.build_model(device, self.seed)
+            self.problem.loss(model, torch.zeros(1, dtype=torch.int32, device=device)).backward()
+        if self.data.servers():
+            self.problem.layout(torch.zeros(1, dtype=torch.int32))
 
     def warm_up(self) -> None:
         """Compile what workers will run."""

@@ -63,14 +63,8 @@ def die_with_parent() -> None:
 
 def touch(program: Program) -> None:
     """One forward and backward pass on a throw-away model: data are loaded, torch and kernels are warm."""
-    pass_once(program, torch.device("cpu"))
+    program.touch(torch.device("cpu"))
     program.warm_up()
-
-
-def pass_once(program: Program, device: torch.device) -> None:
-    """Forward and backward on a throw-away model."""
-    model = program.problem.build_model(device, program.seed)
-    program.problem.loss(model, torch.zeros(1, dtype=torch.int32, device=device)).backward()
 
 
 def moved(program: Program, device: torch.device) -> Program:
@@ -79,7 +73,7 @@ def moved(program: Program, device: torch.device) -> Program:
         return program
     torch.cuda.set_device(device)
     program = replace(program, problem=program.problem.to(device))
-    pass_once(program, device)
+    program.touch(device)
     return program
 
 

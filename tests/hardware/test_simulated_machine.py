@@ -4,6 +4,7 @@ import json
 import random
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import composed
@@ -294,3 +295,17 @@ def test_no_number_of_workers_means_every_core():
     assert simulated(None, memory=memory).workers_offered == 6
     with pytest.raises(UserError, match=r"hardware\.num_workers must be a number where hardware\.memory is null"):
         simulated(None)
+
+
+@pytest.mark.parametrize("data", composed.options("data"))
+def test_virtual_time_is_the_same_whoever_was_the_first_to_look_at_the_data(data):
+    chosen = ["algorithm=all_reduce", "hardware=sim_dgx", "budget.epochs=0.05"]
+    if data.endswith("per_node"):
+        chosen = ["algorithm=hogwild", "hardware=sim_numa2", "problem=least_squares", "budget.epochs=1"]
+    at_once = ["data.prefetch=0"] if data == "streamed" else []
+    run = setup("problem=digits_mlp", *chosen, f"data={data}", *at_once, "hardware.num_workers=2", "tracking=none")
+    program = replace(run, problem=replace(run.problem)).program()  # which nobody has looked at
+    before = torch.get_rng_state()
+    first, second = (run.machine.execute(program, lambda samples: None) for _ in range(2))
+    assert first.failure is second.failure is None
+    assert first.run_s == second.run_s and torch.equal(before, torch.get_rng_state())
