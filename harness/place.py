@@ -158,8 +158,8 @@ class Place(ABC):
         raise UserError("data=streamed needs workers that exchange messages: use data=partitioned")
 
     @abstractmethod
-    def meet(self) -> None:
-        """Wait until all workers have come. Called in the thread that trains, and where there are others."""
+    def meet(self, num_workers: int) -> None:
+        """Wait until all workers have come, the first ranks. Called in the thread that trains, and where there are others."""
 
     @abstractmethod
     def lock(self, name: str) -> AbstractContextManager[None]:

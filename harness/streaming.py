@@ -84,7 +84,7 @@ class Stream:
     def batches(
         self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[float, int, int]]
     ) -> Iterator[tuple[float, Batch]]:
-        """Ask for batches, and hand them out as they are needed.
+        """Ask for batches, and hand them out as they are needed; what an earlier call asked for in vain is dropped.
 
         Args:
             order: the sample at every position.
@@ -93,6 +93,7 @@ class Stream:
         Yields:
             the epochs dealt before, and the batch.
         """
+        self._take_all()
         while True:
             self._ask(problem, order, positions, self._data.credits)
             if not self._coming:
@@ -103,10 +104,13 @@ class Stream:
 
     def close(self) -> None:
         """Take what is still under way, and say goodbye, once for every credit."""
-        while self._coming:
-            self._coming.popleft().received()
+        self._take_all()
         for work in [self._send(0, 0) for _ in range(self._data.credits)]:
             work.wait()
+
+    def _take_all(self) -> None:
+        while self._coming:
+            self._coming.popleft().received()
 
     def _ask(
         self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[float, int, int]], most: int

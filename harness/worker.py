@@ -284,7 +284,7 @@ class Worker:
         """
         self._check_thread("meet()")
         if self.num_workers > 1:
-            self._place.meet()
+            self._place.meet(self.num_workers)
 
     @contextmanager
     def slowed(self, factor: float) -> Iterator[None]:

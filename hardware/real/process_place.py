@@ -125,7 +125,7 @@ class ProcessPlace(Place):
         assert self.everybody is not None
         return self.everybody
 
-    def meet(self) -> None:
+    def meet(self, num_workers: int) -> None:
         """Wait until all workers are here.
 
         Raises:
@@ -135,7 +135,7 @@ class ProcessPlace(Place):
         self.settle()
         try:
             with self.waits.noted():
-                self._line.ask(Arrived("meet"), timeout_s)
+                self._line.ask(Arrived("meet", num_ranks=num_workers), timeout_s)
         except TimeoutError:
             raise waited_in_vain(self.rank, timeout_s) from None
         self._background.check()

@@ -17,7 +17,7 @@ from harness.errors import UserError, WorkerFailed
 from harness.progress import Progress
 from harness.setup import run_info
 from harness.trial import averaged, evaluate, execute
-from tests.hardware.toys import DyingServer, Mean
+from tests.hardware.toys import DyingServer, Mean, MeetsAndBeginsAgain
 from tests.harness.test_problems import OPTIONS, somewhere
 from tests.small_steps import flat_gradient
 
@@ -182,6 +182,17 @@ def test_a_batch_may_be_cut():
     chosen += ["problem.synthetic_features=50", "problem.synthetic_nonzeros_per_sample=5", "budget.epochs=1"]
     streamed, at_hand = (last_model(run(data, *chosen), 2) for data in (STREAMED, "data=partitioned"))
     assert torch.equal(streamed, at_hand)
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "sim_ethernet"])
+def test_workers_meet_without_servers_and_begin_again_without_what_they_left(hardware):
+    chosen = ["algorithm=parameter_server", STREAMED, f"hardware={hardware}", "hardware.num_workers=2"]
+    composed = setup("problem=least_squares", "problem.samples=100", "tracking=none", "budget.epochs=1", *chosen)
+    composed = replace(composed, algorithm=MeetsAndBeginsAgain(0.1, 5))
+    done = composed.machine.execute(composed.program(), lambda samples: None)
+    assert done.failure is None and len(done.workers) == 3
+    sizes = done.observations[-1].parameters - composed.problem.build_model(torch.device("cpu"), 0).weight.flatten()
+    assert (sizes == 50).all()  # 7 batches of 7, and what was left of a half
 
 
 def test_a_dead_data_server_ends_a_simulated_run():
