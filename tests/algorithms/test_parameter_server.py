@@ -101,6 +101,12 @@ def test_what_is_to_be_repeated_must_be_there(tmp_path):
         setup(*MLP, *SERVER, "hardware=sim_ethernet", f"replay={tmp_path}")
 
 
+def test_what_an_older_version_wrote_is_not_repeated(tmp_path):
+    (tmp_path / "interleaving.json").write_text('[{"claims": [0], "sources": [], "turns": []}]')
+    with pytest.raises(UserError, match="was written by an older version: run it again"):
+        read(tmp_path / "interleaving.json")
+
+
 def test_a_server_that_dies_ends_the_run():
     done = execution(*MLP, *SERVER, "hardware=sim_ethernet", "hardware.num_workers=2", "hardware.deaths={2: 0.001}")
     assert isinstance(done.failure, WorkerFailed) and "rank 2" in str(done.failure)
