@@ -159,7 +159,7 @@ class Place(ABC):
 
     @abstractmethod
     def meet(self, num_workers: int) -> None:
-        """Wait until all workers have come, the first ranks. Called in the thread that trains, and where there are others."""
+        """Wait until all workers have come, the first ranks. In the thread that trains, if there are others."""
 
     @abstractmethod
     def lock(self, name: str) -> AbstractContextManager[None]:

@@ -23,7 +23,7 @@ from harness.interleaving import Interleaving, exhausted
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.kernels.merge import check_mergeable
-from harness.measures import Conclusion
+from harness.measures import Conclusion, check_told
 from harness.observer import Observed, Observer
 from harness.place import Place
 from harness.problems.base import Problem
@@ -52,12 +52,9 @@ class Worker:
     def __init__(self, place: Place, program: Program) -> None:
         self.rank, self.num_workers = place.rank, program.workers(place.num_workers)
         self.node, self.num_nodes = place.node, place.num_nodes
-        self.device = place.device
-        self.seed = program.seed
+        self.device, self.seed = place.device, program.seed
         self.generator = torch.Generator().manual_seed(program.seed * 1_000_003 + place.rank)
-        self._place = place
-        self.budget = program.budget_samples
-        self._milestones = program.milestones
+        self._place, self.budget, self._milestones = place, program.budget_samples, program.milestones
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
         self.total_epochs = program.budget_samples / program.problem.num_samples
@@ -68,8 +65,7 @@ class Worker:
         self._sources = iter(program.replay[self.rank].sources) if program.replay else None
         self._turns = list(program.replay[self.rank].turns) if program.replay else None
         self._times = list(program.replay[self.rank].times) if program.replay else None
-        self._observer = Observer(place, program)
-        self._dealer = Dealer(place, program)
+        self._observer, self._dealer = Observer(place, program), Dealer(place, program)
         self._data, self._stream = program.data, None
         if self.rank < self.num_workers or program.data.servers():
             self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
@@ -241,6 +237,7 @@ class Worker:
         Args:
             key: of docs/metrics.md, such as "async/staleness"; whole numbers get a histogram too.
         """
+        check_told(self._place.measures, key, list)
         self._place.measures.setdefault(key, []).append(value)
 
     def conclude(self, key: str, value: Any) -> None:
@@ -250,6 +247,7 @@ class Worker:
             key: of docs/metrics.md.
             value: a number, a string, or lists and mappings of them.
         """
+        check_told(self._place.measures, key, Conclusion)
         self._place.measures[key] = Conclusion(value)
 
     def settle(self) -> None:

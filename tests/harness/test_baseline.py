@@ -7,8 +7,8 @@ from composed import node, setup
 
 from algorithms.optimizers import PlainSGD
 from algorithms.sgd import SGD
-from harness.build import build
 from harness.baseline import CONSTANT, in_sequence, run_key, sequential
+from harness.build import build
 
 SMALL = ["hardware=sim_numa2", "problem=least_squares", "tracking=none"]
 
