@@ -55,12 +55,12 @@ class Program:
         """Computed once for all ranks that share this object."""
         return {}
 
-    def touch(self, device: torch.device) -> None:
+    def touch(self, device: torch.device, samples: int = 1) -> None:
         """Do what only the first worker in a process would pay for: load data, and pass once through a model."""
         self.algorithm.releases_gil(self.problem)  # which makes the kernel
         with torch.random.fork_rng(devices=[]):
             model = self.problem.build_model(device, self.seed)
-            self.problem.loss(model, torch.zeros(1, dtype=torch.int32, device=device)).backward()
+            self.problem.loss(model, torch.zeros(samples, dtype=torch.int32, device=device)).backward()
         if self.data.servers():
             self.problem.layout(torch.zeros(1, dtype=torch.int32))
 

@@ -19,18 +19,22 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from experiments.benchmarks.accelerator_cases import Call, Case, cases
+from hardware.simulated import optimizers
 from hardware.simulated.compute import Roofline
 from harness.build import build
 from harness.cli import CONF, composed
 
 SERIES, SERIES_S, MAX_CALLS = 7, 0.02, 200
+MIN_ISSUED = 10  # calls that a host issues in a row, of which the first find its caches cold
 MAX_QUEUED = 500  # operators given to a device that sleeps: its queue takes 1,024 kernels
 CYCLES_PER_S = 2e9  # about the fastest clock of any, so that a device sleeps for at least as long as it is told
+_OPTIMIZER = optimizers.MODULE
 FIGURES = ("device_s", "host_s", "elapsed_s")
 
 
@@ -42,7 +46,12 @@ def described(name: str) -> Roofline:
 def charges(case: Case, roofline: Roofline) -> list[tuple[float, float]]:
     """Seconds to launch and to run each operator of one call, as the simulator charges them."""
     charged: list[tuple[float, float]] = []
-    with FakeTensorMode():
+    kinds = [*_OPTIMIZER._foreach_supported_types, FakeTensor]
+    with (
+        FakeTensorMode(),
+        optimizers.for_each(lambda: True),
+        patch.object(_OPTIMIZER, "_foreach_supported_types", kinds),
+    ):
         call = case.build(torch.device("cpu"))
         call()  # an optimizer's first step makes its state
         with roofline.watch(lambda *seconds: charged.append(seconds), lambda: None, lambda: False):
@@ -66,7 +75,7 @@ def measured(call: Call, operators: int) -> dict[str, float]:
         call()
     once_s, _ = _series(call, 1)
     calls = max(1, min(MAX_CALLS, int(SERIES_S / once_s)))
-    few = max(1, min(calls, MAX_QUEUED // operators))
+    few = max(1, min(max(calls, MIN_ISSUED), MAX_QUEUED // operators))
     ahead = [_series(call, few, asleep_s=2 * few * once_s + 1e-3) for _ in range(SERIES)]
     device_s, host_s = (statistics.median(figures) for figures in zip(*ahead, strict=True))
     elapsed_s = statistics.median(_series(call, calls)[0] for _ in range(SERIES))
@@ -91,8 +100,8 @@ def _series(call: Call, calls: int, asleep_s: float = 0.0) -> tuple[float, float
 
 def compared(case: Case, roofline: Roofline, device: torch.device) -> dict[str, object]:
     """One row: what was measured, what is predicted, and the signed error."""
-    charged = charges(case, roofline)
     torch.set_float32_matmul_precision("high" if case.tf32 else "highest")
+    charged = charges(case, roofline)
     found, foretold = measured(case.build(device), len(charged)), predicted(charged)
     torch.cuda.empty_cache()
     row: dict[str, object] = {"group": case.group, "case": case.name, "operators": len(charged)}

@@ -43,6 +43,7 @@ def cases() -> Iterator[Case]:
     yield from _products()
     yield from _memory_bound()
     yield from _attention()
+    yield from _dispatch()
     yield from _models()
 
 
@@ -75,7 +76,8 @@ def _memory_bound() -> Iterator[Case]:
             yield Case("rows", f"softmax {rows}x1024 {dtype}", partial(_softmax, rows, 1024, dtype))
     yield Case("rows", "cross_entropy 4096x32000 fp32", partial(_cross_entropy, 4096, 32000))
     yield Case("rows", "embedding 16384 of 32000x1024 bf16", partial(_embedding, 16384, 32000, 1024))
-    yield Case("rows", "transpose 8192x8192 fp32", partial(_transpose, 8192))
+    for dtype in ("fp32", "bf16"):
+        yield Case("rows", f"transpose 8192x8192 {dtype}", partial(_transpose, 8192, dtype))
 
 
 def _attention() -> Iterator[Case]:
@@ -83,6 +85,13 @@ def _attention() -> Iterator[Case]:
         for causal in (False, True):
             name = f"attention {batch}x16x{length}x64 bf16{', causal' if causal else ''}"
             yield Case("attention", name, partial(_attend, batch, length, causal))
+
+
+def _dispatch() -> Iterator[Case]:
+    yield Case("dispatch", "64 products by a number", partial(_chain, 64, None))
+    yield Case("dispatch", "64 products by a number, forward of autograd", partial(_chain, 64, False))
+    yield Case("dispatch", "64 products by a number, forward and backward", partial(_chain, 64, True))
+    yield Case("dispatch", "64 additions, with a view before each", partial(_viewed, 64))
 
 
 def _models() -> Iterator[Case]:
@@ -163,14 +172,39 @@ def _embedding(words: int, vocabulary: int, width: int, device: torch.device) ->
     return lambda: functional.embedding(chosen, table)
 
 
-def _transpose(side: int, device: torch.device) -> Call:
-    inputs = _normal(device, "fp32", side, side)
+def _transpose(side: int, dtype: str, device: torch.device) -> Call:
+    inputs = _normal(device, dtype, side, side)
     return lambda: inputs.T.contiguous()
 
 
 def _attend(batch: int, length: int, causal: bool, device: torch.device) -> Call:
     query, key, value = (_normal(device, "bf16", batch, 16, length, 64) for _ in range(3))
     return lambda: functional.scaled_dot_product_attention(query, key, value, is_causal=causal)
+
+
+def _chain(length: int, backward: bool | None, device: torch.device) -> Call:
+    """Products, one of the other's result, through which autograd goes back; None does without autograd."""
+    inputs = torch.ones((), device=device, requires_grad=backward is not None)
+
+    def call() -> None:
+        end = inputs
+        for _ in range(length):
+            end = end * 1.5
+        if backward:
+            inputs.grad = None
+            end.backward()
+
+    return call
+
+
+def _viewed(length: int, device: torch.device) -> Call:
+    total = torch.ones(2, 2, device=device)
+
+    def call() -> None:
+        for _ in range(length):
+            total.view(4).add_(1.0)
+
+    return call
 
 
 def _optimizer_step(algorithm: str, tensors: int, numel: int, foreach: bool | None, device: torch.device) -> Call:

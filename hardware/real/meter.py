@@ -5,6 +5,7 @@ from array import array
 from threading import Lock, get_ident
 
 import numpy as np
+import torch
 
 from hardware.real.stopwatch import HostStopwatch, Stopwatch
 
@@ -64,7 +65,7 @@ class Meter:
     def finish(self, log: Log, place: int, blocked_s: float) -> None:
         """Note that the caller was blocked from `blocked_s` until now."""
         now = self.stopwatch.now()
-        log.times[place + BLOCKED] = blocked_s if get_ident() == self._thread else ASIDE
+        log.times[place + BLOCKED] = blocked_s if self._holds_worker_up() else ASIDE
         log.times[place + RELEASED] = now
         if math.isnan(log.times[place + COMPLETED]):
             log.times[place + COMPLETED] = now
@@ -72,3 +73,11 @@ class Meter:
     def complete(self, log: Log, place: int) -> None:
         """Note that the operation is over, whoever waits for it."""
         log.times[place + COMPLETED] = self.stopwatch.now()
+
+    def _holds_worker_up(self) -> bool:
+        """Whether the worker waits meanwhile: it is the caller, or its backward pass is, in a thread of the device's.
+
+        Where the model lies on a device, DistributedDataParallel calls from there. Background activities that go
+        backward themselves have no way to be told from that, and no collectives in it.
+        """
+        return get_ident() == self._thread or torch._C._current_graph_task_id() != -1

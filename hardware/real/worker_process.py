@@ -68,12 +68,12 @@ def touch(program: Program) -> None:
 
 
 def moved(program: Program, device: torch.device) -> Program:
-    """The program with its data on a device, which is warm then."""
+    """The program with its data on a device, which is warm then: CUDA loads kernels as sizes ask for them."""
     if device.type == "cpu":
         return program
     torch.cuda.set_device(device)
     program = replace(program, problem=program.problem.to(device))
-    program.touch(device)
+    program.touch(device, samples=program.algorithm.batch_size)
     return program
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from hardware.simulated.core_cache import NOWHERE, CoreCache, empty, lines_passing, sets_of, use
+from hardware.simulated.core_cache import NOWHERE, CoreCache, drop, empty, lines_passing, sets_of, use
 from hardware.simulated.memory import SharedMemory
 from harness.kernels.base import Kernel
 from harness.kernels.native import INLINE
@@ -73,9 +73,7 @@ def _drop(lines: Any, others: int, line: int) -> None:
     """Take a line from the caches of other ranks."""
     for rank in range(len(lines.cached)):
         if (others >> np.uint64(rank)) & np.uint64(1):
-            for way in range(lines.cached.shape[2]):
-                if lines.cached[rank, lines.set_of[line], way] == line:
-                    lines.cached[rank, lines.set_of[line], way] = NOWHERE
+            drop(lines.cached, rank, lines.set_of[line], line)
 
 
 @njit(**INLINE)
@@ -153,8 +151,9 @@ def _lines_of(base, j, block, shift):
 
 
 @njit(**INLINE)
-def read_lines_s(lines, base, rank, touched, costs):
-    """Let `rank` hold every line it reads; returns the stall in seconds."""
+def read_lines_s(lines, base, rank, touched, nonzeros, costs):
+    """Let `rank` hold every line it reads, and a row of so many nonzeros pass; returns the stall in seconds."""
+    pass_row(lines, rank, costs.row_lines, nonzeros)
     total = dearest = 0.0
     if costs.block == 1:  # a loop of its own: one line each
         for j in touched:

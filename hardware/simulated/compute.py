@@ -12,7 +12,18 @@ import torch
 from torch.utils.flop_counter import flop_registry
 
 from hardware.simulated.linear_algebra import FLOPS
-from hardware.simulated.operators import ALLOCATE, LIKE, MOVE, NEW, OVERWRITE, PICK, Operators, effects
+from hardware.simulated.operators import (
+    ALIAS,
+    ALLOCATE,
+    LIKE,
+    MOVE,
+    NEW,
+    OVERWRITE,
+    PICK,
+    Operators,
+    effects,
+)
+from hardware.simulated.optimizers import StepCounters
 from hardware.simulated.pace import drawn
 from harness.errors import UserError, require
 from harness.kernels.base import Kernel
@@ -120,28 +131,41 @@ class Roofline(Compute):
     (Williams, Waterman, Patterson, CACM 2009.) Flops are those of torch's flop counter where it knows the operator, of
     `linear_algebra.FLOPS`, else one per element of the largest tensor; bytes are those of the tensors read and of those
     written: what is overwritten is not read, and of a table from which rows are picked no more than they. Integers,
-    booleans and what only moves values have bytes alone. Views and allocations move nothing.
+    booleans and what only moves values have bytes alone. Views and allocations move nothing. Fused attention that is
+    causal has half the flops, since it skips what is masked. There are no caches: what was just written is read from
+    memory. Small tensors, which a real device holds in its own, are charged more than they cost.
 
     Args:
-        flops_per_s: peak by dtype of the result, e.g. {float32: 1e11}.
+        flops_per_s: by dtype of the result, e.g. {float32: 1e11}: the peak, or what large products reach. `tf32` is
+            that of float32 products where torch may use it: `torch.set_float32_matmul_precision`, and for convolutions
+            `torch.backends.cudnn.allow_tf32`.
         memory_bytes_per_s: memory bandwidth of one worker.
         operator_overhead_s: dispatch of one operator, >= 0.
         nonzero_s: one nonzero of the native sparse kernel, read and written, the model in the core's own caches; other
             kernels cost a multiple of it (`Kernel.relative_cost`); None where native kernels cannot run.
+        kernel_latency_s: of an operator on the device beside its flops and bytes, to start and to drain, >= 0.
+        backward_overhead_s: dispatch of one operator in a backward pass, beyond `operator_overhead_s`, >= 0: of the
+            autograd engine, which runs in a thread of its own where there is a device.
+        attention_efficiency: share of `flops_per_s` that fused attention reaches, in (0, 1].
     """
 
     flops_per_s: dict[str, float]
     memory_bytes_per_s: float
     operator_overhead_s: float
     nonzero_s: float | None
+    kernel_latency_s: float = 0.0
+    backward_overhead_s: float = 0.0
+    attention_efficiency: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for dtype, peak in self.flops_per_s.items():
             require(peak > 0, f"hardware.compute.flops_per_s.{dtype}", "must be > 0", peak)
-        bandwidth, overhead = self.memory_bytes_per_s, self.operator_overhead_s
+        bandwidth, efficiency = self.memory_bytes_per_s, self.attention_efficiency
         require(bandwidth > 0, "hardware.compute.memory_bytes_per_s", "must be > 0", bandwidth)
-        require(overhead >= 0, "hardware.compute.operator_overhead_s", "must be >= 0", overhead)
+        require(0 < efficiency <= 1, "hardware.compute.attention_efficiency", "must be in (0, 1]", efficiency)
+        for name in ("operator_overhead_s", "kernel_latency_s", "backward_overhead_s"):
+            require(getattr(self, name) >= 0, f"hardware.compute.{name}", "must be >= 0", getattr(self, name))
         require(
             self.nonzero_s is None or self.nonzero_s > 0, "hardware.compute.nonzero_s", "must be > 0", self.nonzero_s
         )
@@ -176,29 +200,49 @@ class Roofline(Compute):
         if name in ALLOCATE:
             return 0.0
         read, written = _read(operator, name, inputs, options), _written(operator, inputs, options, output)
-        move_s = (_nbytes(read) + _nbytes(written)) / self.memory_bytes_per_s
+        moved = _nbytes(read) + _nbytes(written)
         if name in PICK:
-            return move_s + min(_nbytes(written), _nbytes(_tensors(inputs[:1]))) / self.memory_bytes_per_s
+            moved += min(_nbytes(written), _nbytes(_tensors(inputs[:1])))
+        move_s = moved / self.memory_bytes_per_s
         dtype = next((tensor.dtype for tensor in written.values() if tensor.dtype.is_floating_point), None)
-        if dtype is None or name in MOVE:
-            return move_s
+        if dtype is None or name in PICK or name in MOVE:
+            return self.kernel_latency_s + move_s
         counted = _COUNTED_AS.get(operator.overloadpacket, operator.overloadpacket)
+        peak = self._peak(dtype, counted)
         if counted in flop_registry:
             flops = _flops(counted, _shapes(inputs), tuple(options), *_shapes((*options.values(), output)))
+            if name.startswith("_scaled_dot_product"):
+                flops *= 0.5 if _is_causal(operator, inputs, options) else 1.0
+                peak *= self.attention_efficiency
         elif name in FLOPS:
             flops = FLOPS[name](*[argument.shape for argument in inputs if isinstance(argument, torch.Tensor)])
         else:
             flops = max([tensor.numel() for tensor in (read | written).values()])
-        return max(move_s, flops / self._peak(dtype))
+        return self.kernel_latency_s + max(move_s, flops / peak)
 
-    def _peak(self, dtype: torch.dtype) -> float:
+    def _peak(self, dtype: torch.dtype, counted: Any) -> float:
         name = _name(dtype)
+        if name == "float32" and "tf32" in self.flops_per_s and counted in flop_registry and _allows_tf32(counted):
+            name = "tf32"
         if name not in self.flops_per_s:
             raise UserError(
                 f"hardware.compute.flops_per_s must have a peak for every dtype computed with, got {self.flops_per_s} "
                 f"and an operator on {name}: add hardware.compute.flops_per_s.{name}"
             )
         return self.flops_per_s[name]
+
+
+def _allows_tf32(operator: Any) -> bool:
+    """Whether a float32 product may be one of tf32, by the switches that torch has for CUDA."""
+    if "convolution" in operator.__name__:
+        return torch.backends.cudnn.allow_tf32
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+def _is_causal(operator: Any, inputs: tuple, options: Mapping[str, Any]) -> bool:
+    """Whether attention is told that what comes later is masked."""
+    names = [argument.name for argument in operator._schema.arguments]
+    return bool(dict(zip(names, inputs, strict=False), **options).get("is_causal", False))
 
 
 def _read(operator: Any, name: str, inputs: tuple, options: Mapping[str, Any]) -> dict[int, torch.Tensor]:
@@ -281,6 +325,8 @@ class Measured(Compute):
 
     def meter(self) -> Callable[[], float]:
         """Thread time."""
+        import torch._dynamo  # noqa: F401, PLC0415 - torch's optimizers would, in a second of their first step
+
         last_s = time.thread_time()
 
         def since() -> float:
@@ -312,15 +358,21 @@ class _Meter(Operators):
     def __init__(self, roofline: Roofline, charge: Charge, read: Callable[[], None], free: Callable[[], bool]) -> None:
         super().__init__()
         self._roofline, self._charge, self._read, self._free = roofline, charge, read, free
+        self._steps = StepCounters()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        if not (func.is_view or func.namespace in _UNLAUNCHED or self._free()):
-            run_s = self._roofline.operator_s(func, args, kwargs or {}, output)
-            self._charge(self._roofline.operator_overhead_s, run_s)
-        if func in _READS:
+        on_host = self._roofline.streams and self._steps.concern(func, args, output)
+        if not (func.is_view or func.namespace in _UNLAUNCHED or func in ALIAS or self._free()):
+            run_s = 0.0 if on_host else self._roofline.operator_s(func, args, kwargs or {}, output)
+            self._charge(self._launch_s(), run_s)
+        if func in _READS and not on_host:
             self._read()
         return output
+
+    def _launch_s(self) -> float:
+        backward = torch._C._current_graph_task_id() != -1
+        return self._roofline.operator_overhead_s + backward * self._roofline.backward_overhead_s
 
 
 class _Reader(Operators):

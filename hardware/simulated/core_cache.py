@@ -67,6 +67,16 @@ def use(cached: Any, rank: int, number: int, line: int) -> tuple[bool, int]:
 
 
 @njit(**INLINE)
+def drop(cached: Any, rank: int, number: int, line: int) -> None:
+    """Take a line out of a set. Those behind it move up: `use` looks no further than the first hole."""
+    found, last = False, cached.shape[2] - 1
+    for way in range(last + 1):
+        found |= cached[rank, number, way] == line
+        if found:
+            cached[rank, number, way] = cached[rank, number, way + 1] if way < last else NOWHERE
+
+
+@njit(**INLINE)
 def lines_passing(each: Any, nonzeros: int) -> int:
     """Of a row that is read.
 
@@ -103,17 +113,20 @@ class CoreCache:
 
     def __init__(self, cache_bytes: int, line_bytes: int) -> None:
         self._cached, self._line_bytes = empty(1, cache_bytes, line_bytes), line_bytes
-        self._models: dict[int, tuple[int, np.ndarray]] = {}  # number of the first line and sets, by address
+        self._models: dict[tuple[int, int], tuple[int, np.ndarray]] = {}  # first line and sets, by address and bytes
         self._num_lines = 0
 
     def misses(self, model: torch.Tensor, kernel: Kernel, samples: torch.Tensor) -> np.ndarray:
         """Lines of a model that each sample of a kernel finds forgotten, int64, shape (samples,)."""
-        if model.data_ptr() not in self._models:
+        place = model.data_ptr(), model.nbytes
+        if place not in self._models:
             count = -(-model.nbytes // self._line_bytes)
-            sets = sets_of(count, self._cached.shape[1], self._line_bytes, self._num_lines)
-            self._models[model.data_ptr()] = self._num_lines, sets
+            self._models[place] = (
+                self._num_lines,
+                sets_of(count, self._cached.shape[1], self._line_bytes, self._num_lines),
+            )
             self._num_lines += count
-        first, sets = self._models[model.data_ptr()]
+        first, sets = self._models[place]
         shift = (self._line_bytes // model.itemsize).bit_length() - 1
         rows = kernel.indptr.numpy(), kernel.indices.numpy(), samples.numpy()
         return _misses(self._cached, sets, first, shift, kernel.block, row_lines(kernel, self._line_bytes), rows)

@@ -17,7 +17,7 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from hardware.simulated.cache_lines import pass_row, read_lines_s, write_lines_s
+from hardware.simulated.cache_lines import read_lines_s, write_lines_s
 from hardware.simulated.memory_ledger import count_update, load, put_back
 from hardware.simulated.memory_locks import has_begun, let_go, let_go_of_coordinates, may_write
 from hardware.simulated.memory_records import BEGIN, NOBODY, READ, STORE, WRITE
@@ -125,8 +125,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         row_s = worker.row_s + worker.row_nonzero_s * len(row)
         first_line, step = worker.first_line, Step(worker.learning_rate, False, quantum)
         if worker.event == READ:
-            pass_row(lines, rank, costs.row_lines, len(row))
-            stall_s = read_lines_s(lines, first_line, rank, touched, costs)
+            stall_s = read_lines_s(lines, first_line, rank, touched, len(row), costs)
             shared = _weights_of(worker, like)
             worker.slope = read(kernel, shared, sample, step)
             worker.seen = ledger.versions[worker.model]

@@ -3,6 +3,7 @@
 from functools import cache
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # operators that take no more than the shape of their first argument
@@ -20,6 +21,8 @@ MOVE |= {"scatter", "scatter_", "select_backward", "slice_backward", "stack", "t
 PICK = {"embedding", "gather", "index", "index_select", "take"}
 OVERWRITE = {"bernoulli_", "copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_"}
 OVERWRITE |= {"_foreach_copy_", "_foreach_zero_"}
+
+ALIAS = {torch.ops.aten._unsafe_view.default}  # those that are views, though torch does not call them so
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from hardware.simulated import optimizers
 from hardware.simulated.replaced import replaced
 from hardware.simulated.streams import Event, Stream, StreamDevice
 from harness.errors import UserError
@@ -60,6 +61,7 @@ def simulated(device_of_thread: Callable[[], object]) -> Iterator[None]:
         replaced(torch.cpu, bound(_CPU), has_streams, _CLASSES),
         replaced(torch.accelerator, bound(_ACCELERATOR), has_streams),
         replaced(torch, general, has_streams, {"Event": Event}),
+        optimizers.for_each(has_streams),
     ):
         try:
             for name in _READS:

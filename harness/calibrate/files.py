@@ -64,6 +64,9 @@ def write(folder: Path, name: str, machine: str, found: Sequence[Constant]) -> l
         *(f"  {_line(as_float32, 'flop/s', dtype)}" for dtype in ("float16", "bfloat16")),
         *(f"  {_line(constant, 'flop/s', dtype)}" for dtype, constant in flops.items()),
         *(_line(known[field], unit) for field, unit in CORE.items()),
+        "kernel_latency_s: 0.0  # s; a CPU has no device to start a kernel on",
+        "backward_overhead_s: 0.0  # s; none beyond operator_overhead_s",
+        "attention_efficiency: 1.0  # assumed: as products",
     ]
     groups = {"memory": memory, "compute": core}
     return [_put(folder / "hardware" / group / f"{name}.yaml", lines) for group, lines in groups.items()]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from simulated_ranks import execute, results, shared_memory
 
-from hardware.simulated.cache_lines import CacheLines, read_line, read_lines_s, write_line, write_lines_s
+from hardware.simulated.cache_lines import CacheLines, pass_row, read_line, read_lines_s, write_line, write_lines_s
 from hardware.simulated.compute import Roofline
+from hardware.simulated.core_cache import NOWHERE
 from hardware.simulated.memory import SharedMemory
 from harness.errors import UserError
 from harness.kernels.access import Access, lock_words
@@ -100,6 +101,24 @@ def test_a_small_cache_forgets():
     assert [read(lines, rank, 1) for rank in (2, 3)] == [30, 120]  # written by rank 0, forgotten: its socket's cache
 
 
+@pytest.mark.parametrize("migrates", [False, True])
+def test_a_line_is_in_the_caches_of_its_sharers_once(migrates):
+    """Whoever reads, writes and forgets: 3 ranks, 24 lines, caches of 8 in sets of 8, rows that pass through."""
+    lines, random = caches(3, 24, cache_bytes=8 * 64, migrates=migrates), np.random.default_rng(0)
+    for step in range(3000):
+        rank, line = int(random.integers(3)), int(random.integers(24))
+        if step % 3:
+            read(lines, rank, line)
+        else:
+            update(lines, rank, line)
+        if step % 7 == 0:
+            pass_row(lines, rank, (1.0, 0.0), 0)
+        for each in range(3):
+            held = lines.cached[each][lines.cached[each] < NOWHERE].tolist()
+            bits = [number for number in range(24) if int(lines.state[number]["sharers"]) >> each & 1]
+            assert sorted(held) == bits
+
+
 def test_lines_that_fit_are_never_forgotten():
     lines = caches(num_lines=4, cache_bytes=4 * 64)
     for line in range(4):
@@ -118,12 +137,12 @@ def rows(num_samples, nonzeros, features, seed=0):
 def test_misses_and_claims_overlap_and_clashes_overlap_less():
     lines = caches(num_lines=10, outstanding_misses=4, outstanding_clashes=2)
     shift, one, touched = np.uint64(4), np.uint64(1), np.arange(0, 160, 16, dtype=np.int32)  # of float32, a line each
-    costs = SimpleNamespace(block=one, line_shift=shift)
+    costs = SimpleNamespace(block=one, line_shift=shift, row_lines=(0.0, 0.0))
 
     def write_s(rank, touched):
         return write_lines_s.py_func(lines, np.uint64(0), rank, touched, one, shift, lines.outstanding_clashes)
 
-    assert read_lines_s.py_func(lines, np.uint64(0), 0, touched, costs) == pytest.approx(10 * 80 / 4)
+    assert read_lines_s.py_func(lines, np.uint64(0), 0, touched, 0, costs) == pytest.approx(10 * 80 / 4)
     for line in range(4):
         update(lines, 1, line)  # which rank 0 has lost then
     for line in range(4, 7):

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ from hardware.real import cuda, metered_group, staging, stopwatch
 from hardware.real.breakdown import Ledger, break_down
 from hardware.real.fork_server import start_fork_server
 from hardware.real.gpus import Gpus
-from hardware.real.meter import ASIDE, NEVER, Meter
+from hardware.real.meter import ASIDE, BLOCKED, NEVER, Meter
 from hardware.real.metered_group import MeteredGroup, init_metered_group
 from hardware.real.segment import Segment
 from hardware.real.stopwatch import SettledStopwatch, StreamStopwatch
@@ -175,6 +176,21 @@ def test_many_notes_are_told_while_the_run_goes_on(monkeypatch):
             device.settle()
     assert len(watch._pending) < 40
     assert np.diff(watch.seconds(np.array(notes))) == pytest.approx(np.ones(39))
+
+
+def test_a_backward_pass_waits_for_the_worker_in_a_thread_of_the_device(monkeypatch):
+    meter, log = Meter(), metered_group.Log()
+    places = [meter.start(log, 0) for _ in range(2)]
+
+    def elsewhere(place):
+        thread = Thread(target=meter.finish, args=(log, place, 1.0))
+        thread.start()
+        thread.join()
+
+    elsewhere(places[0])
+    monkeypatch.setattr(torch._C, "_current_graph_task_id", lambda: 7)
+    elsewhere(places[1])
+    assert log.table()[:, BLOCKED].tolist() == [ASIDE, 1.0]
 
 
 def test_where_the_time_of_a_stream_went():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -100,12 +102,16 @@ def test_a_message_s_own_copy_is_free():
         ({"memory_bytes_per_s": RATE / 2}, True),
         ({"operator_overhead_s": OVERHEAD * 2}, True),
         ({"nonzero_s": 2e-9}, False),  # no native kernel here; see test_simulated_memory
+        ({"kernel_latency_s": 1e-6}, True),
+        ({"backward_overhead_s": 1e-6}, True),
+        ({"attention_efficiency": 0.5}, True),
     ],
 )
 def test_every_number_moves_the_answer(change, slower):
     def work():
-        a = torch.ones(300, 300)
-        (a @ a).add_(1.0)
+        a = torch.ones(300, 300, requires_grad=True)
+        (a @ a).add_(1.0).sum().backward()
+        attend(torch.ones(3, 1, 1, 256, 256))
 
     changed = Roofline(**{**vars(ROOFLINE), **change})
     assert (seconds(work, changed) > seconds(work)) == slower
@@ -133,6 +139,10 @@ def test_fixed_costs_per_sample_dealt():
         lambda: Roofline("none", False, {}, 0.0, OVERHEAD, 1e-9),
         lambda: Roofline("none", False, {}, RATE, -1.0, 1e-9),
         lambda: Roofline("none", False, {}, RATE, OVERHEAD, 0.0),
+        lambda: replace(ROOFLINE, kernel_latency_s=-1.0),
+        lambda: replace(ROOFLINE, backward_overhead_s=-1.0),
+        lambda: replace(ROOFLINE, attention_efficiency=0.0),
+        lambda: replace(ROOFLINE, attention_efficiency=1.1),
     ],
 )
 def test_free_computing_is_refused(make):
@@ -147,16 +157,64 @@ def test_allocating_is_free_and_filling_writes():
     assert seconds(lambda: torch.zeros_like(x), cost) == seconds(lambda: x.new_ones(10), cost) == 10.0
 
 
-def test_fused_attention_costs_its_flops():
-    compute = Roofline("none", False, {"float32": 1.0}, 1e30, 0.0, None)
-    shape, flops = (1, 2, 256, 16), 2 * (2 * 2 * 256 * 256 * 16)  # two products of (256 x 16) and (16 x 256), 2 heads
+def attend(tensors, causal=False):
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
+        return torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=causal)
 
-    def attend():
-        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.FLASH_ATTENTION):
-            query, key, value = torch.ones(3, *shape)
-            torch.nn.functional.scaled_dot_product_attention(query, key, value)
 
-    assert flops <= seconds(attend, compute) < 1.1 * flops
+@pytest.mark.parametrize(("causal", "efficiency"), [(False, 1.0), (True, 1.0), (False, 0.5)])
+def test_fused_attention_costs_its_flops(causal, efficiency):
+    compute = Roofline("none", False, {"float32": 1.0}, 1e30, 0.0, None, attention_efficiency=efficiency)
+    flops = 2 * (2 * 2 * 256 * 256 * 16)  # two products of (256 x 16) and (16 x 256), 2 heads
+    tensors = torch.ones(3, 1, 2, 256, 16, requires_grad=True)
+    expected_s = flops * (0.5 if causal else 1.0) / efficiency
+    assert seconds(lambda: attend(tensors.detach(), causal), compute) == expected_s
+    both_s = seconds(lambda: attend(tensors, causal).sum().backward(), compute)
+    assert both_s == pytest.approx(3.5 * expected_s, rel=0.05)  # five products backward, and the sum's elements
+
+
+def test_a_kernel_takes_time_to_start_and_a_view_launches_none():
+    compute = replace(ROOFLINE, kernel_latency_s=1.0)
+    x = torch.ones(4, 4)
+    assert seconds(lambda: x + 1.0, compute) - seconds(lambda: x + 1.0) == pytest.approx(1.0)
+    assert seconds(lambda: torch.empty(9), compute) == OVERHEAD  # what moves nothing has no kernel
+    assert seconds(lambda: torch.ops.aten._unsafe_view(x, [16]), compute) == 0.0
+
+
+def test_operators_of_backward_passes_cost_their_engine():
+    compute, x = Roofline("none", False, {"float32": 1e30}, 1e30, 0.0, None, backward_overhead_s=1.0), torch.ones(())
+    operators = 3  # grad * 2, grad * 2, and the sum of both
+    assert seconds(lambda: x * 2 + x * 2, compute) == pytest.approx(0.0)
+    x.requires_grad_()
+    assert seconds(lambda: torch.autograd.grad(x * 2 + x * 2, x), compute) == pytest.approx(operators)
+
+
+@pytest.fixture
+def matmul_precision():
+    before = torch.get_float32_matmul_precision()
+    yield torch.set_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("precision", "dtype", "rate"), [
+    ("highest", torch.float32, PEAK), ("high", torch.float32, 8 * PEAK), ("high", torch.float64, PEAK / 2),
+])  # fmt: skip
+def test_tensor_cores_multiply_float32_where_torch_may(matmul_precision, precision, dtype, rate):
+    matmul_precision(precision)
+    compute = replace(ROOFLINE, flops_per_s={**ROOFLINE.flops_per_s, "tf32": 8 * PEAK}, memory_bytes_per_s=1e30)
+    a = torch.ones(100, 100, dtype=dtype)
+    assert seconds(lambda: a @ a, compute) == pytest.approx(OVERHEAD + 2 * 100**3 / rate)
+    assert seconds(lambda: a + a, compute) == pytest.approx(OVERHEAD + 100**2 / ROOFLINE._peak(dtype, None))
+    without = replace(compute, flops_per_s=ROOFLINE.flops_per_s)
+    assert seconds(lambda: a @ a, without) == seconds(lambda: a @ a, replace(ROOFLINE, memory_bytes_per_s=1e30))
+
+
+@pytest.mark.parametrize(("allowed", "rate"), [(True, 8 * PEAK), (False, PEAK)])
+def test_convolutions_have_a_switch_of_their_own(monkeypatch, allowed, rate):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    compute = Roofline("none", False, {"float32": PEAK, "tf32": 8 * PEAK}, 1e30, 0.0, None)
+    images, kernel = torch.ones(1, 1, 8, 8), torch.ones(1, 1, 1, 1)
+    assert seconds(lambda: torch.conv2d(images, kernel), compute) == pytest.approx(2 * 64 / rate)
 
 
 def test_flops_are_those_that_torch_counts():

@@ -60,13 +60,17 @@ def changed(node, name):
 
 
 def body(worker):
-    """Computes in every precision, bound by flops and by memory; collectives of all sizes; messages across."""
+    """Computes in every precision, bound by flops and by memory, back and forth; collectives; messages across."""
+    torch.ones(9, device="meta", requires_grad=True).mul(2).sum().backward()  # first: the host is seen
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         try:
             torch.mm(*torch.ones(2, 4096, 4096, dtype=dtype, device="meta"))
             torch.ones(200_000, dtype=dtype, device="meta").mul_(2)
         except ValueError:
             continue  # a precision that the device has no peak for
+    images, kernel = torch.ones(64, 512, 32, 32, device="meta"), torch.ones(512, 512, 3, 3, device="meta")
+    torch.conv2d(images, kernel)  # of tf32, where there is that
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*torch.ones(3, 1, 8, 2048, 64, device="meta"))
     for elements in (10, 2_000, 20_000, 1_200_000):
         dist.all_reduce(torch.ones(elements))
     dist.broadcast(torch.ones(3_000), 0)

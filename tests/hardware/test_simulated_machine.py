@@ -52,10 +52,13 @@ def everything(worker):
     """Computes in all dtypes, communicates in all sizes, and updates a shared model where there is one."""
     machine, last = worker._place._machine, worker.num_workers - 1
     if worker.rank == 0:
-        for dtype in machine.compute.flops_per_s:
+        torch.ones(9, requires_grad=True).mul(2).sum().backward()
+        for dtype in [name for name in machine.compute.flops_per_s if name != "tf32"]:
             size = 1000 if machine.compute.streams else 400
             x = torch.ones(size, size, dtype=getattr(torch, dtype))
             (x @ x).add_(1.0)
+        torch.conv2d(torch.ones(1, 64, 40, 40), torch.ones(64, 64, 3, 3))  # of tf32, where there is that
+        torch.nn.functional.scaled_dot_product_attention(*torch.ones(3, 1, 2, 512, 64))
     for elements in (10, 1000, 5000, 100_000, 375_000):
         dist.all_reduce(torch.ones(elements))
         for peer in {1, min(3, last), last}:
@@ -100,6 +103,8 @@ OTHERS = {  # where twice as much is impossible, or of no effect: a ring that is
     "protocol.efficiency": 0.5,
     "compute.flops_per_s.float16": 1e12,  # twice as much is hidden behind the host's launches
     "compute.flops_per_s.bfloat16": 1e12,
+    "compute.flops_per_s.tf32": 1e12,
+    "compute.attention_efficiency": 0.01,
     "protocol.efficiency.LL": 0.25,
     "protocol.efficiency.LL128": 0.5,
     "protocol.efficiency.Simple": 0.5,
@@ -117,8 +122,7 @@ WITHOUT_EFFECT = {
     "sim_cpu memory.remote_bytes_per_s",
     "sim_cpu memory.local_bytes_per_s",  # nor are rows permuted here
     "sim_numa4 memory.cores_per_socket",
-    "sim_numa2 memory.futex_s",  # who waits for a mutex of another socket is asleep by the time it is let go
-    "sim_numa4 memory.futex_s",
+    "sim_numa4 memory.futex_s",  # who waits for a mutex of another socket is asleep by the time it is let go
 }
 
 

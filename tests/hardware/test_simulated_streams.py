@@ -339,3 +339,36 @@ def test_an_exchange_costs_its_host_a_launch():
         return worker.clock.now() - begin_s
 
     assert results(body, 2, compute=compute) == [0.5, 0.5]
+
+
+def step_of(kind, tensors=4, **options):
+    """Seconds in which a host issues a step while its device is busy for 100 s, a second a launch; the parameters."""
+
+    def body(worker):
+        parameters = [nn.Parameter(torch.ones(10)) for _ in range(tensors)]
+        for parameter in parameters:
+            parameter.grad = torch.ones(10)
+        optimizer = kind(parameters, lr=0.5, **options)
+        optimizer.step()  # makes its state
+        torch.cpu.synchronize()
+        torch.zeros(1500).add_(1)  # 6,000 bytes written, 12,000 read and written
+        begin_s = worker.clock.now()
+        optimizer.step()
+        issued_s = worker.clock.now() - begin_s
+        return issued_s, [parameter.tolist() for parameter in parameters]
+
+    compute = Roofline("none", True, {"float32": 1e30}, 180.0, operator_overhead_s=1.0, nonzero_s=None)
+    return results(body, 1, compute=compute)[0]
+
+
+def test_an_optimizer_launches_once_for_all_its_tensors():
+    once, one_by_one = step_of(torch.optim.SGD), step_of(torch.optim.SGD, foreach=False)
+    assert (once[0], one_by_one[0]) == pytest.approx((1.0, 4.0))
+    assert once[1] == one_by_one[1]
+
+
+def test_a_host_knows_how_many_steps_it_has_taken():
+    """Adam reads its counters, which the device does not have: the host goes on ahead of 100 s of computing."""
+    issued_s, parameters = step_of(torch.optim.AdamW)
+    assert issued_s < 100.0
+    assert parameters == step_of(torch.optim.AdamW, foreach=False)[1]
