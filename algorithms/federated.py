@@ -6,7 +6,8 @@
 
     FedAvg    mu = 0, c = 0, plain server steps of learning rate 1 (McMahan et al., Algorithm 1)
     FedProx   mu > 0 (Li et al., MLSys 2020, Algorithm 2)
-    FedAdam   Adam at the server (Reddi et al., ICLR 2021, Algorithm 2), and other optimisers likewise
+    FedAdam   Adam at the server (Reddi et al., ICLR 2021, Algorithm 2), and other optimisers likewise. Deviation: it is
+              torch's, which corrects the bias of its moments, where theirs begin at 0 and tau^2; tau is epsilon
     SCAFFOLD  c_k <- c_k - c + (x - y_k) / (K eta_l) after K steps, c their mean (Karimireddy et al., ICML 2020,
               Algorithm 1, option II)
 
