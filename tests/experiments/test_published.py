@@ -116,8 +116,10 @@ def test_the_best_period_grows_as_bandwidth_falls():
     def epoch_s(bandwidth, period):
         return run("local_period", bandwidth_bytes_per_s=bandwidth, period=period)["perf/time_per_epoch_s"]
 
-    loose = ("target.loss=1", "budget.epochs=4")
-    epochs = {period: run("local_period", *loose, period=period, seed=0)["stat/epochs_to_target"] for period in (1, 8)}
+    loose, labels = ("target.loss=1", "budget.epochs=4"), {"learning_rate": 0.8, "seed": 0}
+    epochs = {
+        period: run("local_period", *loose, period=period, **labels)["stat/epochs_to_target"] for period in (1, 8)
+    }
     for bandwidth, best in ((1.25e9, 1), (1.25e6, 8)):
         assert min(epochs, key=lambda period: epochs[period] * epoch_s(bandwidth, period)) == best
 
