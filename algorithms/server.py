@@ -72,10 +72,11 @@ class Server:
 
     def _collect(self, source: int) -> None:
         """Add a push to its round, or drop one that comes too late."""
-        late = self._pulled[source] < self._version
+        staleness = self._version - self._pulled[source]
         if self._algorithm.consistency == "backup_workers":
-            self._worker.measure("async/dropped", int(late))
-        if not late:
+            self._worker.measure("async/dropped", int(staleness > 0))
+        if staleness == 0:
+            self._worker.measure("async/staleness", staleness)
             self._gradient += self._said()
             self._round += 1
 
