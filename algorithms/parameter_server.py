@@ -70,7 +70,8 @@ class ParameterServer(Algorithm):
         require(self.backups >= 0, "algorithm.backups", "must be >= 0", self.backups)
         messages(self.compression, "parameter_server")
         owes = self.consistency == "backup_workers" and self.compression.remembers
-        rule = "must be false with algorithm.consistency=backup_workers: late pushes are dropped, and with them what was owed"
+        rule = "must be false with algorithm.consistency=backup_workers: late pushes are dropped, and "
+        rule += "with them what was owed"
         require(not owes, "algorithm.compression.error_feedback", rule, owes)
 
     @property

@@ -31,8 +31,8 @@ STRAGGLER = "hardware.stragglers={1: 50.0}"
 
 FEW_UPDATES = {  # unless there are many, slack would hide a wrong size
     "elastic_averaging": ["budget.epochs=40"],
-    "fedbuff": ["algorithm.local_epochs=1", "budget.epochs=40"],
-    "federated": ["algorithm.local_epochs=1", "budget.epochs=40"],
+    "fedbuff": ["algorithm.local_epochs=1", "algorithm.batch_size=10", "budget.epochs=40"],
+    "federated": ["algorithm.local_epochs=1", "algorithm.batch_size=10", "budget.epochs=40"],
     "local_sgd": ["budget.epochs=20"],
 }
 
