@@ -26,7 +26,7 @@ import torch.distributed as dist
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters
 from algorithms.optimizers import Optimizer
-from algorithms.search_server import SearchServer
+from algorithms.search_server import WEIGHTS, SearchServer
 from algorithms.search_space import Range
 from algorithms.search_strategies import Asha, Plan, Rungs
 from algorithms.search_trainer import Trainer
@@ -101,7 +101,7 @@ class HyperparameterSearch(Algorithm):
                 dist.recv(trainer.weights, server)
             result[0], result[1] = trainer.run(trial, begin, end)
             dist.send(result, server)
-            dist.send(trainer.weights, server)
+            dist.send(trainer.weights, server, tag=WEIGHTS)
 
     def serve(self, worker: Worker, problem: Problem) -> None:
         """Give out jobs and keep the best model."""

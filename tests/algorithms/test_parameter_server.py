@@ -121,6 +121,14 @@ def test_nonsense_is_refused_by_name(setting):
         setup(*MLP, *SERVER, *chosen, f"algorithm.{setting}", "hardware=sim_ethernet", "hardware.num_workers=2")
 
 
+def test_what_late_pushes_would_owe_is_refused():
+    chosen = [*SERVER, "hardware=sim_ethernet", "algorithm.consistency=backup_workers", "algorithm/compression=top_k"]
+    rule = "error_feedback must be false with algorithm.consistency=backup_workers: late pushes are dropped"
+    with pytest.raises(UserError, match=rule):
+        setup(*MLP, *chosen)
+    setup(*MLP, *chosen, "algorithm.compression.error_feedback=false")
+
+
 def test_models_of_ones_own_are_averaged():
     from harness.place import Observation
 
