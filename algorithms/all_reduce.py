@@ -2,7 +2,7 @@
 
 P workers take a batch of b samples each, average their gradients and take the same step: minibatch SGD with a batch of
 P * b samples, whatever P is. With the step of a batch of b samples that costs up to P times the epochs; the linear
-scaling rule (section 2.1) wins them back while P * b is small.
+scaling rule (section 2.1) wins them back while P * b is small, after a warm-up (section 2.2), as `schedule` has it.
 
 Gradients may be compressed, by one worker as by many: with error feedback every worker does what EF-SGD does
 (Karimireddy et al., ICML 2019, Algorithm 2).
@@ -18,6 +18,7 @@ from algorithms.compression import Compression
 from algorithms.flat import flatten_
 from algorithms.gradient import add_gradient, check_passes
 from algorithms.optimizers import Descent, Optimizer
+from algorithms.schedules import Schedule
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -31,6 +32,7 @@ class AllReduce(Algorithm):
         accumulate: passes over parts of a batch that make up its gradient, >= 1.
         compression: of the gradients.
         optimizer: what makes a step of the average gradient, on every worker alike.
+        schedule: factor of the step as training goes on.
     """
 
     synchronous: ClassVar[bool] = True
@@ -39,6 +41,7 @@ class AllReduce(Algorithm):
     accumulate: int
     compression: Compression
     optimizer: Optimizer
+    schedule: Schedule
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +66,6 @@ class AllReduce(Algorithm):
         for batch in worker.batches(problem, self.batch_size):
             add_gradient(problem, model, batch, self.accumulate)
             averaging.average_(gradient)
-            descent.step()
+            descent.step(learning_rate * self.schedule.at(worker))
             gradient.zero_()
             worker.observe(weights, samples=len(batch))

@@ -21,6 +21,7 @@ from algorithms.compression import Compression, Compressor, messages
 from algorithms.flat import flatten_
 from algorithms.mixing import Mixing, Row, begin_messages, messages_per_step, require_doubly_stochastic, spectral_gap
 from algorithms.optimizers import Descent, Optimizer
+from algorithms.schedules import Schedule
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -35,6 +36,7 @@ class ChocoSGD(Algorithm):
         compression: Q, of messages; its error feedback is not used.
         mixing: who averages with whom.
         optimizer: of each worker.
+        schedule: factor of its steps as training goes on.
     """
 
     synchronous: ClassVar[bool] = True
@@ -44,6 +46,7 @@ class ChocoSGD(Algorithm):
     compression: Compression
     mixing: Mixing
     optimizer: Optimizer
+    schedule: Schedule
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +78,7 @@ class ChocoSGD(Algorithm):
         averaging = CompressedAveraging(weights, row, compressor, self.consensus_step, worker.generator)
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
-            descent.step()
+            descent.step(self.learning_rate * self.schedule.at(worker))
             averaging.step()
             gradient.zero_()
             worker.observe(weights, samples=len(batch))

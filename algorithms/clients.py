@@ -142,7 +142,7 @@ class Player:
         Args:
             common: x, shape (parameters,).
             number: of the occasion, on which random numbers depend.
-            drift: added to every gradient.
+            drift: added to every gradient; who has one sends its correction too, whole.
 
         Returns:
             the message that says x - y, and the number of steps.
@@ -153,7 +153,8 @@ class Player:
             entropy = np.random.SeedSequence((self._worker.seed, _NOISE, number, client))
             self._noise.manual_seed(int(entropy.generate_state(1)[0]))
             message = self._sender(client).encode(common - self.weights)
-        self._worker.measure("comm/upload_bytes", float(message.nbytes))
+        correction_bytes = 0 if drift is None else drift.nbytes
+        self._worker.measure("comm/upload_bytes", float(message.nbytes + correction_bytes))
         return message, steps
 
     def _sender(self, client: int) -> Sender:

@@ -21,6 +21,7 @@ from algorithms.flat import flatten_
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.power_sgd import PowerSGD
 from algorithms.quantization import Half
+from algorithms.schedules import Schedule
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -37,6 +38,7 @@ class DDP(Algorithm):
         bucket_bytes: size at which a bucket is full, > 0; a layer is never split.
         compression: of the gradients: none, half or power_sgd.
         optimizer: what makes a step of the average gradient, on every worker alike.
+        schedule: factor of the step as training goes on.
     """
 
     synchronous: ClassVar[bool] = True
@@ -45,6 +47,7 @@ class DDP(Algorithm):
     bucket_bytes: int
     compression: Compression
     optimizer: Optimizer
+    schedule: Schedule
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +88,7 @@ class DDP(Algorithm):
         parallel = self._wrapped(model, worker)
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(parallel, batch).backward()
-            descent.step()
+            descent.step(learning_rate * self.schedule.at(worker))
             gradient.zero_()
             worker.observe(weights, samples=len(batch))
 

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from algorithms.base import Algorithm
+from algorithms.correspondence import Correspondence
 from algorithms.flat import flat_parameters, flatten_
 from algorithms.optimizers import Descent, Optimizer
 from harness.errors import require
@@ -75,18 +76,19 @@ class ElasticAveraging(Algorithm):
     def serve(self, worker: Worker, problem: Problem) -> None:
         """Be the centre until all workers have left, and count their samples as they are heard of."""
         centre = flat_parameters(problem.build_model(worker.device, worker.seed))
-        message = _message(centre, 0, leaves=False)
-        present = worker.num_workers
-        while present:
-            source = worker.receive(message)
+        workers = Correspondence(worker, _message(centre, 0, leaves=False))
+        for _ in range(worker.num_workers):
+            workers.expect()
+        while workers.expected:
+            source, message = workers.hear()
             pull = (message[:-2] - centre) * (self.elasticity / worker.num_workers)
             centre += pull
             samples, leaves = int(message[-2]), bool(message[-1])
             worker.observe(centre, samples)
-            if leaves:
-                present -= 1
-            else:
-                dist.send(pull, source)
+            if not leaves:
+                workers.send(source, pull)
+                workers.expect()
+        workers.close()
 
 
 def _message(weights: torch.Tensor, samples: int, leaves: bool) -> torch.Tensor:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from algorithms.availability import contained
 from algorithms.bits import joined, split
 from algorithms.clients import Clients, Player, WithClients
+from algorithms.correspondence import Correspondence
 from algorithms.flat import flat_parameters
 from algorithms.optimizers import Descent
 from harness.errors import require
@@ -102,10 +103,10 @@ class Server:
         self._algorithm, self._worker, self._weights, self._clients = algorithm, worker, weights, clients
         self._buffer, self._buffered = torch.zeros_like(weights), 0
         self._descent = Descent(algorithm.server, weights, self._buffer, algorithm.server_learning_rate)
-        self._message = torch.empty(algorithm.compressor.num_bytes(weights), dtype=torch.uint8, device=weights.device)
+        change = torch.empty(algorithm.compressor.num_bytes(weights), dtype=torch.uint8, device=weights.device)
+        self._workers = Correspondence(worker, change)
         self._left, self._number, self._version = worker.budget, 0, 0  # samples; tasks given; steps taken
         self._training: dict[int, tuple[Task, int]] = {}  # by rank, with the version that it was sent
-        self._sent: dict[int, tuple[torch.Tensor, dist.Work | None]] = {}  # the last to each rank, under way
 
     def run(self) -> None:
         """Serve until all workers have been sent away."""
@@ -113,19 +114,18 @@ class Server:
         while waiting or self._training:
             waiting = [rank for rank in waiting if not self._answer(rank)]
             if self._training:
-                source = self._worker.receive(self._message)
-                self._take(*self._training.pop(source))
+                source, change = self._workers.hear()
+                self._take(change, *self._training.pop(source))
                 waiting.append(source)
             elif waiting:
                 assert self._clients.timetable is not None  # else somebody had been found
                 self._clients.timetable.wait(self._worker, self._clients.owners)
-        for _, work in self._sent.values():
-            _wait(work)
+        self._workers.close()
 
     def _answer(self, rank: int) -> bool:
         """Give a worker the model and a client, or send it away; not if no client is to be had."""
         if not self._left:
-            self._send(rank, Task(0, 0, 0))
+            self._workers.send(rank, _message(self._weights, Task(0, 0, 0)))
             return True
         clients = self._free()
         if not len(clients):
@@ -135,7 +135,8 @@ class Server:
         task = Task(self._number, client, min(self._left, self._clients.work(client)))
         self._left, self._number = self._left - task.samples, self._number + 1
         self._training[rank] = task, self._version
-        self._send(rank, task)
+        self._workers.send(rank, _message(self._weights, task))
+        self._workers.expect()
         return True
 
     def _free(self) -> np.ndarray:
@@ -145,11 +146,11 @@ class Server:
         clients = clients[~contained(clients, busy)]
         return clients if timetable is None else timetable.among(clients, self._worker.read_clock())
 
-    def _take(self, task: Task, version: int) -> None:
+    def _take(self, message: torch.Tensor, task: Task, version: int) -> None:
         """Add what was received to the buffer, and take a step if it is full or the last one."""
         staleness = self._version - version
         self._worker.measure("async/staleness", staleness)
-        change = self._algorithm.compressor.decode(self._message, self._weights)
+        change = self._algorithm.compressor.decode(message, self._weights)
         self._buffer.add_(change, alpha=(1 + staleness) ** -self._algorithm.staleness_exponent)
         self._buffered += 1
         steps = self._buffered == self._algorithm.buffer_size or not (self._left or self._training)
@@ -160,17 +161,6 @@ class Server:
             self._buffered, self._version = 0, self._version + 1
         self._worker.observe(self._weights, task.samples, updates=int(steps))
 
-    def _send(self, rank: int, task: Task) -> None:
-        if rank in self._sent:
-            _wait(self._sent[rank][1])
-        message = _message(self._weights, task)
-        self._sent[rank] = message, dist.isend(message, rank)
-
 
 def _message(weights: torch.Tensor, task: Sequence[int]) -> torch.Tensor:
     return joined(weights, torch.tensor(task, dtype=torch.int64, device=weights.device))
-
-
-def _wait(work: dist.Work | None) -> None:
-    assert work is not None  # only a rank outside the group gets none
-    work.wait()

@@ -6,7 +6,8 @@
 
     FedAvg    mu = 0, c = 0, plain server steps of learning rate 1 (McMahan et al., Algorithm 1)
     FedProx   mu > 0 (Li et al., MLSys 2020, Algorithm 2)
-    FedAdam   Adam at the server (Reddi et al., ICLR 2021, Algorithm 2), and other optimisers likewise
+    FedAdam   Adam at the server (Reddi et al., ICLR 2021, Algorithm 2), and other optimisers likewise. Deviation: it is
+              torch's, which corrects the bias of its moments, where theirs begin at 0 and tau^2; tau is epsilon
     SCAFFOLD  c_k <- c_k - c + (x - y_k) / (K eta_l) after K steps, c their mean (Karimireddy et al., ICML 2020,
               Algorithm 1, option II)
 
@@ -14,7 +15,8 @@ There is no server: a round's clients are dealt to the workers in turn (those of
 the same worker's), means are all-reduced, and every worker takes the server's step. So a round takes as long as its
 busiest worker, and what is sent in it is one all-reduce, whatever the number of clients; what these would have sent is
 measured apart. The weights do not depend on the number of workers. Means are weighted by samples, in SCAFFOLD too,
-whose clients are alike in the paper. The last round is cut where the budget ends.
+whose clients are alike in the paper. Compressed are changes; the corrections of SCAFFOLD, which a client sends too, are
+those of what it did, not of what it said. The last round is cut where the budget ends.
 """
 
 from dataclasses import dataclass
@@ -131,10 +133,10 @@ class Rounds:
         if algorithm.control_variates:
             drift = self._control - self._controls.get(client, torch.zeros_like(self._control))
         message, steps = self._player.play(self._common, number, client, num_samples, drift)
-        change = algorithm.compressor.decode(message, self._common)
-        self._sums[0].add_(change, alpha=size / total)
+        self._sums[0].add_(algorithm.compressor.decode(message, self._common), alpha=size / total)
         if algorithm.control_variates:
-            correction = change / (steps * algorithm.learning_rate) - self._control
+            exact = self._common - self._player.weights
+            correction = exact / (steps * algorithm.learning_rate) - self._control
             self._controls[client] = self._controls.get(client, 0) + correction
             self._sums[1].add_(correction, alpha=size / self._problem.num_samples)
 

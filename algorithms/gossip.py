@@ -29,6 +29,7 @@ from algorithms.base import Algorithm
 from algorithms.flat import flatten_
 from algorithms.mixing import Exchange, Mixing, messages_per_step, require_doubly_stochastic, spectral_gap
 from algorithms.optimizers import Descent, Optimizer
+from algorithms.schedules import Schedule
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -41,6 +42,7 @@ class Gossip(Algorithm):
         overlap: average while the gradient is computed, then step; or step, then average.
         mixing: who averages with whom.
         optimizer: of each worker.
+        schedule: factor of its steps as training goes on.
     """
 
     synchronous: ClassVar[bool] = True
@@ -49,6 +51,7 @@ class Gossip(Algorithm):
     overlap: bool
     mixing: Mixing
     optimizer: Optimizer
+    schedule: Schedule
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """The spectral gap.
@@ -73,10 +76,10 @@ class Gossip(Algorithm):
                 exchange = Exchange(weights, row)
                 problem.loss(model, batch).backward()
                 exchange.finish()
-                descent.step()
+                descent.step(self.learning_rate * self.schedule.at(worker))
             else:
                 problem.loss(model, batch).backward()
-                descent.step()
+                descent.step(self.learning_rate * self.schedule.at(worker))
                 Exchange(weights, row).finish()
             gradient.zero_()
             worker.observe(weights, samples=len(batch))
@@ -90,6 +93,7 @@ class StochasticGradientPush(Algorithm):
         overlap: average while the gradient is computed, then step; or step, then average.
         mixing: who sends to whom.
         optimizer: of each worker.
+        schedule: factor of its steps as training goes on.
     """
 
     synchronous: ClassVar[bool] = True
@@ -98,6 +102,7 @@ class StochasticGradientPush(Algorithm):
     overlap: bool
     mixing: Mixing
     optimizer: Optimizer
+    schedule: Schedule
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """The spectral gap."""
@@ -119,7 +124,7 @@ class StochasticGradientPush(Algorithm):
             problem.loss(model, batch).backward()
             if exchange is not None:
                 exchange.finish()
-            descent.step()
+            descent.step(self.learning_rate * self.schedule.at(worker))
             if exchange is None:
                 Exchange(pushed, row).finish()
             torch.div(total, weight, out=ratio)

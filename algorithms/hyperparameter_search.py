@@ -26,7 +26,7 @@ import torch.distributed as dist
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters
 from algorithms.optimizers import Optimizer
-from algorithms.search_server import SearchServer
+from algorithms.search_server import WEIGHTS, SearchServer
 from algorithms.search_space import Range
 from algorithms.search_strategies import Asha, Plan, Rungs
 from algorithms.search_trainer import Trainer
@@ -101,7 +101,7 @@ class HyperparameterSearch(Algorithm):
                 dist.recv(trainer.weights, server)
             result[0], result[1] = trainer.run(trial, begin, end)
             dist.send(result, server)
-            dist.send(trainer.weights, server)
+            dist.send(trainer.weights, server, tag=WEIGHTS)
 
     def serve(self, worker: Worker, problem: Problem) -> None:
         """Give out jobs and keep the best model."""
@@ -114,15 +114,18 @@ class HyperparameterSearch(Algorithm):
         """Of the jobs of a search.
 
         Raises:
-            UserError: if there are fewer samples than trials.
+            UserError: if a trial of the first rung would be left without a sample.
         """
         if self.strategy == "asha":
             least, most = (max(1, round(epochs * num_samples)) for epochs in (self.min_epochs, self.max_epochs))
             return Asha(least, most, self.reduction, budget)
         trials = len(self.grid()) if self.strategy == "grid" else self.trials
-        rule = f"must be enough for a sample to each of {trials} trials"
-        require(budget >= trials, "budget.epochs", rule, budget / num_samples)
-        return Rungs(trials, self.reduction if self.strategy == "successive_halving" else None, budget)
+        rungs = Rungs(trials, self.reduction if self.strategy == "successive_halving" else None, budget)
+        least = trials * len(rungs.sizes)
+        rule = f"must be at least {least / num_samples:.6g}: a sample for each of {trials} trials in the first of "
+        rule += f"{len(rungs.sizes)} rungs, which share the budget equally"
+        require(budget >= least, "budget.epochs", rule, budget / num_samples)
+        return rungs
 
     def settings(self, seed: int, trial: int) -> dict[str, float]:
         """What a trial is made with, by name."""

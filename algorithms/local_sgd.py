@@ -4,8 +4,8 @@
                change <- mean over workers of (x - w_i)
                x <- step of the outer optimiser along change;  w_i <- x
 
-That is DiLoCo (Douillard et al., arXiv:2311.08105, Algorithm 1: AdamW inside, Nesterov outside; the inner schedule of
-steps is left out). Plain outer steps of learning rate 1 make it the average of models, and one period H the rule:
+That is DiLoCo (Douillard et al., arXiv:2311.08105, Algorithm 1: AdamW inside, Nesterov outside; the inner steps'
+schedule is `schedule`). Plain outer steps of learning rate 1 make it the average of models, and one period H the rule:
 
     post-local  H = 1 until an epoch, from then on `period` (Lin et al., ICLR 2020, section 3)
     growing     H = period + growth * (rounds so far) (Spiridonoff et al., NeurIPS 2021, section 4)
@@ -14,6 +14,8 @@ steps is left out). Plain outer steps of learning rate 1 make it the average of 
 
 Changes may be compressed, which with error feedback is Qsparse-local-SGD (Basu et al., NeurIPS 2019, Algorithm 1);
 averages of groups are of whole models.
+
+What is observed between two rounds is the mean of all w_i; DiLoCo evaluates x, of the last round.
 
 With H = 1 and plain or heavy-ball steps inside it is `all_reduce`: both are linear in the gradients.
 """
@@ -29,6 +31,7 @@ from algorithms.base import Algorithm
 from algorithms.compression import Compression
 from algorithms.flat import flatten_
 from algorithms.optimizers import Descent, Optimizer
+from algorithms.schedules import Schedule
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -47,6 +50,7 @@ class LocalSGD(Algorithm):
         group_rounds: averages in groups before one of all, that one included, >= 1; of no effect without groups.
         compression: of the changes that all average.
         optimizer: of every worker's own steps.
+        schedule: factor of those steps as training goes on.
         outer: what makes a step of the average change.
         outer_learning_rate: of that step, > 0; 1 for the average where `outer` is plain.
     """
@@ -61,6 +65,7 @@ class LocalSGD(Algorithm):
     group_rounds: int
     compression: Compression
     optimizer: Optimizer
+    schedule: Schedule
     outer: Optimizer
     outer_learning_rate: float
 
@@ -82,7 +87,7 @@ class LocalSGD(Algorithm):
 
         Args:
             rounds: so far, without those of `all_reduce_epochs`.
-            epoch: global samples processed / size of the training set.
+            epoch: epochs that all workers had been dealt before.
         """
         return 1 if epoch < self.all_reduce_epochs else self.period + self.growth * rounds
 
@@ -105,14 +110,14 @@ class LocalSGD(Algorithm):
         common, change = weights.clone(), torch.zeros_like(weights)
         outer = Descent(self.outer, common, change, self.outer_learning_rate)
         averaging, group = self.compression.averaging(model, worker), self._group(worker)
-        epoch, rounds, local_steps = 0.0, 0, 0
+        rounds, local_steps = 0, 0
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
-            inner.step()
+            inner.step(self.learning_rate * self.schedule.at(worker))
             gradient.zero_()
             local_steps += 1
-            if local_steps == self.steps(rounds, epoch):
-                local_steps, rounds = 0, rounds + (epoch >= self.all_reduce_epochs)
+            if local_steps == self.steps(rounds, worker.elapsed_epochs):
+                local_steps, rounds = 0, rounds + (worker.elapsed_epochs >= self.all_reduce_epochs)
                 if group is None or rounds % self.group_rounds == 0:
                     torch.sub(common, weights, out=change)
                     averaging.average_(change)
@@ -120,7 +125,6 @@ class LocalSGD(Algorithm):
                     weights.copy_(common)
                 else:
                     WholeMean(group).average_(weights)
-            epoch += len(batch) * worker.num_workers / problem.num_samples
             worker.observe(weights, len(batch))
 
     def _group(self, worker: Worker) -> dist.ProcessGroup | None:

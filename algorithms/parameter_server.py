@@ -69,6 +69,10 @@ class ParameterServer(Algorithm):
         require(self.staleness >= 0, "algorithm.staleness", "must be >= 0", self.staleness)
         require(self.backups >= 0, "algorithm.backups", "must be >= 0", self.backups)
         messages(self.compression, "parameter_server")
+        owes = self.consistency == "backup_workers" and self.compression.remembers
+        rule = "must be false with algorithm.consistency=backup_workers: late pushes are dropped, and "
+        rule += "with them what was owed"
+        require(not owes, "algorithm.compression.error_feedback", rule, owes)
 
     @property
     def synchronous(self) -> bool:  # type: ignore[override]

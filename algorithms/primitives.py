@@ -9,7 +9,8 @@
     reduce_scatter   a part of the sum of all messages, to each
     barrier          nothing, once all have come
 
-Each is timed as it blocks (sync), and as it is begun (async: `issue`) and then waited for at once (`wait`). Before each
+Each is timed as it blocks (sync), and as it is begun (async: `issue`) and then waited for at once (`wait`). Worker 0
+issues its answers to a pull once it has heard all questions, which come together. Before each
 all workers meet at a barrier, so what is timed is the primitive and not who came late: nearly so on real hardware,
 whose barrier lets some go before others. A worker measures the median of its repetitions. There is nothing to train.
 """
@@ -42,14 +43,18 @@ class Buffers:
     def __init__(self, worker: Worker, size_bytes: int) -> None:
         length, self.others = size_bytes // 4, range(1, worker.num_workers)
         part = -(-length // worker.num_workers)
-        self.message, self.part, self.whole, self.all, self.question = (
+        self.message, self.part, self.whole, self.all, self.questions = (
             torch.zeros(n, device=worker.device)
-            for n in (length, part, part * worker.num_workers, length * worker.num_workers, 1)
+            for n in (length, part, part * worker.num_workers, length * worker.num_workers, worker.num_workers)
         )
 
     def of(self, rank: int) -> torch.Tensor:
         """Where the message of a worker goes."""
         return self.all.view(-1, len(self.message))[rank]
+
+    def question(self, rank: int) -> torch.Tensor:
+        """That a worker asks."""
+        return self.questions[rank : rank + 1]
 
 
 Primitive = Callable[[int, Buffers, bool], Works]  # at a rank, with messages, blocking or not
@@ -66,14 +71,23 @@ def push(rank: int, buffers: Buffers, blocks: bool) -> Works:
 
 def pull(rank: int, buffers: Buffers, blocks: bool) -> Works:
     """From worker 0, to all others, who ask for it."""
+    if blocks:
+        _pull_in_turn(rank, buffers)
+        return []
     if rank > 0:
-        dist.send(buffers.question, 0)
-        return _done(dist.recv(buffers.message, 0)) if blocks else [dist.irecv(buffers.message, 0)]
-    works: Works = []
+        return [dist.isend(buffers.question(rank), 0), dist.irecv(buffers.message, 0)]
+    _wait([dist.irecv(buffers.question(other), other) for other in buffers.others])
+    return [dist.isend(buffers.message, other) for other in buffers.others]
+
+
+def _pull_in_turn(rank: int, buffers: Buffers) -> None:
+    if rank > 0:
+        dist.send(buffers.question(rank), 0)
+        dist.recv(buffers.message, 0)
+        return
     for other in buffers.others:
-        dist.recv(buffers.question, other)
-        works += _done(dist.send(buffers.message, other)) if blocks else [dist.isend(buffers.message, other)]
-    return works
+        dist.recv(buffers.question(other), other)
+        dist.send(buffers.message, other)
 
 
 def broadcast(rank: int, buffers: Buffers, blocks: bool) -> Works:
@@ -156,9 +170,7 @@ def timed(worker: Worker, primitive: Primitive, buffers: Buffers) -> dict[str, f
     begin_s = _meet(worker)
     works = primitive(worker.rank, buffers, False)
     issued_s = worker.clock.now()
-    for work in works:
-        assert work is not None
-        work.wait()
+    _wait(works)
     worker.settle()
     return {"sync_s": sync_s, "issue_s": issued_s - begin_s, "wait_s": worker.clock.now() - issued_s}
 
@@ -167,6 +179,12 @@ def _meet(worker: Worker) -> float:
     dist.barrier()
     worker.settle()
     return worker.clock.now()
+
+
+def _wait(works: Works) -> None:
+    for work in works:
+        assert work is not None
+        work.wait()
 
 
 def _done(*_: object) -> Works:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
+from algorithms.correspondence import Correspondence
 from algorithms.search_strategies import Job, Plan
 from harness.worker import Worker
 
 STOP = (-1, 0, 0)
+WEIGHTS = 1  # tag of a trained model, which is received beside results of others
 
 
 class SearchServer:
@@ -21,7 +23,8 @@ class SearchServer:
 
     def __init__(self, worker: Worker, plan: Plan, initial: torch.Tensor) -> None:
         self._worker, self._plan = worker, plan
-        self._running: dict[int, Job] = {}  # by worker
+        self._workers = Correspondence(worker, torch.zeros(2, dtype=torch.float64))
+        self._running: dict[int, tuple[Job, torch.Tensor, dist.Work | None]] = {}  # by worker, with the model to come
         self._waiting: list[int] = []
         self._best, self._score, self._best_s = initial, (math.inf, 0), 0.0
         self._weights: dict[int, torch.Tensor] = {}  # of trials
@@ -34,39 +37,41 @@ class SearchServer:
         Args:
             settings: of a trial.
         """
-        present, result = self._worker.num_workers, torch.zeros(2, dtype=torch.float64)
-        while present:
-            source = self._worker.receive(result)
+        for _ in range(self._worker.num_workers):
+            self._workers.expect()
+        while self._workers.expected:
+            source, result = self._workers.hear()
             if source in self._running:
-                self._hear(source, self._running.pop(source), *result.tolist())
+                self._hear(*self._running.pop(source), *result.tolist())
             self._waiting.append(source)
-            present -= self._give_out()
+            self._give_out()
+        self._workers.close()
         self._conclude(settings)
 
-    def _hear(self, source: int, job: Job, loss: float, steps: float) -> None:
+    def _hear(self, job: Job, weights: torch.Tensor, work: dist.Work | None, loss: float, steps: float) -> None:
         """Take a result; from then on the run's model may be another."""
-        weights = self._weights[job.trial] = torch.empty_like(self._best)
-        dist.recv(weights, source)
+        assert work is not None  # only a rank outside the group gets none
+        work.wait()
+        self._weights[job.trial] = weights
         self._samples[job.trial], self._losses[job.trial] = job.end, loss
         self._plan.report(job, loss)
         if math.isfinite(loss) and (loss, job.trial) < self._score:
             self._best, self._score, self._best_s = weights, (loss, job.trial), self._worker.clock.now()
         self._worker.observe(self._best, job.end - job.begin, int(steps))
 
-    def _give_out(self) -> int:
-        """Jobs to those who wait, as far as there are any; returns how many were told to leave."""
-        left = 0
+    def _give_out(self) -> None:
+        """Jobs to those who wait, as far as there are any, and goodbye in the end."""
         while self._waiting and ((job := self._plan.next()) is not None or self._plan.over):
             worker = self._waiting.pop(0)
             if job is None:
-                left += 1
-                dist.send(torch.tensor(STOP), worker)
+                self._workers.send(worker, torch.tensor(STOP))
                 continue
-            self._running[worker] = job
-            dist.send(torch.tensor([job.trial, job.begin, job.end]), worker)
+            model = torch.empty_like(self._best)
+            self._running[worker] = job, model, dist.irecv(model, worker, tag=WEIGHTS)
+            self._workers.send(worker, torch.tensor([job.trial, job.begin, job.end]))
             if job.begin:
-                dist.send(self._weights[job.trial], worker)
-        return left
+                self._workers.send(worker, self._weights[job.trial])
+            self._workers.expect()
 
     def _conclude(self, settings: Callable[[int], dict[str, float]]) -> None:
         conclude, (loss, best) = self._worker.conclude, self._score

@@ -55,13 +55,16 @@ class Rungs(Plan):
         trials: n.
         reduction: eta, >= 2; None for a single rung.
         budget: samples.
+
+    Attributes:
+        sizes: trials of each rung.
     """
 
     def __init__(self, trials: int, reduction: int | None, budget: int) -> None:
-        self._sizes = [trials]
-        while reduction is not None and self._sizes[-1] > reduction:
-            self._sizes.append(-(-self._sizes[-1] // reduction))
-        self._budgets = _shares(budget, len(self._sizes))
+        self.sizes = [trials]
+        while reduction is not None and self.sizes[-1] > reduction:
+            self.sizes.append(-(-self.sizes[-1] // reduction))
+        self._budgets = _shares(budget, len(self.sizes))
         self._reached = dict.fromkeys(range(trials), 0)
         self._queue: deque[Job] = deque()
         self._losses: dict[int, float] = {}  # of this rung
@@ -81,7 +84,7 @@ class Rungs(Plan):
         """Once a rung is complete, the next begins."""
         self._losses[job.trial] = loss
         if len(self._losses) == self._awaited and self._budgets:
-            self._begin(best(self._losses)[: self._sizes[len(self._sizes) - len(self._budgets)]])
+            self._begin(best(self._losses)[: self.sizes[len(self.sizes) - len(self._budgets)]])
 
     def _begin(self, trials: Sequence[int]) -> None:
         budget, self._awaited, self._losses = self._budgets.pop(0), len(trials), {}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 
 from algorithms.compression import messages
+from algorithms.correspondence import Correspondence
 from algorithms.optimizers import Descent
 from harness.worker import Worker
 
@@ -29,7 +28,9 @@ class Server:
         self._compressor = messages(algorithm.compression, "parameter_server")
         self._gradient = torch.zeros_like(weights)
         self._descent = Descent(algorithm.optimizer, weights, self._gradient, algorithm.learning_rate)
-        self._push = self._inbox()  # the last one
+        size = weights.element_size() + self._compressor.num_bytes(weights)
+        self._push = weights.new_empty(size, dtype=torch.uint8)  # the last one
+        self._workers = Correspondence(worker, self._push)
         self._present = set(range(worker.num_workers))
         self._version = 0  # steps taken
         self._pulled = dict.fromkeys(self._present, 0)  # version of the weights that each worker has
@@ -38,36 +39,23 @@ class Server:
         self._round = 0  # pushes that count in this round
 
     def run(self) -> None:
-        """Serve until nobody is left.
-
-        A receive is begun for everyone: latencies of a round of messages pass together.
-        """
+        """Serve until nobody is left."""
         by_rounds = self._algorithm.consistency in ("synchronous", "backup_workers")
-        coming = deque(self._listen() for _ in self._present)
-        while coming:
-            self._push, heard = coming.popleft()
-            source = heard()
+        for _ in self._present:
+            self._workers.expect()
+        while self._workers.expected:
+            source, self._push = self._workers.hear()
             if self._push[: self._weights.element_size()].view(self._weights.dtype)[0] == 0:
                 self._present.remove(source)
             else:
-                coming.append(self._listen())
+                self._workers.expect()
                 self._waiting[source] = None
                 (self._collect if by_rounds else self._apply)(source)
             if by_rounds:
                 self._end_round()
-            for work in [self._answer(rank) for rank in list(self._answerable(by_rounds))]:
-                assert work is not None  # only a rank outside the group gets none
-                work.wait()
-
-    def _inbox(self) -> torch.Tensor:
-        """Room for a push."""
-        size = self._weights.element_size() + self._compressor.num_bytes(self._weights)
-        return self._weights.new_empty(size, dtype=torch.uint8)
-
-    def _listen(self) -> tuple[torch.Tensor, Callable[[], int]]:
-        """Begin to receive a push: where it will be, and what waits for it."""
-        inbox = self._inbox()
-        return inbox, self._worker.begin_receive(inbox)
+            if ranks := list(self._answerable(by_rounds)):
+                self._answer(ranks)
+        self._workers.close()
 
     def _said(self) -> torch.Tensor:
         """The gradient of the last push."""
@@ -84,10 +72,11 @@ class Server:
 
     def _collect(self, source: int) -> None:
         """Add a push to its round, or drop one that comes too late."""
-        late = self._pulled[source] < self._version
+        staleness = self._version - self._pulled[source]
         if self._algorithm.consistency == "backup_workers":
-            self._worker.measure("async/dropped", int(late))
-        if not late:
+            self._worker.measure("async/dropped", int(staleness > 0))
+        if staleness == 0:
+            self._worker.measure("async/staleness", staleness)
             self._gradient += self._said()
             self._round += 1
 
@@ -117,8 +106,10 @@ class Server:
             if behind if by_rounds else not (bounded and ahead):
                 yield rank
 
-    def _answer(self, rank: int) -> dist.Work | None:
-        """Begin to give the worker the weights as they are."""
-        del self._waiting[rank]
-        self._pulled[rank] = self._version
-        return dist.isend(self._weights, rank)
+    def _answer(self, ranks: list[int]) -> None:
+        """Begin to give workers the weights as they are now."""
+        weights = self._weights.clone()
+        for rank in ranks:
+            del self._waiting[rank]
+            self._pulled[rank] = self._version
+            self._workers.send(rank, weights)

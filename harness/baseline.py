@@ -69,8 +69,12 @@ def sequential(setup: Setup) -> Setup:
     else:
         optimizer, schedule = getattr(own, "optimizer", PlainSGD(0.0)), getattr(own, "schedule", CONSTANT)
         best = SGD(own.learning_rate, own.batch_size, accumulate=1, optimizer=optimizer, schedule=schedule)
-    hardware, choices = setup.hardware.sequential(), setup.choices | {"algorithm": "sgd"}
-    return replace(alone(setup), algorithm=best, hardware=hardware, data=setup.data.at_hand(), choices=choices)
+    return replace(in_sequence(setup), algorithm=best, choices=setup.choices | {"algorithm": "sgd"})
+
+
+def in_sequence(setup: Setup) -> Setup:
+    """The same algorithm on one worker, with nothing parallel in it or beside it."""
+    return replace(alone(setup), hardware=setup.hardware.sequential(), data=setup.data.at_hand())
 
 
 def alone(setup: Setup) -> Setup:
@@ -92,8 +96,8 @@ def find_references(setup: Setup, index: RunIndex, progress: Progress) -> Refere
     if wanted == "none" or not setup.algorithm.trains:
         return None
     if wanted == "auto" and setup.algorithm.own_baseline:
-        itself = _find_or_run(alone(setup), setup, index, progress)
-        return References(itself, itself)
+        itself = _find_or_run(in_sequence(setup), setup, index, progress)
+        return References(itself, _find_or_run(alone(setup), setup, index, progress))
     if wanted != "auto":
         return References(_given(wanted, setup, index), _find_or_run(alone(setup), setup, index, progress))
     return References(

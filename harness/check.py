@@ -30,6 +30,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     _check_rows(setup)
     _check_dealer(setup)
     _check_streams(setup)
+    _check_messages(setup)
     assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
     notices = _notices_of_kernels(setup)
     offered, used = setup.hardware.workers_offered, setup.num_workers
@@ -126,12 +127,21 @@ def _check_streams(setup: Setup) -> None:
         reason = f"workers of {algorithm} have them in memory that all share"
     elif setup.algorithm.releases_gil(setup.problem):
         reason = f"{algorithm} with algorithm.batch_size=1 runs a native kernel on rows at hand"
-    elif setup.hardware.kind == "real" and not setup.hardware.runs_kernels:
+    elif setup.hardware.device_per_rank:
         reason = f"hardware={setup.choices['hardware']} would give a device to each rank that serves"
     elif not setup.problem.has_rows:
         reason = f"{problem} has no method `gather` that says what they are"
     if reason:
         raise UserError(f"data={setup.choices['data']} sends rows by message, and {reason}: use data=partitioned")
+
+
+def _check_messages(setup: Setup) -> None:
+    """Workers and servers exchange messages, which NCCL does not carry here, however many devices there are."""
+    if setup.num_servers and getattr(setup.hardware, "backend", None) == "nccl":
+        raise UserError(
+            f"algorithm={setup.choices['algorithm']} sends messages, which hardware.backend=nccl does not: set "
+            "hardware.backend=gloo"
+        )
 
 
 def _why_rows_stay(setup: Setup) -> str:

@@ -30,7 +30,7 @@ class Dealer:
 
     def __init__(self, place: "Place", program: Program) -> None:
         self._place, self._data, self._seed = place, program.data, program.seed
-        self._num_workers = place.num_workers - program.servers()
+        self._num_workers = program.workers(place.num_workers)
         self._parts = program.parts(self._num_workers)
         self._replayed = iter(program.replay[place.rank].claims) if program.replay else None
         self._synchronous, self._budget = program.algorithm.synchronous, program.budget_samples

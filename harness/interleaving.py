@@ -8,7 +8,7 @@ processes is observed to have the same weights in virtual time.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from harness.canonical import to_json
@@ -45,13 +45,17 @@ def read(path: Path) -> list[Interleaving]:
     """Those of all ranks, from a file.
 
     Raises:
-        UserError: naming the setting, if there is none, or it is none.
+        UserError: naming the setting, if there is none, it is none, or an older version wrote it.
     """
     try:
-        return [Interleaving(**each) for each in json.loads(path.read_text(encoding="utf-8"))]
+        ranks = json.loads(path.read_text(encoding="utf-8"))
+        known, found = {each.name for each in fields(Interleaving)}, [set(each) for each in ranks]
     except (OSError, ValueError, TypeError) as error:
         rule = "must name the directory of a run that finished, of an asynchronous algorithm that exchanges messages"
         raise UserError(f"replay={path.parent}: {rule} (no readable {path.name} there)") from error
+    if any(keys != known for keys in found):
+        raise UserError(f"replay={path.parent}: its {path.name} was written by an older version: run it again")
+    return [Interleaving(**each) for each in ranks]
 
 
 def exhausted(rank: int, what: str) -> UserError:

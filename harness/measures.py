@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.errors import UserError
+
 Measures = Mapping[str, Any]  # by key of docs/metrics.md: a list of values, or a `Conclusion`
 
 
@@ -14,6 +16,19 @@ class Conclusion:
     """A value that the summary has as it is."""
 
     value: Any
+
+
+def check_told(measures: Measures, key: str, kind: type) -> None:
+    """Refuse a key that is told in the other way too.
+
+    Args:
+        kind: `list` to measure, `Conclusion` to conclude.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if key in measures and not isinstance(measures[key], kind):
+        raise UserError(f"{key!r} is told both by worker.measure and by worker.conclude: use one of them, or two keys")
 
 
 def distributions(measures: Sequence[Measures]) -> dict[str, Any]:

@@ -23,10 +23,11 @@ class Observer:
     """
 
     def __init__(self, place: Place, program: Program) -> None:
-        self._place, self._num_workers = place, place.num_workers - program.servers()
+        self._place, self._num_workers = place, program.workers(place.num_workers)
         self._synchronous, self._decentralised = program.algorithm.synchronous, program.algorithm.decentralised
         self._milestones = program.milestones
-        self._counts = iter(program.replay[place.rank].counts) if program.replay else None
+        self._decides = not (self._synchronous or program.algorithm.needs_shared_memory)  # timing does, of the counts
+        self._counts = iter(program.replay[place.rank].counts) if program.replay and self._decides else None
         self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
         self._model: Observed | None = None  # last observed
 
@@ -59,7 +60,8 @@ class Observer:
         if self._counts is not None and (before := next(self._counts, None)) is None:
             raise exhausted(self._place.rank, "observes its model")
         assert before is not None
-        self._place.interleaving.counts.append(before)
+        if self._decides:
+            self._place.interleaving.counts.append(before)
         return before
 
     def _report_own(self, reached: int) -> None:

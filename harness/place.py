@@ -149,7 +149,7 @@ class Place(ABC):
     def background(self, activity: Callable[[], None]) -> None:
         """Start a helper activity of this worker; it may communicate, and ends before the run does."""
 
-    def streams(self) -> dist.ProcessGroup:
+    def all_ranks(self) -> dist.ProcessGroup:
         """A process group of all ranks, data servers among them, whose messages are not the algorithm's. Called once.
 
         Raises:
@@ -158,8 +158,8 @@ class Place(ABC):
         raise UserError("data=streamed needs workers that exchange messages: use data=partitioned")
 
     @abstractmethod
-    def meet(self) -> None:
-        """Wait until all workers have come. Called in the thread that trains, and where there are others."""
+    def meet(self, num_workers: int) -> None:
+        """Wait until all workers have come, the first ranks. In the thread that trains, if there are others."""
 
     @abstractmethod
     def lock(self, name: str) -> AbstractContextManager[None]:

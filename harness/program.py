@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from algorithms.base import Algorithm
 from harness.data import DataPolicy
@@ -39,6 +40,10 @@ class Program:
         """Ranks beyond the workers: the algorithm's servers, then those of data."""
         return self.algorithm.servers() + self.data.servers()
 
+    def workers(self, num_ranks: int) -> int:
+        """How many of these ranks are workers: the first ones."""
+        return num_ranks - self.servers()
+
     def parts(self, num_workers: int) -> list[np.ndarray] | None:
         """The samples of every worker, where each has its own; see `DataPolicy.parts`."""
         if num_workers not in self._parts:
@@ -49,6 +54,15 @@ class Program:
     def _parts(self) -> dict[int, list[np.ndarray] | None]:
         """Computed once for all ranks that share this object."""
         return {}
+
+    def touch(self, device: torch.device, samples: int = 1) -> None:
+        """Do what only the first worker in a process would pay for: load data, and pass once through a model."""
+        self.algorithm.releases_gil(self.problem)  # which makes the kernel
+        with torch.random.fork_rng(devices=[]):
+            model = self.problem.build_model(device, self.seed)
+            self.problem.loss(model, torch.zeros(samples, dtype=torch.int32, device=device)).backward()
+        if self.data.servers():
+            self.problem.layout(torch.zeros(1, dtype=torch.int32))
 
     def warm_up(self) -> None:
         """Compile what workers will run."""

@@ -75,17 +75,16 @@ class Stream:
 
     Args:
         group: of all ranks.
-        server: its rank.
     """
 
-    def __init__(self, data: Streamed, group: dist.ProcessGroup, server: int) -> None:
-        self._data, self._group, self._server = data, group, server
+    def __init__(self, data: Streamed, group: dist.ProcessGroup) -> None:
+        self._data, self._group, self._server = data, group, data.server_of(group.rank(), group.size())
         self._coming: deque[_Coming] = deque()
 
     def batches(
         self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[float, int, int]]
     ) -> Iterator[tuple[float, Batch]]:
-        """Ask for batches, and hand them out as they are needed.
+        """Ask for batches, and hand them out as they are needed; what an earlier call asked for in vain is dropped.
 
         Args:
             order: the sample at every position.
@@ -94,6 +93,7 @@ class Stream:
         Yields:
             the epochs dealt before, and the batch.
         """
+        self._take_all()
         while True:
             self._ask(problem, order, positions, self._data.credits)
             if not self._coming:
@@ -104,10 +104,13 @@ class Stream:
 
     def close(self) -> None:
         """Take what is still under way, and say goodbye, once for every credit."""
-        while self._coming:
-            self._coming.popleft().received()
+        self._take_all()
         for work in [self._send(0, 0) for _ in range(self._data.credits)]:
             work.wait()
+
+    def _take_all(self) -> None:
+        while self._coming:
+            self._coming.popleft().received()
 
     def _ask(
         self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[float, int, int]], most: int
@@ -145,7 +148,7 @@ class _Coming:
         return self.elapsed_epochs, Batch(self.problem, unpacked(self.message, self.layout), self.size)
 
 
-def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: torch.Tensor, num_clients: int) -> None:
+def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: torch.Tensor, num_workers: int) -> None:
     """Be a data server until all its workers have said goodbye.
 
     A receive is posted for every credit, and meets either the next request or the goodbye.
@@ -153,9 +156,10 @@ def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: tor
     Args:
         group: of all ranks.
         order: the sample at every position.
-        num_clients: workers whose server it is.
+        num_workers: of the run.
     """
-    posted = deque(_Request(group) for _ in range(num_clients * data.credits))
+    workers = [rank for rank in range(num_workers) if data.server_of(rank, group.size()) == group.rank()]
+    posted = deque(_Request(group) for _ in range(len(workers) * data.credits))
     sent: dict[int, deque[dist.Work]] = {}
     while posted:
         source, position, size = posted.popleft().received()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from harness.batch import Batch, Samples
+from harness.batch import Samples
 from harness.clock import Clock
 from harness.dealing import Dealer
 from harness.errors import UserError, require
@@ -23,7 +23,7 @@ from harness.interleaving import Interleaving, exhausted
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.kernels.merge import check_mergeable
-from harness.measures import Conclusion
+from harness.measures import Conclusion, check_told
 from harness.observer import Observed, Observer
 from harness.place import Place
 from harness.problems.base import Problem
@@ -50,14 +50,11 @@ class Worker:
     """
 
     def __init__(self, place: Place, program: Program) -> None:
-        self.rank, self.num_workers = place.rank, place.num_workers - program.servers()
+        self.rank, self.num_workers = place.rank, program.workers(place.num_workers)
         self.node, self.num_nodes = place.node, place.num_nodes
-        self.device = place.device
-        self.seed = program.seed
+        self.device, self.seed = place.device, program.seed
         self.generator = torch.Generator().manual_seed(program.seed * 1_000_003 + place.rank)
-        self._place = place
-        self.budget = program.budget_samples
-        self._milestones = program.milestones
+        self._place, self.budget, self._milestones = place, program.budget_samples, program.milestones
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
         self.total_epochs = program.budget_samples / program.problem.num_samples
@@ -68,14 +65,12 @@ class Worker:
         self._sources = iter(program.replay[self.rank].sources) if program.replay else None
         self._turns = list(program.replay[self.rank].turns) if program.replay else None
         self._times = list(program.replay[self.rank].times) if program.replay else None
-        self._observer = Observer(place, program)
-        self._dealer = Dealer(place, program)
+        self._observer, self._dealer = Observer(place, program), Dealer(place, program)
         self._data, self._stream = program.data, None
         if self.rank < self.num_workers or program.data.servers():
             self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
         if isinstance(program.data, Streamed) and self.rank < self.num_workers:
-            server = program.data.server_of(self.rank, place.num_workers)
-            self._stream = Stream(program.data, place.streams(), server)
+            self._stream = Stream(program.data, place.all_ranks())
 
     @property
     def clock(self) -> Clock:
@@ -96,11 +91,14 @@ class Worker:
         """
         self._dealer.check_unmoved()
         rows = self._dealer.sequence(problem.num_samples)
-        if self._stream is not None:
-            yield from self._streamed(self._stream, problem, batch_size)
+        if self._stream is None:
+            for position, size in self._dealt(problem.num_samples, batch_size):
+                yield rows[position : position + size]
             return
-        for position, size in self._dealt(problem.num_samples, batch_size):
-            yield rows[position : position + size]
+        positions = self._dealer.positions(problem.num_samples, batch_size)
+        for elapsed, batch in self._stream.batches(problem, rows, positions):
+            self._deal(elapsed, len(batch))
+            yield batch
 
     def visits(self, kernel: Kernel, batch_size: int) -> Iterator[tuple[Kernel, torch.Tensor]]:
         """As `batches`, for a native kernel: rows lie where the data policy says, and are permuted if it says so.
@@ -239,6 +237,7 @@ class Worker:
         Args:
             key: of docs/metrics.md, such as "async/staleness"; whole numbers get a histogram too.
         """
+        check_told(self._place.measures, key, list)
         self._place.measures.setdefault(key, []).append(value)
 
     def conclude(self, key: str, value: Any) -> None:
@@ -248,6 +247,7 @@ class Worker:
             key: of docs/metrics.md.
             value: a number, a string, or lists and mappings of them.
         """
+        check_told(self._place.measures, key, Conclusion)
         self._place.measures[key] = Conclusion(value)
 
     def settle(self) -> None:
@@ -282,7 +282,7 @@ class Worker:
         """
         self._check_thread("meet()")
         if self.num_workers > 1:
-            self._place.meet()
+            self._place.meet(self.num_workers)
 
     @contextmanager
     def slowed(self, factor: float) -> Iterator[None]:
@@ -376,9 +376,8 @@ class Worker:
     def serve_rows(self, problem: Problem) -> None:
         """Be a data server until all its workers have left."""
         assert isinstance(self._data, Streamed)
-        data, num_ranks, order = self._data, self._place.num_workers, self._dealer.sequence(problem.num_samples)
-        clients = [rank for rank in range(self.num_workers) if data.server_of(rank, num_ranks) == self.rank]
-        serve(data, self._place.streams(), problem, order, len(clients))
+        order = self._dealer.sequence(problem.num_samples)
+        serve(self._data, self._place.all_ranks(), problem, order, self.num_workers)
 
     def finish(self) -> None:
         """Leave the training: what others have yet to reach, this worker's own model is for as it is now."""
@@ -390,16 +389,11 @@ class Worker:
         if threading.get_ident() != self._thread:
             raise UserError(f"worker.{call} must be called by the worker itself, not by a background activity")
 
-    def _streamed(self, stream: Stream, problem: Problem, batch_size: int) -> Iterator[Batch]:
-        order = self._dealer.sequence(problem.num_samples)
-        positions = self._dealer.positions(problem.num_samples, batch_size)
-        for elapsed, batch in stream.batches(problem, order, positions):
-            self.elapsed_epochs, self.epoch = elapsed, int(elapsed)
-            self._place.dealt(len(batch))
-            yield batch
-
     def _dealt(self, num_samples: int, batch_size: int) -> Iterator[tuple[int, int]]:
         for elapsed, position, size in self._dealer.positions(num_samples, batch_size):
-            self.elapsed_epochs, self.epoch = elapsed, int(elapsed)
-            self._place.dealt(size)
+            self._deal(elapsed, size)
             yield position, size
+
+    def _deal(self, elapsed_epochs: float, size: int) -> None:
+        self.elapsed_epochs, self.epoch = elapsed_epochs, int(elapsed_epochs)
+        self._place.dealt(size)

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import ClassVar
 
+import torch
+
 from algorithms.base import Algorithm
 from hardware.simulated.compute import Fixed, Roofline
 from hardware.simulated.machine import Simulated
@@ -20,7 +22,15 @@ RING = {"all_reduce": "ring", "reduce_scatter": "ring", "reduce": "tree"}
 GLOO = Gloo(RING, segment_bytes=2**20, segments=1, in_flight=1, setup_s=0.0, overhead_s=0.0, efficiency=1.0)
 NONE = dict.fromkeys(Nccl.WIRE_PROTOCOLS, 0.0)
 NCCL = Nccl(RING, 2**20, 1, 1, 0.0, 0.0, 0.0, NONE, NONE, NONE, dict.fromkeys(Nccl.WIRE_PROTOCOLS, 1.0))
-ONE_SAMPLE = SimpleNamespace(num_samples=1)  # a problem that bodies do not look at
+
+
+def samples(number):
+    """A problem that bodies do not look at."""
+    return SimpleNamespace(
+        num_samples=number,
+        build_model=lambda device, seed: torch.nn.Linear(1, 1),
+        loss=lambda model, samples: model.weight.sum(),
+    )
 
 
 @dataclass(frozen=True)
@@ -37,7 +47,7 @@ class Ranks(Algorithm):
 
 def program(body, budget=1, milestones=(1,), seed=0):
     """A program whose every worker runs `body(worker)`."""
-    return Program(Ranks(0.1, 1, body), ONE_SAMPLE, Partitioned("storage"), seed, budget, milestones)
+    return Program(Ranks(0.1, 1, body), samples(1), Partitioned("storage"), seed, budget, milestones)
 
 
 def machine(num_workers, compute=SECOND, network=SWITCH, protocol=GLOO, memory=None, **mess):

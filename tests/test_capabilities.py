@@ -29,6 +29,14 @@ PLACES = [("sim_ethernet", 3), ("cpu", 2)]
 STRAGGLER = "hardware.stragglers={1: 50.0}"
 
 
+FEW_UPDATES = {  # unless there are many, slack would hide a wrong size
+    "elastic_averaging": ["budget.epochs=40"],
+    "fedbuff": ["algorithm.local_epochs=1", "algorithm.batch_size=10", "budget.epochs=40"],
+    "federated": ["algorithm.local_epochs=1", "algorithm.batch_size=10", "budget.epochs=40"],
+    "local_sgd": ["budget.epochs=20"],
+}
+
+
 def name(value):
     return "-".join(part.rpartition(".")[2] for part in value) if isinstance(value, tuple) else str(value)
 
@@ -37,7 +45,7 @@ def name(value):
 @pytest.mark.parametrize("variant", VARIANTS, ids=name)
 def test_bytes_per_update_are_as_declared(variant, hardware, workers):
     algorithm, *extra = variant
-    composed, _, execution = run(algorithm, hardware, workers, *extra)
+    composed, _, execution = run(algorithm, hardware, workers, *extra, *FEW_UPDATES.get(algorithm, []))
     last = execution.observations[-1]
     declared = composed.algorithm.bytes_per_update(last.parameters, workers)
     assert (declared is None) == (variant in UNDECLARED)
@@ -47,6 +55,7 @@ def test_bytes_per_update_are_as_declared(variant, hardware, workers):
     # in lockstep: the last period is not full, or workers say goodbye; else every worker has one message under way when
     # the model is observed for the last time, and says goodbye
     slack = getattr(composed.algorithm, "period", 1) if composed.algorithm.synchronous else 2 * workers
+    assert slack < 0.1 * last.updates
     assert sent > 0 and abs(sent / declared - last.updates) <= slack
 
 
@@ -62,8 +71,9 @@ def test_what_shares_memory_or_is_alone_sends_nothing(algorithm):
 def test_staleness_is_bounded_as_declared(variant, hardware, workers):
     algorithm, *extra = variant
     composed, _, execution = run(algorithm, hardware, workers, *extra)
-    bound, stalest = composed.algorithm.staleness_bound(workers), execution.metrics.get("async/staleness_max", 0)
-    assert bound is None or stalest <= bound
+    bound = composed.algorithm.staleness_bound(workers)
+    if bound is not None and composed.algorithm.servers():  # without servers nobody measures it
+        assert execution.metrics["async/staleness_max"] <= bound
     if composed.algorithm.synchronous:
         assert bound == 0
 

@@ -28,9 +28,21 @@ def losses(composed, execution):
     return [values["train/loss"] for values in evaluate(composed.problem, 0, observations)]
 
 
-@pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)
-def test_two_workers_solve_a_convex_problem(algorithm, hardware):
-    composed, _, execution = run(algorithm, hardware, 2)
+def crowd(algorithm, hardware, workers):
+    """More than two workers on one cluster, and elsewhere only when asked for."""
+    marks = () if (hardware, workers) == ("sim_ethernet", 4) else pytest.mark.slow
+    return pytest.param(algorithm, hardware, workers, marks=marks)
+
+
+SEVERAL = [pytest.param(*each.values, 2, marks=each.marks) for each in PAIRS]
+SEVERAL += [crowd(*each.values, workers) for each in PAIRS if each.values[1] in DISTINCT for workers in (3, 4)]
+
+
+@pytest.mark.parametrize(("algorithm", "hardware", "workers"), SEVERAL)
+def test_several_workers_solve_a_convex_problem(algorithm, hardware, workers):
+    # of 100 messages a worker sends a fourth, and the centre of elastic averaging is far behind yet
+    more = ["budget.epochs=20"] if algorithm == "elastic_averaging" and workers > 2 else []
+    composed, _, execution = run(algorithm, hardware, workers, *more)
     if (algorithm, hardware) == ("ad_psgd", "sim_wan"):
         pytest.xfail("the passive worker spends the whole budget during a few round trips of the active one")
     assert losses(composed, execution)[-1] < composed.problem.target_loss

@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from algorithms.all_reduce import AllReduce
 from algorithms.compression import Uncompressed
 from algorithms.optimizers import PlainSGD
+from algorithms.schedules import Constant
 from hardware.real.machine import RealMachine
 from harness.data import Partitioned
 from harness.problems.mlp import DigitsMLP
@@ -82,7 +83,13 @@ def harness_s(problem: DigitsMLP, workers: int) -> float:
     budget = STEPS * BATCH * workers
     milestones = [budget * (i + 1) // 40 for i in range(40)]
     algorithm = AllReduce(
-        LEARNING_RATE, BATCH, linear_scaling=False, accumulate=1, compression=Uncompressed(), optimizer=PlainSGD(0.0)
+        LEARNING_RATE,
+        BATCH,
+        linear_scaling=False,
+        accumulate=1,
+        compression=Uncompressed(),
+        optimizer=PlainSGD(0.0),
+        schedule=Constant(warmup_epochs=0.0, warmup_start=1.0),
     )
     program = Program(algorithm, problem, Partitioned("index"), 0, budget, milestones)
     execution = machine(workers).execute(program, lambda samples: None)

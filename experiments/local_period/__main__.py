@@ -1,9 +1,11 @@
 """python -m experiments.local_period: how many local steps pay, by bandwidth.
 
 Workers are in lockstep, without jitter, and values do not depend on the network: as in `gossip_crossover`, whole runs
-tell epochs to the target, short ones seconds per epoch, and time to the target is their product.
+tell epochs to the target, short ones seconds per epoch, and time to the target is their product. A period is given the
+step that suits it.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +16,17 @@ from experiments.sweeping import SEEDS, Case, Experiment, Figures, Row, mean, sh
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-PERIODS = (1, 2, 4, 8, 16, 32, 64)
+PERIODS = (1, 2, 4, 8, 16, 32, 64, 128)
+STEPS = (0.4, 0.8)  # learning rates tried; the best of a period counts
 BANDWIDTHS = (1.25e9, 1.25e8, 1.25e7, 1.25e6)  # bytes/s of a port
 COMMON = (
     "algorithm=local_sgd",
     "algorithm.batch_size=8",
-    "algorithm.learning_rate=0.8",
     "hardware.num_workers=8",
     "hardware.network.latency_s=1e-6",
 )
-SHORT = (f"budget.epochs={64 * 64 / 1438}", "budget.observations=1")  # 64 steps of every worker: whole periods
-WHOLE = ("budget.epochs=10", "budget.observations=80")
+SHORT = (f"budget.epochs={128 * 64 / 1438}", "budget.observations=1")  # 128 steps of every worker: whole periods
+WHOLE = ("budget.epochs=16", "budget.observations=128")
 CASES = [
     Case(
         {"bandwidth_bytes_per_s": bandwidth, "period": period},
@@ -34,26 +36,33 @@ CASES = [
     for period in PERIODS
 ]
 CASES += [
-    Case({"seed": seed, "period": period}, (*COMMON, *WHOLE, f"algorithm.period={period}", f"seed={seed}"))
+    Case(
+        {"period": period, "learning_rate": rate, "seed": seed},
+        (*COMMON, *WHOLE, f"algorithm.period={period}", f"algorithm.learning_rate={rate}", f"seed={seed}"),
+    )
     for period in PERIODS
+    for rate in STEPS
     for seed in SEEDS
 ]
 
 
-def epochs(rows: Sequence[Row], period: int) -> float:
-    """To the target, mean over seeds."""
-    return sum(mean(rows, "stat/epochs_to_target", period=period, seed=seed) for seed in SEEDS) / len(SEEDS)
+def by_step(rows: Sequence[Row], period: int) -> dict[float, float]:
+    """Epochs to the target, mean over seeds, by learning rate; those that never get there left out."""
+    found = {rate: mean(rows, "stat/epochs_to_target", period=period, learning_rate=rate) for rate in STEPS}
+    return {rate: epochs for rate, epochs in found.items() if not math.isnan(epochs)}
 
 
 def time_s(rows: Sequence[Row], bandwidth: float, period: int) -> float:
     """To the target."""
     epoch_s = mean(rows, "perf/time_per_epoch_s", bandwidth_bytes_per_s=bandwidth, period=period)
-    return epoch_s * epochs(rows, period)
+    return epoch_s * min(by_step(rows, period).values())
 
 
 def figures(rows: Sequence[Row]) -> Figures:
-    """By bandwidth: the best period, and seconds to the target of each; epochs to the target by period."""
-    found: Figures = {"epochs": {str(period): epochs(rows, period) for period in PERIODS}}
+    """By bandwidth: the best period, and seconds to the target of each; epochs to the target by step and period."""
+    found: Figures = {
+        f"epochs, step {rate}": {str(period): by_step(rows, period).get(rate) for period in PERIODS} for rate in STEPS
+    }
     for bandwidth in BANDWIDTHS:
         seconds = {period: time_s(rows, bandwidth, period) for period in PERIODS}
         best = min(PERIODS, key=lambda period: seconds[period])
@@ -75,6 +84,7 @@ def draw(rows: Sequence[Row], panels: Sequence["Axes"]) -> None:
         axes.annotate(bits_per_s(bandwidth), (1, seconds[0]), (5, offset), textcoords="offset points", color=colour)
         best = min(range(len(PERIODS)), key=seconds.__getitem__)
         axes.plot(PERIODS[best], seconds[best], "o", markersize=9, markerfacecolor="none", color=colour)
+    axes.set_ylim(0.025, 2)
     axes.set_xlabel("steps between two averages (ring: the best)")
     axes.set_ylabel("virtual s to the target")
     axes.set_title("8 workers, batches of 8, by bandwidth of a port")

@@ -34,6 +34,7 @@ class Gpus(Hardware):
     clock_kind: ClassVar[str] = "wall"
     shares_memory: ClassVar[bool] = False
     runs_kernels: ClassVar[bool] = False
+    device_per_rank: ClassVar[bool] = True
 
     backend: str
     intra_op_threads: int

@@ -52,11 +52,13 @@ class Arrived:
         place: "ready", "start", "shared", "filled", "meet" or "end".
         detail: equal on every worker, or the run is wrong.
         length_bytes: memory wanted.
+        num_ranks: that come, the first ones; None for all.
     """
 
     place: str
     detail: str = ""
     length_bytes: int = 0
+    num_ranks: int | None = None
 
     @classmethod
     def to_share(cls, name: str, tensor: torch.Tensor, node: int | None) -> "Arrived":

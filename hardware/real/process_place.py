@@ -66,7 +66,7 @@ class ProcessPlace(Place):
         self._appending = Lock()
         self.waits = Waits()
         self.spent_s = 0.0  # as computing, beyond what the CPU did meanwhile
-        self.all_ranks: dist.ProcessGroup | None = None  # where there are data servers
+        self.everybody: dist.ProcessGroup | None = None  # where there are data servers
         self._locks = SharedLocks(launch.locks, launch.crew.timeout_s, self._say_failed)
 
     @property
@@ -120,12 +120,12 @@ class ProcessPlace(Place):
         """Start a helper activity, a thread of this process."""
         self._background.start(activity)
 
-    def streams(self) -> dist.ProcessGroup:
+    def all_ranks(self) -> dist.ProcessGroup:
         """All ranks, connected before the clock started."""
-        assert self.all_ranks is not None
-        return self.all_ranks
+        assert self.everybody is not None
+        return self.everybody
 
-    def meet(self) -> None:
+    def meet(self, num_workers: int) -> None:
         """Wait until all workers are here.
 
         Raises:
@@ -135,7 +135,7 @@ class ProcessPlace(Place):
         self.settle()
         try:
             with self.waits.noted():
-                self._line.ask(Arrived("meet"), timeout_s)
+                self._line.ask(Arrived("meet", num_ranks=num_workers), timeout_s)
         except TimeoutError:
             raise waited_in_vain(self.rank, timeout_s) from None
         self._background.check()

@@ -190,16 +190,19 @@ class _Parent:
         return f"{who} was killed by signal {-code} ({signal.Signals(-code).name})"
 
     def _let_meet(self) -> None:
-        """Answer the workers, once all have arrived at the same place."""
-        if len(self._arrived) < self._crew.num_workers:
+        """Answer the workers, once all have arrived at the same place; a server may be at the end meanwhile."""
+        come = min(
+            (each.num_ranks for each in self._arrived.values() if each.num_ranks), default=self._crew.num_workers
+        )
+        if any(rank not in self._arrived for rank in range(come)):
             return
-        arrived, self._arrived = self._arrived, {}
+        arrived = {rank: self._arrived.pop(rank) for rank in range(come)}
         for rank, place in arrived.items():
             if place != arrived[0]:
                 self._failures.append(Failed(disagreement(arrived[0], rank, place), time.perf_counter()))
                 return
         answer = self._answer(arrived[0])
-        for pipe in self._pipes:
+        for pipe in self._pipes[:come]:
             with suppress(BrokenPipeError):  # it died since; its sentinel tells
                 pipe.send(answer)
 

@@ -302,8 +302,8 @@ class ThreadPlace(Place):
         """Start a helper activity, another thread on the same CPUs."""
         self._background.start(activity)
 
-    def meet(self) -> None:
-        """Wait for all workers."""
+    def meet(self, num_workers: int) -> None:
+        """Wait for all workers, who have no servers beside them."""
         self._leave_if_stopping()
         with self.waits.noted():
             self._run.meet(self.rank, Arrived("meet"), self._run.crew.timeout_s)

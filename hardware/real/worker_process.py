@@ -63,14 +63,8 @@ def die_with_parent() -> None:
 
 def touch(program: Program) -> None:
     """One forward and backward pass on a throw-away model: data are loaded, torch and kernels are warm."""
-    pass_once(program, torch.device("cpu"), samples=1)
+    program.touch(torch.device("cpu"))
     program.warm_up()
-
-
-def pass_once(program: Program, device: torch.device, samples: int) -> None:
-    """Forward and backward on a throw-away model."""
-    model = program.problem.build_model(device, program.seed)
-    program.problem.loss(model, torch.zeros(samples, dtype=torch.int32, device=device)).backward()
 
 
 def moved(program: Program, device: torch.device) -> Program:
@@ -79,7 +73,7 @@ def moved(program: Program, device: torch.device) -> Program:
         return program
     torch.cuda.set_device(device)
     program = replace(program, problem=program.problem.to(device))
-    pass_once(program, device, samples=program.algorithm.batch_size)
+    program.touch(device, samples=program.algorithm.batch_size)
     return program
 
 
@@ -120,7 +114,7 @@ def _connect(launch: Launch, program: Program, place: ProcessPlace) -> Meter:
     if peers < num_ranks:
         timeout, store = timedelta(seconds=crew.timeout_s), dist.PrefixStore("streams", store)
         options = GroupOptions(store, rank, num_ranks, "streams", timeout)
-        place.all_ranks = MeteredGroup(options, meter, *common)
+        place.everybody = MeteredGroup(options, meter, *common)
     return meter
 
 

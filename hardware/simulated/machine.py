@@ -96,6 +96,9 @@ class Simulated(Hardware):
         execution, begin_s = Execution(), time.perf_counter()
 
         def body(place: SimulatedPlace) -> None:
+            if place.rank == 0:  # the first, who would else pay for what all find done, in the first execution only
+                with simulation.machine.engine.uncharged():
+                    program.touch(place.device)
             program.run(Worker(place, program))
 
         simulation = self.simulation(program.seed)

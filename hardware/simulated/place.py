@@ -66,7 +66,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         self.store = SimulatedStore(self.engine)
-        self.meeting = Meeting(self.engine, self.num_ranks)
+        self.meeting = Meeting(self.engine)
         self.locks = Locks(self.engine, self.transfer_s)
 
     def placed(self, node: int | None) -> dict[str, object]:
@@ -291,15 +291,15 @@ class SimulatedPlace(Place):
 
         engine.spawn(self.rank, f"rank {self.rank} (background)", body, self.clock.now())
 
-    def streams(self) -> dist.ProcessGroup:
+    def all_ranks(self) -> dist.ProcessGroup:
         """All ranks."""
         ranks = tuple(range(self.num_workers))
         channel = self._machine.fabric.channel(("streams", ranks), self.rank)
         return SimulatedGroup(channel, self.timelines, self.rank, dist.default_pg_timeout.total_seconds())
 
-    def meet(self) -> None:
-        """Wait until all ranks have come."""
-        self._machine.meeting.meet(self.rank)
+    def meet(self, num_workers: int) -> None:
+        """Wait until all workers have come."""
+        self._machine.meeting.meet(self.rank, num_workers)
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         """A block of one activity at a time; a lock that another rank held last is fetched from its core."""

@@ -14,25 +14,25 @@ FREE_TAKES = 100  # of locks by one activity at one instant; who takes more wait
 
 
 class Meeting:
-    """Where all ranks of a run meet, again and again; it costs them nothing but to wait for the last one."""
+    """Where all workers of a run meet, again and again; it costs them nothing but to wait for the last one."""
 
-    def __init__(self, engine: Engine, num_ranks: int) -> None:
-        self._engine, self._num_ranks = engine, num_ranks
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._here: list[int] = []
         self._all_here = Signal()
 
-    def meet(self, rank: int) -> None:
-        """Wait until all ranks have come."""
+    def meet(self, rank: int, num_workers: int) -> None:
+        """Wait until all workers have come, the first ranks."""
         self._engine.sync()
         here, all_here = self._here, self._all_here
         here.append(rank)
-        if len(here) == self._num_ranks:
+        if len(here) == num_workers:
             self._here, self._all_here = [], Signal()
             self._engine.happen(all_here)
-        self._engine.wait(all_here, partial(self._missing, here))
+        self._engine.wait(all_here, partial(self._missing, here, num_workers))
 
-    def _missing(self, here: list[int]) -> str:
-        return f"all to meet: ranks {sorted(set(range(self._num_ranks)) - set(here))} have not come"
+    def _missing(self, here: list[int], num_workers: int) -> str:
+        return f"all to meet: ranks {sorted(set(range(num_workers)) - set(here))} have not come"
 
 
 @dataclass

@@ -1,9 +1,13 @@
 """Federated rounds: against all-reduce, whoever plays the clients, and where their data differ."""
 
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
 from composed import execution, setup
+
+from algorithms.clients import Player
 
 MLP = ["problem=digits_mlp", "problem.dtype=float64"]
 SQUARES = ["problem=least_squares", "problem.dtype=float64", "problem.samples=240", "problem.features=4"]
@@ -75,6 +79,15 @@ def test_control_variates_remove_the_drift_of_clients_whose_data_differ(clients)
     """With full participation on quadratics nothing of it is left (Karimireddy et al., ICML 2020, theorem III)."""
     done = final(*DIFFERENT, "algorithm.control_variates=true", *clients)
     assert torch.linalg.vector_norm(done - setup(*SQUARES).problem.optimum) < 1e-9
+
+
+def test_control_variates_do_so_of_compressed_changes_too():
+    """Corrections made of what a message says, with what is owed from before, would diverge."""
+    chosen = ["algorithm.control_variates=true", "algorithm/compression=top_k", "algorithm.compression.fraction=0.25"]
+    done = run(*DIFFERENT, "problem.features=20", *chosen)
+    optimum = setup(*SQUARES, "problem.features=20").problem.optimum
+    assert torch.linalg.vector_norm(done.observations[-1].parameters - optimum) < 1e-8
+    assert done.metrics["comm/upload_bytes_mean"] == 5 * (8 + 4) + 20 * 8  # of the change, and of the correction
 
 
 def test_a_proximal_term_holds_clients_near_the_common_model():
@@ -159,19 +172,29 @@ def test_what_clients_would_send_is_measured_and_the_all_reduce_counted():
     assert [worker.sent_bytes for worker in done.workers] == [done.observations[-1].updates * 64 * 8] * 2
 
 
-def test_what_compression_leaves_out_is_sent_later():
+def test_what_compression_leaves_out_is_sent_later(monkeypatch):
     """Of one entry in twenty at a time; a client owes what it owes, whichever worker plays it."""
+    chosen = [*SQUARES, "algorithm.num_clients=4", "algorithm.participation=1", "problem.features=20"]
+    chosen += ["algorithm/compression=top_k", "algorithm.compression.fraction=0.05", "budget.epochs=100"]
+    chosen += ["hardware=sim_ethernet"]
+    play, compressor = Player.play, setup(*SHORT, *chosen).algorithm.compressor
+    meant, said, owed = defaultdict(int), defaultdict(int), {}
 
-    def weights(workers, feedback):
-        chosen = [*SQUARES, "algorithm.num_clients=4", "algorithm.participation=1", "problem.features=20"]
-        chosen += ["algorithm/compression=top_k", "algorithm.compression.fraction=0.05", "budget.epochs=200"]
-        chosen += [f"algorithm.compression.error_feedback={feedback}", "hardware=sim_ethernet"]
-        done = run(*chosen, f"hardware.num_workers={workers}")
-        return done.observations[-1].parameters
+    def watched(self, common, number, client, num_samples, drift=None):
+        message, steps = play(self, common, number, client, num_samples, drift)
+        meant[client] += common - self.weights
+        said[client] += compressor.decode(message, common)
+        owed[client] = self._senders[client].feedback.residual.clone()
+        return message, steps
 
-    two, three, without = weights(2, "true"), weights(3, "true"), weights(2, "false")
+    two = final(*chosen, "hardware.num_workers=2")
+    monkeypatch.setattr(Player, "play", watched)
+    three = final(*chosen, "hardware.num_workers=3")
     torch.testing.assert_close(two, three, rtol=1e-9, atol=1e-12)
-    assert not torch.allclose(two, without)
+    assert sorted(owed) == [0, 1, 2, 3]
+    for client, residual in owed.items():
+        assert residual.abs().max() > 0
+        torch.testing.assert_close(said[client] + residual, meant[client], **EXACT)
 
 
 def test_refuses_labels_where_there_are_none():

@@ -142,5 +142,9 @@ def test_a_worker_or_server_that_dies_ends_the_run(rank):
 
 
 def test_a_budget_below_a_sample_each_is_refused():
-    done = execution(*SEARCH, ETHERNET, "budget.epochs=0.001")
-    assert isinstance(done.failure, UserError) and "budget.epochs must be enough" in str(done.failure)
+    halving = ["algorithm.strategy=successive_halving", "algorithm.reduction=2"]  # 8, 4 and 2 trials
+    for chosen, least, few in ((["algorithm.strategy=random"], 8, 7), (halving, 24, 23)):
+        done = execution(*SEARCH, ETHERNET, *chosen, f"budget.epochs={few / 1438}")
+        assert isinstance(done.failure, UserError)
+        assert f"budget.epochs must be at least {least / 1438:.6g}: a sample for each" in str(done.failure)
+        run(ETHERNET, *chosen, f"budget.epochs={least / 1438:.6g}")

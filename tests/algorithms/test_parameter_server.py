@@ -101,6 +101,12 @@ def test_what_is_to_be_repeated_must_be_there(tmp_path):
         setup(*MLP, *SERVER, "hardware=sim_ethernet", f"replay={tmp_path}")
 
 
+def test_what_an_older_version_wrote_is_not_repeated(tmp_path):
+    (tmp_path / "interleaving.json").write_text('[{"claims": [0], "sources": [], "turns": []}]')
+    with pytest.raises(UserError, match="was written by an older version: run it again"):
+        read(tmp_path / "interleaving.json")
+
+
 def test_a_server_that_dies_ends_the_run():
     done = execution(*MLP, *SERVER, "hardware=sim_ethernet", "hardware.num_workers=2", "hardware.deaths={2: 0.001}")
     assert isinstance(done.failure, WorkerFailed) and "rank 2" in str(done.failure)
@@ -113,6 +119,14 @@ def test_nonsense_is_refused_by_name(setting):
     chosen = ["algorithm.consistency=backup_workers"] if setting == "backups=2" else []
     with pytest.raises(UserError, match=f"algorithm.{setting.split('=')[0]}"):
         setup(*MLP, *SERVER, *chosen, f"algorithm.{setting}", "hardware=sim_ethernet", "hardware.num_workers=2")
+
+
+def test_what_late_pushes_would_owe_is_refused():
+    chosen = [*SERVER, "hardware=sim_ethernet", "algorithm.consistency=backup_workers", "algorithm/compression=top_k"]
+    rule = "error_feedback must be false with algorithm.consistency=backup_workers: late pushes are dropped"
+    with pytest.raises(UserError, match=rule):
+        setup(*MLP, *chosen)
+    setup(*MLP, *chosen, "algorithm.compression.error_feedback=false")
 
 
 def test_models_of_ones_own_are_averaged():

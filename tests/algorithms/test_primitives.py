@@ -45,6 +45,13 @@ def test_a_push_is_latency_and_bytes():
     assert three[key] == pytest.approx(1e-3 + 2 * 4096 / 1e6, rel=0.1)
 
 
+def test_a_pull_is_a_question_and_an_answer_of_all_workers_together():
+    latency = ["hardware=sim_ethernet", "hardware.network.latency_s=1e-3", "hardware.num_workers=8"]
+    key, found = "primitives/pull/4_bytes", timed(*latency)
+    assert found[f"{key}/issue_s_max"] == pytest.approx(1e-3, rel=0.1)  # worker 0, which hears the questions
+    assert found[f"{key}/issue_s_max"] + found[f"{key}/wait_s_max"] < 3.2e-3
+
+
 def test_a_run_prints_the_table_and_records_it(tmp_path):
     arguments = [*SMALL[:-1], "hardware=sim_ethernet", "hardware.num_workers=2", "tracking=files"]
     outcome = command(*arguments, runs_dir=tmp_path)

@@ -66,6 +66,34 @@ def test_native_kernels_follow_it_too(schedule):
     assert not torch.allclose(sequential, constant, rtol=1e-3)
 
 
+LOCKSTEP = ["all_reduce", "ddp", "local_sgd", "gossip", "stochastic_gradient_push"]  # those that are SGD, alone
+
+
+@pytest.mark.parametrize("algorithm", LOCKSTEP)
+@pytest.mark.parametrize("schedule", composed.options("algorithm/schedule"))
+def test_those_in_lockstep_follow_it_too(algorithm, schedule):
+    """Alone all are SGD; those that average gradients are with two workers too, of two halves of a batch."""
+    chosen = [f"algorithm/schedule={schedule}", "algorithm.learning_rate=0.1", "budget.epochs=3"]
+    chosen += ["algorithm.schedule.warmup_epochs=1.0"]
+    sequential = last("algorithm=sgd", *chosen, "algorithm.batch_size=20")
+    for workers in (1, 2) if algorithm in ("all_reduce", "ddp") else (1,):
+        one = [f"algorithm.batch_size={20 // workers}", "hardware=sim_ethernet", f"hardware.num_workers={workers}"]
+        mine = last(f"algorithm={algorithm}", *chosen, *one)
+        torch.testing.assert_close(mine, sequential, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("algorithm", ["local_sgd", "gossip", "stochastic_gradient_push"])
+def test_two_workers_that_average_models_follow_it(algorithm):
+    """Of equal models, a step of each is one of a batch of both."""
+    chosen = ["algorithm/schedule=cosine", "algorithm.learning_rate=0.1", "budget.epochs=3"]
+    sequential = last("algorithm=sgd", *chosen, "algorithm.batch_size=20")
+    gossip = ["algorithm/mixing=complete", "algorithm.overlap=false"]
+    two = ["algorithm.batch_size=10", "hardware=sim_ethernet", "hardware.num_workers=2"]
+    two += ["algorithm.period=1"] if algorithm == "local_sgd" else gossip
+    mine = last(f"algorithm={algorithm}", *chosen, *two)
+    torch.testing.assert_close(mine, sequential, rtol=1e-12, atol=1e-12)
+
+
 def test_the_whole_training_set_is_one_update():
     done = execution(*RUN, "algorithm=sgd", "algorithm.batch_size=0", "budget.epochs=7")
     assert (done.observations[-1].samples, done.observations[-1].updates) == (1400, 7)

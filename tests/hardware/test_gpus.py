@@ -68,6 +68,12 @@ def test_native_kernels_and_shared_models_are_refused(algorithm):
         setup(f"algorithm={algorithm}", "algorithm.batch_size=1", "hardware=gpus", "tracking=none")
 
 
+def test_servers_over_nccl_are_refused_before_devices_are_counted(machine):
+    machine(2)
+    with pytest.raises(UserError, match=r"algorithm=parameter_server sends messages, .*set hardware\.backend=gloo"):
+        setup(*MLP, "algorithm=parameter_server", "hardware=gpus", "hardware.num_workers=2")
+
+
 def test_messages_over_nccl_are_refused():
     group = SimpleNamespace(_name="nccl", _library=SimpleNamespace(send=None))
     group._message = lambda *arguments: MeteredGroup._message(group, *arguments)

@@ -4,6 +4,7 @@ import json
 import random
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import composed
@@ -121,8 +122,7 @@ WITHOUT_EFFECT = {
     "sim_cpu memory.remote_bytes_per_s",
     "sim_cpu memory.local_bytes_per_s",  # nor are rows permuted here
     "sim_numa4 memory.cores_per_socket",
-    "sim_numa2 memory.futex_s",  # who waits for a mutex of another socket is asleep by the time it is let go
-    "sim_numa4 memory.futex_s",
+    "sim_numa4 memory.futex_s",  # who waits for a mutex of another socket is asleep by the time it is let go
 }
 
 
@@ -299,3 +299,23 @@ def test_no_number_of_workers_means_every_core():
     assert simulated(None, memory=memory).workers_offered == 6
     with pytest.raises(UserError, match=r"hardware\.num_workers must be a number where hardware\.memory is null"):
         simulated(None)
+
+
+@pytest.mark.parametrize("data", composed.options("data"))
+def test_virtual_time_is_the_same_whoever_was_the_first_to_look_at_the_data(data):
+    chosen = ["algorithm=all_reduce", "hardware=sim_dgx", "budget.epochs=0.05"]
+    if data.endswith("per_node"):
+        chosen = ["algorithm=hogwild", "hardware=sim_numa2", "problem=least_squares", "budget.epochs=1"]
+    at_once = ["data.prefetch=0"] if data == "streamed" else []
+    run = setup("problem=digits_mlp", *chosen, f"data={data}", *at_once, "hardware.num_workers=2", "tracking=none")
+    program = replace(run, problem=replace(run.problem)).program()  # which nobody has looked at
+    before = torch.get_rng_state()
+    first, second = (run.machine.execute(program, lambda samples: None) for _ in range(2))
+    assert first.failure is second.failure is None
+    assert first.run_s == second.run_s and torch.equal(before, torch.get_rng_state())
+
+
+def test_a_synchronous_run_keeps_no_counts():
+    chosen = ["algorithm=all_reduce", "problem=digits_mlp", "hardware=sim_ethernet", "hardware.num_workers=2"]
+    done = composed.execution(*chosen, "budget.epochs=0.05", "tracking=none")
+    assert done.failure is None and [each.counts for each in done.interleavings] == [[], []]

@@ -1,13 +1,12 @@
 """What it costs where rows lie, and in which order they are visited."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from composed import execution
-from simulated_ranks import Ranks, machine, shared_memory
+from simulated_ranks import Ranks, machine, samples, shared_memory
 
 from hardware.simulated.compute import Fixed, Roofline
 from harness.data import Partitioned, Replicated, ReplicatedPerNode, ShardedPerNode
@@ -38,12 +37,12 @@ def times(data, memory, workers=2, epochs=1, kernel=KERNEL, share=False, compute
 
     def body(worker):
         model = worker.shared("model", torch.zeros(size)) if share else torch.zeros(size)
-        for visited, samples in worker.visits(kernel, 5):
-            worker.run(visited, model, samples, 0.1)
+        for visited, part in worker.visits(kernel, 5):
+            worker.run(visited, model, part, 0.1)
         seen[worker.rank] = worker.clock.now()
 
     budget = epochs * ROWS
-    program = Program(Ranks(0.1, 1, body), SimpleNamespace(num_samples=ROWS), data, 0, budget, (budget,))
+    program = Program(Ranks(0.1, 1, body), samples(ROWS), data, 0, budget, (budget,))
     done = machine(workers, compute, memory=memory).execute(program, lambda samples: None)
     assert done.failure is None
     return [seen[rank] for rank in range(workers)], done
@@ -163,7 +162,7 @@ def test_a_cold_model_comes_from_the_pages_of_all_sockets():
     def body(worker):
         fetch_s(worker, worker.shared("model", torch.zeros(4 * 1024)))  # 4 pages
 
-    program = Program(Ranks(0.1, 1, body), SimpleNamespace(num_samples=1), Partitioned("index"), 0, 1, (1,))
+    program = Program(Ranks(0.1, 1, body), samples(1), Partitioned("index"), 0, 1, (1,))
     done = machine(1, COMPUTE, memory=memory).execute(program, lambda samples: None)
     assert done.failure is None and seen[0] == pytest.approx(128 * 80e-9 + 128 * 140e-9)
     assert done.facts["placement"] == {"model": {"policy": "interleave"}}

@@ -108,3 +108,12 @@ def test_a_background_activity_cannot_be_slow(kind):
 def test_nonsense_is_refused(call, rule):
     with pytest.raises(UserError, match=rule):
         results(call, 1)
+
+
+@pytest.mark.parametrize("order", [("measure", "conclude"), ("conclude", "measure")])
+def test_a_key_is_measured_or_concluded(order):
+    def body(worker):
+        for call in order:
+            getattr(worker, call)("toy/value", 1.0)
+
+    assert "told both by worker.measure and by worker.conclude" in str(execute(body, 1).failure)

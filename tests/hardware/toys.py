@@ -131,6 +131,23 @@ class Lost(Mean):
 
 
 @dataclass(frozen=True)
+class MeetsAndBeginsAgain(Algorithm):
+    """Leaves its first batches, and meets all workers at each of the others, of another size."""
+
+    synchronous: ClassVar[bool] = True
+
+    def train(self, worker, problem):
+        model = flat_parameters(problem.build_model(worker.device, worker.seed)).detach()
+        for batch in worker.batches(problem, self.batch_size):
+            assert len(batch) == self.batch_size
+            break
+        for batch in worker.batches(problem, self.batch_size + 2):
+            worker.meet()
+            model += len(batch)
+            worker.observe(model, samples=len(batch))
+
+
+@dataclass(frozen=True)
 class Averaging(Algorithm):
     """All-reduced gradients; subclasses put something in the way."""
 

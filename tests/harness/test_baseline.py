@@ -3,11 +3,12 @@
 import os
 
 import pytest
-from composed import setup
+from composed import node, setup
 
 from algorithms.optimizers import PlainSGD
 from algorithms.sgd import SGD
-from harness.baseline import CONSTANT, run_key, sequential
+from harness.baseline import CONSTANT, in_sequence, run_key, sequential
+from harness.build import build
 
 SMALL = ["hardware=sim_numa2", "problem=least_squares", "tracking=none"]
 
@@ -16,6 +17,17 @@ def test_baseline_is_the_native_kernel_where_there_is_one():
     run = setup("algorithm=all_reduce", *SMALL)
     assert sequential(run).algorithm == SGD(run.problem.learning_rate, 1, 1, PlainSGD(0.0), CONSTANT)
     assert sequential(run).num_workers == 1
+
+
+def test_the_baselines_schedule_is_that_of_its_file():
+    assert build(node("algorithm/schedule/constant"), "algorithm.schedule") == CONSTANT
+
+
+def test_an_algorithm_that_is_its_own_baseline_has_nothing_parallel_in_it():
+    chosen = ["hardware=cpu", "hardware.num_workers=1", "hardware.intra_op_threads=2", "problem=least_squares"]
+    run = setup("algorithm=ensemble", *chosen, "tracking=none")
+    assert in_sequence(run).hardware == sequential(run).hardware and in_sequence(run).hardware.intra_op_threads == 1
+    assert in_sequence(run).algorithm == run.algorithm
 
 
 def test_baseline_has_the_runs_own_batches_where_there_is_none():

@@ -54,7 +54,7 @@ class Counting(Place):
     def background(self, activity):
         raise NotImplementedError
 
-    def meet(self):
+    def meet(self, num_workers):
         raise NotImplementedError
 
     def spend(self, seconds, idle):

@@ -17,7 +17,7 @@ from harness.errors import UserError, WorkerFailed
 from harness.progress import Progress
 from harness.setup import run_info
 from harness.trial import averaged, evaluate, execute
-from tests.hardware.toys import DyingServer, Mean
+from tests.hardware.toys import DyingServer, Mean, MeetsAndBeginsAgain
 from tests.harness.test_problems import OPTIONS, somewhere
 from tests.small_steps import flat_gradient
 
@@ -184,6 +184,17 @@ def test_a_batch_may_be_cut():
     assert torch.equal(streamed, at_hand)
 
 
+@pytest.mark.parametrize("hardware", ["cpu", "sim_ethernet"])
+def test_workers_meet_without_servers_and_begin_again_without_what_they_left(hardware):
+    chosen = ["algorithm=parameter_server", STREAMED, f"hardware={hardware}", "hardware.num_workers=2"]
+    composed = setup("problem=least_squares", "problem.samples=100", "tracking=none", "budget.epochs=1", *chosen)
+    composed = replace(composed, algorithm=MeetsAndBeginsAgain(0.1, 5))
+    done = composed.machine.execute(composed.program(), lambda samples: None)
+    assert done.failure is None and len(done.workers) == 3
+    sizes = done.observations[-1].parameters - composed.problem.build_model(torch.device("cpu"), 0).weight.flatten()
+    assert (sizes == 50).all()  # 7 batches of 7, and what was left of a half
+
+
 def test_a_dead_data_server_ends_a_simulated_run():
     done = execution(
         *MLP, "algorithm=all_reduce", STREAMED, SIM, "hardware.num_workers=2", "hardware.deaths={2: 0.001}"
@@ -231,6 +242,13 @@ def test_servers_are_in_the_summary():
 def test_what_cannot_be_streamed_is_one_sentence(overrides, words):
     with pytest.raises(UserError, match=words):
         setup(*MLP, STREAMED, *overrides)
+
+
+def test_rows_are_streamed_to_processes_of_any_vector_instructions():
+    composed = setup(
+        *MLP, "algorithm=all_reduce", STREAMED, "hardware=cpu", "hardware.num_workers=2", "hardware.simd=default"
+    )
+    assert not composed.hardware.runs_kernels and composed.num_servers == 1
 
 
 def test_a_problem_that_cannot_say_what_its_rows_are_is_refused():

@@ -1,0 +1,54 @@
+"""A server's messages: it hears whoever comes first, and answers without waiting, so that latencies pass together."""
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+
+from harness.worker import Worker
+
+
+class Correspondence:
+    """Messages between a server and its workers, all under way together.
+
+    Args:
+        like: a message of any worker; all are as long.
+    """
+
+    def __init__(self, worker: Worker, like: torch.Tensor) -> None:
+        self._worker, self._like = worker, like
+        self._coming: deque[tuple[torch.Tensor, Callable[[], int]]] = deque()
+        self._sent: dict[int, list[tuple[torch.Tensor, dist.Work | None]]] = {}  # under way, by rank
+
+    def expect(self) -> None:
+        """Begin to receive a message more, from anyone."""
+        inbox = torch.empty_like(self._like)
+        self._coming.append((inbox, self._worker.begin_receive(inbox)))
+
+    @property
+    def expected(self) -> int:
+        """Messages that are still to be heard."""
+        return len(self._coming)
+
+    def hear(self) -> tuple[int, torch.Tensor]:
+        """Wait for the next message, whoever sends it; what its sender was sent before has arrived."""
+        message, wait = self._coming.popleft()
+        source = wait()
+        self._arrive(source)
+        return source, message
+
+    def send(self, rank: int, message: torch.Tensor) -> None:
+        """Begin to send a message, which nobody writes to from now on."""
+        self._sent.setdefault(rank, []).append((message, dist.isend(message, rank)))
+
+    def close(self) -> None:
+        """Wait until all that was sent has arrived."""
+        for rank in self._sent:
+            self._arrive(rank)
+
+    def _arrive(self, rank: int) -> None:
+        for _, work in self._sent.get(rank, []):
+            assert work is not None  # only a rank outside the group gets none
+            work.wait()
+        self._sent[rank] = []
