@@ -89,11 +89,16 @@ class Fabric:
         anyone = range(len(self.sent_bytes))  # might have sent what is received from anyone
         concerned = missing or (anyone if part.exchange is None else part.exchange.unended())
         if dead := self._dead(concerned, by_s):
-            return ", ".join(f"rank {rank} died at {self.engine.deaths[rank]:.6g} s" for rank in dead)
+            return self._deaths(dead)
         if missing:
-            return f"rank {missing[0]} has not come" if len(missing) == 1 else f"ranks {listed(missing)} have not come"
+            who = f"rank {missing[0]} has" if len(missing) == 1 else f"ranks {listed(missing)} have"
+            others = self._dead(anyone, by_s)  # for whom those may wait who have not come
+            return f"{who} not come" + (f", and {self._deaths(others)}" if others else "")
         broken = self.links.broken()
         return f"nothing passes link {', '.join(broken)}" if broken else ""
+
+    def _deaths(self, ranks: Sequence[int]) -> str:
+        return ", ".join(f"rank {rank} died at {self.engine.deaths[rank]:.6g} s" for rank in ranks)
 
     def _dead(self, ranks: Sequence[int], by_s: float) -> list[int]:
         """Those of them that have died by then."""
