@@ -238,7 +238,8 @@ class _Parent:
                     getattr(process, end)()
                 _join(started)
             for process in started:
-                process.close()
+                if process.exitcode is not None:  # one that was killed ends as soon as it is scheduled
+                    process.close()
             for pipe in self._pipes:
                 pipe.close()
             segments: list[Any] = [self._program, *self._common.values(), *self._snapshots]

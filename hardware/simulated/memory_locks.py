@@ -97,7 +97,22 @@ def may_write(worker, lines, rank, touched, locks, costs):
 
 
 @njit(nogil=True)
-def let_go_of_coordinates(workers, rank, touched, locks):
+def has_ended(workers, rank, row, row_s, lines, locks, costs, update):
+    """Give up what the update holds; under one lock around the whole update the next row comes then.
+
+    Args:
+        update: its number, of which the next holder of a spin lock is drawn.
+    """
+    if locks.locking == PER_COORDINATE:
+        _let_go_of_coordinates(workers, rank, row, locks)
+        return
+    _let_go(workers, rank, lines, locks, costs, update)
+    if locks.locking in (GLOBAL_SPIN, GLOBAL_MUTEX):
+        workers[rank].next_s += workers[rank].pace * row_s
+
+
+@njit(nogil=True)
+def _let_go_of_coordinates(workers, rank, touched, locks):
     """Give up the locks of coordinates when the update ends, and have those who wait for locks look then."""
     worker = workers[rank]
     for j in touched:
@@ -109,12 +124,8 @@ def let_go_of_coordinates(workers, rank, touched, locks):
 
 
 @njit(nogil=True)
-def let_go(workers, rank, lines, locks, costs, update):
-    """Give up the lock or the turn, and tell who waits for it.
-
-    Args:
-        update: its number, of which the next holder of a spin lock is drawn.
-    """
+def _let_go(workers, rank, lines, locks, costs, update):
+    """Give up the lock or the turn, and tell who waits for it."""
     worker, lock = workers[rank], locks.state[0]
     if locks.locking == GLOBAL_SPIN:
         lock.held = 0

@@ -19,7 +19,7 @@ from numba.extending import intrinsic, overload
 
 from hardware.simulated.cache_lines import read_lines_s, write_lines_s
 from hardware.simulated.memory_ledger import count_update, load, put_back
-from hardware.simulated.memory_locks import has_begun, let_go, let_go_of_coordinates, may_write
+from hardware.simulated.memory_locks import has_begun, has_ended, may_write
 from hardware.simulated.memory_records import BEGIN, NOBODY, READ, STORE, WRITE
 from harness.kernels.access import ATOMIC, GLOBAL_MUTEX, GLOBAL_SPIN, PER_COORDINATE
 from harness.kernels.base import prefetch_sample, read, write
@@ -157,13 +157,9 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             )
         write(kernel, _weights_of(worker, like), sample, worker.slope, step, worker.salt + np.uint64(worker.position))
         count_update(ledger, worker, touched)
-        if locks.locking == PER_COORDINATE:
-            let_go_of_coordinates(workers, rank, row, locks)
-        elif locked:
-            let_go(workers, rank, lines, locks, costs, ledger.tally[0].updates)
-            worker.next_s += worker.pace * row_s if one_at_a_time else 0.0
-        worker.event = BEGIN
-        worker.position += 1
+        if locked:
+            has_ended(workers, rank, row, row_s, lines, locks, costs, ledger.tally[0].updates)
+        worker.event, worker.position = BEGIN, worker.position + 1
         if worker.position == worker.count:
             worker.finish_s, worker.next_s = worker.next_s, np.inf
             return rank
