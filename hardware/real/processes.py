@@ -238,8 +238,7 @@ class _Parent:
                     getattr(process, end)()
                 _join(started)
             for process in started:
-                if process.exitcode is not None:  # one that was killed ends as soon as it is scheduled
-                    process.close()
+                process.close()
             for pipe in self._pipes:
                 pipe.close()
             segments: list[Any] = [self._program, *self._common.values(), *self._snapshots]
