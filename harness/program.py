@@ -14,6 +14,7 @@ from harness.interleaving import Interleaving
 from harness.problems.base import Problem
 
 if TYPE_CHECKING:
+    from harness.place import Place
     from harness.worker import Worker
 
 
@@ -43,6 +44,13 @@ class Program:
     def workers(self, num_ranks: int) -> int:
         """How many of these ranks are workers: the first ones."""
         return num_ranks - self.servers()
+
+    def share(self, place: "Place") -> tuple[int, int]:
+        """Which share of the samples of a step the rank at a place takes, and of how many; a server's is beyond all."""
+        num_workers = self.workers(place.num_workers)
+        if place.rank < num_workers:
+            return self.algorithm.share(place.rank, num_workers)
+        return place.rank, self.algorithm.share(0, num_workers)[1]
 
     def parts(self, num_workers: int) -> list[np.ndarray] | None:
         """The samples of every worker, where each has its own; see `DataPolicy.parts`."""

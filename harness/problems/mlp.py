@@ -2,7 +2,7 @@
 8 x 8 pixels, 10 classes. The smallest problem that is not convex."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -12,9 +12,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from harness.batch import Samples
 from harness.errors import require
-from harness.problems.base import Problem
+from harness.problems.layered import Layered
 
 _PIXELS, _CLASSES, _WHITE = 64, 10, 16.0
 
@@ -33,7 +32,7 @@ class MeanProbability(nn.Module):
 
 
 @dataclass(frozen=True)
-class DigitsMLP(Problem):
+class DigitsMLP(Layered):
     """Cross entropy of a ReLU network.
 
     Args:
@@ -91,11 +90,15 @@ class DigitsMLP(Problem):
         images, classes = self.train
         return images[samples], classes[samples]
 
-    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
+    def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross entropy over the batch."""
-        device = next(model.parameters()).device
-        images, classes = (part.to(device) for part in self.rows_of(samples))
-        return cross_entropy(model(images), classes)
+        return cross_entropy(outputs, targets)
+
+    def tensor_plan(self) -> Mapping[str, str]:
+        """Hidden layers in pairs: what one gives in parts, the next one takes in parts; a last one alone is whole."""
+        linear = range(0, 2 * len(self.hidden_sizes) + 1, 2)  # between them are ReLUs
+        pairs = zip(linear[::2], linear[1::2], strict=False)
+        return {str(layer): how for pair in pairs for layer, how in zip(pair, ("column", "row"), strict=True)}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
