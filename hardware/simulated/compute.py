@@ -22,6 +22,7 @@ from hardware.simulated.operators import (
     PICK,
     Operators,
     effects,
+    wraps_others,
 )
 from hardware.simulated.optimizers import StepCounters
 from hardware.simulated.pace import drawn
@@ -361,6 +362,8 @@ class _Meter(Operators):
         self._steps = StepCounters()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if types and any(map(wraps_others, types)):
+            return NotImplemented  # what a wrapper such as a DTensor makes of it comes here itself
         output = func(*args, **(kwargs or {}))
         on_host = self._roofline.streams and self._steps.concern(func, args, output)
         if not (func.is_view or func.namespace in _UNLAUNCHED or func in ALIAS or self._free()):

@@ -1,10 +1,12 @@
 """Simulated hardware: a described machine or cluster on which the same program runs in virtual time."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
+
+import numpy as np
 
 from hardware.base import Execution, Hardware, WorkerReport
 from hardware.simulated import timeline, torch_world
@@ -21,7 +23,8 @@ from hardware.simulated.pace import Pace
 from hardware.simulated.place import Machine, SimulatedPlace
 from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.streams import StreamDevice
-from harness.errors import TwinclockError, require
+from hardware.simulated.symmetry import Symmetry
+from harness.errors import TwinclockError, UserError, require
 from harness.measures import distributions
 from harness.program import Program
 from harness.worker import Worker
@@ -39,6 +42,7 @@ class Simulated(Hardware):
         stragglers: factor of a rank's computing time, by rank: 4 is four times as slow, 0.5 a device twice as fast.
         slowdowns: by rank, further factors, each from a virtual time in seconds on.
         deaths: virtual time in seconds at which a rank dies, by rank.
+        collapse: auto, to simulate one rank for all that the algorithm says are alike where tensors are fake; or none.
     """
 
     kind: ClassVar[str] = "simulated"
@@ -51,6 +55,7 @@ class Simulated(Hardware):
     stragglers: dict[int, float]
     slowdowns: dict[int, dict[float, float]]
     deaths: dict[int, float]
+    collapse: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,14 +127,18 @@ class Simulated(Hardware):
             execution.facts["links"] = {name: asdict(carried) for name, carried in traffic.items()}
         return execution
 
-    def simulation(self, seed: int) -> "Simulation":
-        """A fresh machine, idle at virtual time 0."""
+    def simulation(self, seed: int, symmetry: Symmetry | None = None) -> "Simulation":
+        """A fresh machine, idle at virtual time 0.
+
+        Args:
+            symmetry: of its ranks, to simulate the first of each class alone.
+        """
         engine, num_ranks = Engine(self.deaths, mortal=self.network.breaks), self.workers_offered
-        fabric = Fabric(engine, self.network, self.protocol, num_ranks)
-        paces = [self._pace(rank, seed) for rank in range(num_ranks)]
+        fabric = Fabric(engine, self.network, self.protocol, num_ranks, symmetry)
+        paces = {rank: self._pace(rank, seed) for rank in fabric.simulated(np.arange(num_ranks)).tolist()}
         models = None
         if self.memory is not None:
-            models = SharedModels(engine, self.memory, self.compute.kernel, paces)
+            models = SharedModels(engine, self.memory, self.compute.kernel, [*paces.values()])
         return Simulation(Machine(engine, fabric, self.compute, num_ranks, self.memory, models), paces, seed)
 
     def _pace(self, rank: int, seed: int) -> Pace:
@@ -142,17 +151,17 @@ class Simulation:
 
     Args:
         machine: at virtual time 0.
-        paces: of the ranks.
+        paces: of the ranks that are simulated, by rank.
         seed: of torch's global random numbers.
 
     Attributes:
-        places: of the ranks.
+        places: of the ranks that are simulated.
         failure: why it did not end well, or None.
     """
 
-    def __init__(self, machine: Machine, paces: Sequence[Pace], seed: int) -> None:
+    def __init__(self, machine: Machine, paces: Mapping[int, Pace], seed: int) -> None:
         self.machine = machine
-        self.places = [SimulatedPlace(machine, rank, _device(machine, pace)) for rank, pace in enumerate(paces)]
+        self.places = [SimulatedPlace(machine, rank, _device(machine, pace)) for rank, pace in paces.items()]
         for place in self.places:
             place.timelines.account.exchanges_kept = max(64, timeline.MAX_EVENTS // len(self.places))
         self.failure: BaseException | None = None
@@ -169,16 +178,26 @@ class Simulation:
         """
         engine = self.machine.engine
         for place in self.places:
-            life = partial(place.live, partial(body, place), len(self.places) if num_peers is None else num_peers)
+            num_ranks = self.machine.num_ranks
+            life = partial(place.live, partial(body, place), num_ranks if num_peers is None else num_peers)
             engine.spawn(place.rank, f"rank {place.rank}", life, start_s=0.0)
         try:
             with torch_world.isolated(self._seed):
                 engine.run(look)
         except (TwinclockError, KeyboardInterrupt) as failure:
             self.failure = failure
+        if self.failure is None and (doubt := self.machine.fabric.links.verdict()):
+            self.failure = UserError(doubt)
 
     def reports(self) -> list[WorkerReport]:
-        """Where the time of each rank went."""
+        """Where the time of each rank went; ranks that are not simulated are as the first of their class."""
+        symmetry = self.machine.fabric.symmetry
+        simulated = {report.rank: report for report in self._simulated_reports()}
+        if symmetry is None:
+            return [*simulated.values()]
+        return [replace(simulated[first], rank=rank) for rank, first in enumerate(symmetry.classes.tolist())]
+
+    def _simulated_reports(self) -> list[WorkerReport]:
         sent_bytes = self.machine.fabric.sent_bytes
         return [
             WorkerReport(
