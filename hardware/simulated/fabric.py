@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hardware.simulated.engine import Engine
 from hardware.simulated.exchange import Carry, Exchange, Part, Post
@@ -231,7 +232,7 @@ class Channel:
         engine = self._fabric.engine
         if self._fabric.symmetry is not None and any(call.inputs or call.outputs for call in meeting.calls.values()):
             engine.refuse(UserError(f"collapse: {meeting.description} has values, those of ranks that are not simulated among them: {HINT}, or take a problem of fake tensors"))
-        with torch.no_grad(), engine.uncharged():
+        with torch.no_grad(), engine.uncharged(), unset_fake_temporarily():
             try:
                 combine([meeting.calls[i] for i in sorted(meeting.calls)])
             except WorkerFailed as disagreement:
@@ -268,7 +269,8 @@ class Channel:
                 f"{receiver.place})"
             )
         if not is_fake(sender.tensor):
-            receiver.tensor.data.copy_(sender.tensor)  # which autograd does not see
+            with unset_fake_temporarily():  # whoever runs this may have it set
+                receiver.tensor.data.copy_(sender.tensor)  # which autograd does not see
         receiver.peer = sender.rank
         carry = self._fabric.carry("message", sender.tensor.nbytes, 0, None, np.array([source, target]))
         exchange = Exchange((source, target), carry)

@@ -168,13 +168,18 @@ class Simulation:
         self._seed = seed
 
     def run(
-        self, body: Callable[[SimulatedPlace], None], look: Callable[[], None], num_peers: int | None = None
+        self,
+        body: Callable[[SimulatedPlace], None],
+        look: Callable[[], None],
+        num_peers: int | None = None,
+        fake: bool = False,
     ) -> None:
         """Run `body` on every rank, from virtual time 0 to the end.
 
         Args:
             look: called now and then in the calling thread.
             num_peers: ranks, the first ones, that find a default process group of theirs; None for all.
+            fake: whether tensors are.
         """
         engine = self.machine.engine
         for place in self.places:
@@ -182,7 +187,7 @@ class Simulation:
             life = partial(place.live, partial(body, place), num_ranks if num_peers is None else num_peers)
             engine.spawn(place.rank, f"rank {place.rank}", life, start_s=0.0)
         try:
-            with torch_world.isolated(self._seed):
+            with torch_world.isolated(self._seed, fake):
                 engine.run(look)
         except (TwinclockError, KeyboardInterrupt) as failure:
             self.failure = failure
