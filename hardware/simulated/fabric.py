@@ -47,7 +47,11 @@ class Fabric:
     ) -> None:
         self.engine, self.protocol, self.symmetry = engine, protocol, symmetry
         self.sent_bytes = [0] * num_ranks
-        self.links = Links(network, engine, num_ranks) if symmetry is None else CollapsedLinks(network, engine, symmetry)
+        self.links: Links | CollapsedLinks
+        if symmetry is None:
+            self.links = Links(network, engine, num_ranks)
+        else:
+            self.links = CollapsedLinks(network, engine, symmetry)
         self.hosts = network.hosts(num_ranks)
         self._channels: dict[GroupKey, list[Channel]] = defaultdict(list)
         self._plans: dict[Hashable, Plan] = {}
@@ -167,7 +171,9 @@ class Channel:
         self._fabric, self._devices = fabric, np.array(ranks)
         simulated = fabric.simulated(self._devices)
         self._simulated = [ranks[index] for index in simulated]
-        self._places = {rank: place for place, rank in enumerate(simulated.tolist())}  # among them, by rank in the group
+        self._places = {
+            rank: place for place, rank in enumerate(simulated.tolist())
+        }  # among them, by rank in the group
         self._words = listed(ranks)
         self._meetings: dict[int, _Meeting] = {}
         self._posts: list[Post] = []
@@ -231,7 +237,8 @@ class Channel:
         """Let values move."""
         engine = self._fabric.engine
         if self._fabric.symmetry is not None and any(call.inputs or call.outputs for call in meeting.calls.values()):
-            engine.refuse(UserError(f"collapse: {meeting.description} has values, those of ranks that are not simulated among them: {HINT}, or take a problem of fake tensors"))
+            what = f"{meeting.description} has values, those of ranks that are not simulated among them"
+            engine.refuse(UserError(f"collapse: {what}: {HINT}, or let its tensors be fake"))
         with torch.no_grad(), engine.uncharged(), unset_fake_temporarily():
             try:
                 combine([meeting.calls[i] for i in sorted(meeting.calls)])
@@ -244,7 +251,8 @@ class Channel:
         """Post one side of a message, now; once its other side is posted its exchange is known."""
         engine, device = self._fabric.engine, None if peer is None else self.ranks[peer]
         if self._fabric.symmetry is not None and peer not in self._places:
-            engine.refuse(UserError(f"collapse: rank {self.ranks[rank]} exchanges messages with {'anyone' if peer is None else f'rank {device}'}, which is not simulated: {HINT}"))
+            whom = "anyone" if peer is None else f"rank {device}, which is not simulated"
+            engine.refuse(UserError(f"collapse: rank {self.ranks[rank]} exchanges messages with {whom}: {HINT}"))
         other = "anyone" if device is None else f"rank {device}"
         words = f"{'send' if sends else 'receive'} {described(tensor)} {'to' if sends else 'from'} {other}, tag {tag}"
         if sends:

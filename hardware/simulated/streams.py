@@ -201,6 +201,10 @@ class StreamDevice(Device):
         for signal in [stream.mark() for stream in self._streams]:
             self.block(signal)
 
+    def mark(self) -> Signal:
+        """On the current stream."""
+        return self.current_stream().mark()
+
     def new_stream(self) -> Stream:
         """Another stream, idle."""
         stream = Stream(self)

@@ -35,7 +35,9 @@ class Symmetry:
     def __init__(self, axes: Sequence[Axis], steps: Sequence[int] | None = None) -> None:
         self.axes = tuple(axes)
         self._shape = tuple(axis.size for axis in axes)
-        self._steps = np.array([step if axis.alike else axis.size for axis, step in zip(axes, steps or [1] * len(axes), strict=True)])
+        self._steps = np.array(
+            [step if axis.alike else axis.size for axis, step in zip(axes, steps or [1] * len(axes), strict=True)]
+        )
         self._moves = tuple(int(n) for n in np.array(self._shape) // self._steps)  # along each axis
         self.num_ranks, self.size = prod(self._shape), prod(self._moves)
         places = np.stack(np.unravel_index(np.arange(self.num_ranks), self._shape), 1)  # (ranks, axes)

@@ -4,7 +4,8 @@
 each simulated rank has its own; threads outside the simulation keep theirs. Everything is put back on exit.
 
 Touched: the stream calls of `torch.cpu` (in torch_streams.py), waits for futures and works (in futures.py), where
-tensors are fake methods of `DeviceMesh` and of pipelining (in real_values.py),
+tensors are fake methods of `DeviceMesh` and of pipelining (in real_values.py) and of storages (in
+device_memory.py),
 `distributed_c10d._world`, `_backend` and `_default_pg_init_method`, the thread isolation mode of the registry of group
 names, `sys.excepthook` (which `init_process_group` wraps anew for every rank), `_register_process_group` and
 `_unregister_all_process_groups`.
@@ -24,7 +25,7 @@ import torch.distributed.nn.functional  # while there is no group that its defau
 from torch._C import _distributed_c10d as native
 from torch.distributed import distributed_c10d as c10d
 
-from hardware.simulated import futures, torch_streams
+from hardware.simulated import device_memory, futures, torch_streams
 from harness.errors import UserError
 
 _thread = threading.local()
@@ -106,6 +107,7 @@ def isolated(seed: int, fake: bool = False) -> Iterator[None]:
             torch_streams.simulated(_device),
             futures.simulated(_outstanding),
             _real_values() if fake else nullcontext(),
+            device_memory.resizes_seen(_memory) if fake else nullcontext(),
         ):
             torch.manual_seed(seed)
             yield
@@ -124,6 +126,11 @@ def _real_values() -> AbstractContextManager[None]:
 def _device() -> Any:
     """What the calling thread's rank computes on; None outside the simulation."""
     return _thread.world.device if hasattr(_thread, "world") else None
+
+
+def _memory() -> Any:
+    """That of the calling thread's rank; None outside the simulation."""
+    return _thread.world.device.memory if hasattr(_thread, "world") else None
 
 
 def _outstanding() -> Any:

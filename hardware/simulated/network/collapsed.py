@@ -12,6 +12,7 @@ Three cases, by what can be shown of a plan and its siblings on the links:
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -95,7 +96,7 @@ class CollapsedLinks:
         for colour, links in known.colours:
             self._colours.setdefault(colour, np.zeros(len(self._wires.names), bool))[links] = True
         if known.program is not None:
-            self._links.begin(known.program, _Gathered(known, self._env, ended, self._judge, self._number).ended)
+            self._links.begin(known.program, _Gathered(known, self._env, ended, self._judge, self._number).over)
             return
         assert known.taken_s is not None and known.carried is not None
         self._carried += known.carried
@@ -103,7 +104,7 @@ class CollapsedLinks:
         for taken_s in np.unique(known.taken_s).tolist():
             indices = np.flatnonzero(known.taken_s == taken_s)
             event = self._env.timeout(taken_s)
-            event.callbacks.append(lambda _, indices=indices: gathered.ended(indices))
+            event.callbacks.append(partial(gathered.over, indices))
 
     def traffic(self) -> dict[str, Traffic]:
         """What each link has carried so far, by name, of links that are alike the first."""
@@ -126,8 +127,8 @@ class CollapsedLinks:
         if leaders.any():
             return ""
         return (
-            f"collapse: ranks that do the same end exchanges up to {self._spread_s:.2g} s apart, and none is always the "
-            f"last, so that one cannot stand for all: {HINT}, or lay the mesh so that what is alike is alike on hosts"
+            f"collapse: ranks that do the same end exchanges up to {self._spread_s:.2g} s apart, and none is always "
+            f"the last, so that one cannot stand for all: {HINT}, or let groups of alike ranks fill hosts"
         )
 
     def _look_up(self, plan: Plan, devices: np.ndarray) -> _Known:
@@ -147,33 +148,43 @@ class CollapsedLinks:
         hosts = self._hosts[siblings]
         first = (hosts[:, :, None] == hosts[:, None, :]).argmax(2) if hosts.shape[1] <= 64 else _first_places(hosts)
         if (first != first[0]).any():
-            raise UserError(
-                f"collapse: groups of alike ranks, such as {siblings[0].tolist()[:4]} ..., lie differently on hosts: {HINT}"
-            )
+            group = f"{siblings[0].tolist()[:4]} ..."
+            raise UserError(f"collapse: groups of alike ranks, such as {group}, lie differently on hosts: {HINT}")
 
     def _on_links(self, plan: Plan, devices: np.ndarray, siblings: np.ndarray) -> _Known:
         classes = self._symmetry.classes[devices]
         present = devices[classes == devices]
         everyone = self._symmetry.translated(present[:, None], np.arange(self._symmetry.size)[None, :])
-        found = quotient(plan, siblings, self._fine, self._wires, self._kinds)
-        if found is not None:
-            ends = np.searchsorted(found.ranks, self._fine.classes[everyone])
-            colours = self._colours_of(siblings, everyone[0], lambda ranks: _links_of(found.program, np.isin(found.ranks, self._fine.classes[ranks])))
-            return _Known(ends, found.links, colours, found.program)
-        ranks, order = siblings.ravel(), np.argsort(siblings.ravel())
-        ends = order[np.searchsorted(ranks, everyone, sorter=order)]
-        taken_s, carried = self._solved(plan, siblings)
+        made = quotient(plan, siblings, self._fine, self._wires, self._kinds)
+        if made is None:
+            return self._all_together(plan, siblings, everyone)
 
-        def links_of(some: np.ndarray) -> np.ndarray:
-            rows = np.isin(siblings[:, 0], some)
-            used = [self._wires.route(siblings[rows][:, step.sources].ravel(), siblings[rows][:, step.destinations].ravel()) for step, _ in plan.rounds]
-            links = np.unique(np.concatenate([np.zeros(0, np.int64), *[each.ravel() for each in used]]))
+        def links_of(ranks: np.ndarray) -> np.ndarray:
+            return _links_of(made.program, np.isin(made.ranks, self._fine.classes[ranks]))
+
+        ends = np.searchsorted(made.ranks, self._fine.classes[everyone])
+        return _Known(ends, made.links, self._colours_of(siblings, everyone[0], links_of), made.program)
+
+    def _all_together(self, plan: Plan, siblings: np.ndarray, everyone: np.ndarray) -> _Known:
+        """Solved beforehand, transfer by transfer."""
+
+        def links_of(ranks: np.ndarray) -> np.ndarray:
+            groups = siblings[np.isin(siblings[:, 0], ranks)]
+            used = [np.zeros(0, np.int64)]
+            for step, _ in plan.rounds:
+                ends = groups[:, step.sources].ravel(), groups[:, step.destinations].ravel()
+                used.append(self._wires.route(*ends).ravel())
+            links = np.unique(np.concatenate(used))
             return np.unique(self._kinds.first[links[links >= 0]])
 
-        links = links_of(ranks)
-        return _Known(ends, links, self._colours_of(siblings, everyone[0], links_of), None, taken_s, carried)
+        order = np.argsort(siblings.ravel())
+        ends = order[np.searchsorted(siblings.ravel(), everyone, sorter=order)]
+        colours = self._colours_of(siblings, everyone[0], links_of)
+        return _Known(ends, links_of(siblings.ravel()), colours, None, *self._solved(plan, siblings))
 
-    def _colours_of(self, siblings: np.ndarray, of_class: np.ndarray, links_of: Callable[[np.ndarray], np.ndarray]) -> list[tuple[bytes, np.ndarray]]:
+    def _colours_of(
+        self, siblings: np.ndarray, of_class: np.ndarray, links_of: Callable[[np.ndarray], np.ndarray]
+    ) -> list[tuple[bytes, np.ndarray]]:
         """Of each kind of sibling the translations that lead into it, and the links it uses."""
         kinds: dict[bytes, list[int]] = {}
         for number, row in enumerate(np.sort(self._fine.classes[siblings], axis=1)):
@@ -226,7 +237,9 @@ class _Gathered:
         judge: called with the number and how long each rank took, when all have.
     """
 
-    def __init__(self, known: _Known, env: simpy.Environment, ended: Ended, judge: Callable[[int, np.ndarray], None], number: int) -> None:
+    def __init__(
+        self, known: _Known, env: simpy.Environment, ended: Ended, judge: Callable[[int, np.ndarray], None], number: int
+    ) -> None:
         self._env, self._ended, self._judge, self._number = env, ended, judge, number
         self._begin_s = env.now
         size = int(known.ends.max()) + 1
@@ -236,7 +249,7 @@ class _Gathered:
             self._owner[row] = index
         self._left = np.bincount(self._owner[np.unique(known.ends)], minlength=len(known.ends))
 
-    def ended(self, indices: np.ndarray) -> None:
+    def over(self, indices: np.ndarray, _: object = None) -> None:
         """These ranks of the program have ended now."""
         self._taken_s[indices] = self._env.now - self._begin_s
         np.subtract.at(self._left, self._owner[indices], 1)
