@@ -70,15 +70,15 @@ class Exchange:
 
     def gather(self, x: torch.Tensor, dim: int = POSITIONS) -> torch.Tensor:
         """All parts along a dimension, >= 0."""
-        parts = x.new_empty((self.size, *x.shape))
-        dist.all_gather_into_tensor(parts, x.contiguous(), self.group)
-        return parts.movedim(0, dim).flatten(dim, dim + 1)
+        parts = x.new_empty((self.size * len(x), *x.shape[1:]))  # gloo takes no further dimension
+        dist.all_gather_single(parts, x.contiguous(), self.group)
+        return parts.unflatten(0, (self.size, -1)).movedim(0, dim).flatten(dim, dim + 1)
 
     def scatter(self, x: torch.Tensor) -> torch.Tensor:
         """This worker's positions of the sum of all parts."""
-        parts = x.unflatten(POSITIONS, (self.size, -1)).movedim(POSITIONS, 0).contiguous()
-        own = torch.empty_like(parts[0])
-        dist.reduce_scatter_tensor(own, parts, group=self.group)
+        parts = x.unflatten(POSITIONS, (self.size, -1)).movedim(POSITIONS, 0).flatten(0, 1).contiguous()
+        own = parts.new_empty((len(x), *parts.shape[1:]))
+        dist.reduce_scatter_single(own, parts, group=self.group)
         return own
 
     def cut(self, x: torch.Tensor, dim: int = POSITIONS) -> torch.Tensor:

@@ -14,7 +14,7 @@ the step. Before the first such layer positions are cut, behind the last one gat
 for the backward pass, where the paper gathers it once more.
 
 An embedding whose vocabulary is split ("row") looks up what it has, zeros else, and sums. A last layer whose outputs
-are split ("column", and no row follows) has them gathered, for any loss to see, where Shoeybi et al. fuse loss and layer.
+are split ("column", and no row follows) has them gathered, for any loss to see; Shoeybi et al. fuse it with the loss.
 
 Weights are cut as torch's DTensors are, without communication: all workers have built the same ones. Torch's own styles
 compute on DTensors, at a cost of the host's, and by collectives that tensors without values never reach; ours compute
@@ -132,12 +132,13 @@ class _Split(ParallelStyle):
         assert isinstance(module, nn.Linear | nn.Embedding)
         rows = len(module.weight) // self._exchange.size
         for name, parameter in list(module.named_parameters(recurse=False)):
-            own = _own(parameter.detach(), device_mesh, _placement(self._how, module, name))
-            setattr(module, name, nn.Parameter(own))
+            where = _placement(self._how, module, name)
+            if isinstance(where, Shard):
+                setattr(module, name, nn.Parameter(_own(parameter.detach(), device_mesh, where)))
         if isinstance(module, nn.Embedding):
-            module.forward = partial(_looked_up, module, self._exchange, rows * self._exchange.rank)
+            module.forward = partial(_looked_up, module, self._exchange, rows * self._exchange.rank)  # type: ignore[method-assign]
         else:
-            module.forward = partial(_column if self._how == COLUMN else _row, module, self._exchange)
+            module.forward = partial(_column if self._how == COLUMN else _row, module, self._exchange)  # type: ignore[method-assign]
         return module
 
 
