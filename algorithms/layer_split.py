@@ -27,6 +27,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses import schema_check_mode  # noqa: F401 - what disables modes would import it late
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
@@ -67,7 +68,7 @@ class LayerSplit:
         found, start = [], 0
         for name, parameter in model.named_parameters():
             whole = torch.arange(start, start + parameter.numel()).view(parameter.shape)
-            own = _own(whole, self._mesh, self._placement(model, name)) if self._plan else whole
+            own = _own(whole, self._mesh, placement(model, self._plan, name)) if self._plan else whole
             found.append(own.flatten())
             start += parameter.numel()
         return found
@@ -76,12 +77,8 @@ class LayerSplit:
         """Split layers in place."""
         if not self._plan:
             return
-        inside = [name for name, layer in model.named_children() if self._is_by_position(name)]
-        self._shared = [
-            parameter
-            for name, parameter in model.named_parameters()
-            if name.partition(".")[0] in inside and isinstance(self._placement(model, name), Replicate)
-        ]
+        inside = by_position(self._plan) if self._exchange.by_position else set()
+        self._shared = [model.get_parameter(name) for name in seen_in_part(model, self._plan, inside)]
         styles: dict[str, ParallelStyle] = {
             name: _Split(how, self._exchange) for name, how in self._plan.items() if how != SEQUENCE
         }
@@ -97,16 +94,7 @@ class LayerSplit:
             for gradient, summed in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
-    def _placement(self, model: nn.Module, parameter: str) -> Placement:
-        name, _, own = parameter.rpartition(".")
-        return _placement(self._plan.get(name, SEQUENCE), model.get_submodule(name), own)
-
-    def _is_by_position(self, layer: str) -> bool:
-        """Whether a layer of the chain gives activations that are split by position."""
-        words = {how for module, how in self._plan.items() if module.partition(".")[0] == layer}
-        return self._exchange.by_position and (SEQUENCE in words or self._plan.get(layer) == ROW)
-
-    def _cut_and_join(self, model: nn.Sequential, inside: list[str]) -> None:
+    def _cut_and_join(self, model: nn.Sequential, inside: set[str]) -> None:
         """Let activations be split by position where they are to be, and the model's outputs be whole."""
         exchange, before = self._exchange, False
         for name, layer in model.named_children():
@@ -115,8 +103,7 @@ class LayerSplit:
             elif before and name not in inside:
                 layer.register_forward_pre_hook(lambda _, given: exchange.join_positions(*given))
             before = name in inside
-        split = [how for name, _ in model.named_modules() if (how := self._plan.get(name, SEQUENCE)) != SEQUENCE]
-        if split[-1] == COLUMN:
+        if ends_open(model, self._plan):
             model[-1].register_forward_hook(lambda _, given, output: exchange.join_features(output))
         elif before:
             model[-1].register_forward_hook(lambda _, given, output: exchange.join_positions(output))
@@ -142,11 +129,33 @@ class _Split(ParallelStyle):
         return module
 
 
+def placement(model: nn.Module, plan: Mapping[str, str], parameter: str) -> Placement:
+    """Of a parameter of the model, by its name."""
+    name, _, own = parameter.rpartition(".")
+    return _placement(plan.get(name, SEQUENCE), model.get_submodule(name), own)
+
+
 def _placement(how: str, module: nn.Module, parameter: str) -> Placement:
-    """Of a module's parameter, by the plan's word for the module."""
     if how == COLUMN or (how == ROW and isinstance(module, nn.Embedding)):
         return Shard(0)
     return Shard(1) if how == ROW and parameter == "weight" else Replicate()
+
+
+def by_position(plan: Mapping[str, str]) -> set[str]:
+    """Layers of the chain whose activations sequence parallelism splits by position."""
+    return {name.partition(".")[0] for name, how in plan.items() if how == SEQUENCE or (how == ROW and "." not in name)}
+
+
+def seen_in_part(model: nn.Module, plan: Mapping[str, str], inside: set[str]) -> list[str]:
+    """Whole parameters of layers that work on some positions, by name."""
+    names = [name for name, _ in model.named_parameters() if name.partition(".")[0] in inside]
+    return [name for name in names if isinstance(placement(model, plan, name), Replicate)]
+
+
+def ends_open(model: nn.Module, plan: Mapping[str, str]) -> bool:
+    """Whether the last layer's outputs are split by feature."""
+    split = [how for name, _ in model.named_modules() if (how := plan.get(name, SEQUENCE)) != SEQUENCE]
+    return split[-1] == COLUMN
 
 
 def _own(whole: torch.Tensor, mesh: DeviceMesh, where: Placement) -> torch.Tensor:

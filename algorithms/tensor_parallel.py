@@ -16,6 +16,7 @@ from algorithms.flat import flatten_
 from algorithms.layer_split import LayerSplit, check_degree, check_plan
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
+from algorithms.split_traffic import bytes_of_batch
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -48,6 +49,11 @@ class TensorParallel(Algorithm):
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """They divide what is split."""
         check_degree(problem, num_workers, "hardware.num_workers", self.sequence_parallel)
+
+    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
+        """Activations of the batch, in both passes."""
+        problem = check_plan(problem, "tensor_parallel", self.sequence_parallel)
+        return bytes_of_batch(problem, num_workers, self.batch_size, self.sequence_parallel)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the gradient of each batch."""

@@ -27,6 +27,9 @@ REGULARISED += ["problem.synthetic_nonzeros_per_sample=5", "problem.l2=0.01", "p
 
 # those whose ranks send messages: the others, of one worker or on a shared model, are native
 SENDING = sorted(set(options("algorithm")) - set(NATIVE) - set(UNTRAINED) - set(SILENT))
+# 36 steps on a layer that 1 to 4 workers share evenly
+SHARED = ["problem=digits_mlp", "problem.hidden_sizes=[12]", "problem.target_loss=2.2", "budget.epochs=0.5"]
+SHARED += ["algorithm.batch_size=20", "algorithm.learning_rate=0.5"]
 
 SETTINGS = dict.fromkeys(NATIVE, MANY + SINGLE)
 SETTINGS["dual_coordinate_descent"] = [*REGULARISED, "budget.epochs=20", *EXACT]
@@ -37,6 +40,7 @@ SETTINGS["fedbuff"] = [*LONGER, *SINGLE, "algorithm.num_clients=10", "algorithm.
 SETTINGS["diloco"] = [*LONGER, "algorithm.batch_size=1", "algorithm.learning_rate=0.03"]  # how far a step of Adam goes
 SETTINGS["ensemble"] = [*LONGER, *BATCHES, "algorithm.members=2"]
 SETTINGS["hyperparameter_search"] = [*LONGER, *BATCHES, "algorithm.trials=4", "algorithm.space.batch_size=null"]
+SETTINGS["tensor_parallel"] = SHARED
 
 
 def settings(algorithm):

@@ -47,7 +47,7 @@ def test_bytes_per_update_are_as_declared(variant, hardware, workers):
     algorithm, *extra = variant
     composed, _, execution = run(algorithm, hardware, workers, *extra, *FEW_UPDATES.get(algorithm, []))
     last = execution.observations[-1]
-    declared = composed.algorithm.bytes_per_update(last.parameters, workers)
+    declared = composed.algorithm.bytes_of_update(composed.problem, last.parameters, workers)
     assert (declared is None) == (variant in UNDECLARED)
     if declared is None:
         return
