@@ -129,6 +129,13 @@ class Algorithm(ABC):
             UserError: naming the field, the value and what would work.
         """
 
+    def check_workers(self, problem: Problem, num_workers: int) -> None:  # noqa: B027 - most can be any number
+        """Refuse so many workers on a problem: 1 must always do, for comparison.
+
+        Raises:
+            UserError: naming the field, the value and what would work.
+        """
+
     def warm_up(self, problem: Problem) -> None:  # noqa: B027 - only native kernels are compiled
         """Compile what `train` will run, so that no clock sees it."""
 

@@ -84,10 +84,9 @@ class FSDP(Algorithm):
         """Layers are what is gathered."""
         check_layered(problem, "fsdp")
 
-    def constants(self, num_workers: int) -> dict[str, float]:
-        """Nothing; refuses a number of workers that groups do not make up."""
+    def check_workers(self, problem: Problem, num_workers: int) -> None:
+        """Groups make them up."""
         self.shards(num_workers)
-        return {}
 
     def shards(self, num_workers: int) -> int:
         """How many workers shard a model; one is alone whatever the settings say.

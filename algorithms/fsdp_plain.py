@@ -19,7 +19,7 @@ from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters, flatten_
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
-from algorithms.shards import check_layered, joined_shards, layers_of
+from algorithms.shards import JoinedShards, check_layered, layers_of
 from harness.batch import Samples
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
@@ -89,17 +89,16 @@ class PlainFSDP(Algorithm):
         """Take steps along 1/P sum_i g_i, each worker of its own shards."""
         assert isinstance(problem, Layered)
         modules = layers_of(problem.build_model(worker.device, worker.seed))
-        flat = [flat_parameters(module) for module in modules]
-        shards, sizes, positions = joined_shards(flat, worker.rank, worker.num_workers)
-        gradient, kept = torch.zeros_like(shards), positions >= 0
-        cut = zip(modules, shards.split(sizes), gradient.split(sizes), strict=True)
+        shards = JoinedShards([flat_parameters(module) for module in modules], worker.rank, worker.num_workers)
+        gradient = torch.zeros_like(shards.flat)
+        cut = zip(modules, shards.flat.split(shards.sizes), gradient.split(shards.sizes), strict=True)
         layers = [Layer(*each) for each in cut]
-        descent = Descent(self.optimizer, shards, gradient, self.learning_rate)
+        descent = Descent(self.optimizer, shards.flat, gradient, self.learning_rate)
         for batch in worker.batches(problem, self.batch_size):
             self._backpropagate(layers, problem, batch)
             gradient /= worker.num_workers
             descent.step(self.learning_rate * self.schedule.at(worker))
-            worker.observe(lambda: shards[kept], samples=len(batch), part=positions[kept])
+            worker.observe(shards.kept, samples=len(batch), part=shards.positions)
 
     def _backpropagate(self, layers: list[Layer], problem: Layered, batch: Samples) -> None:
         passed, targets = problem.rows_of(batch)

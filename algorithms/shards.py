@@ -55,18 +55,30 @@ def shard_of(vector: torch.Tensor, rank: int, num_shards: int, filler: float = 0
     return pad(vector, (0, -len(vector) % num_shards), value=filler).chunk(num_shards)[rank]
 
 
-def joined_shards(
-    vectors: Sequence[torch.Tensor], rank: int, num_shards: int
-) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+class JoinedShards:
     """A worker's shards of several vectors, one after the other.
 
-    Returns:
-        the shards; the size of each; and int64, where their elements are in all the vectors, -1 of what fills them up.
+    Attributes:
+        flat: all of them, what fills them up included.
+        sizes: of each, likewise.
+        positions: int64, of the elements of `kept` among those of all vectors.
     """
-    shards = [shard_of(vector, rank, num_shards) for vector in vectors]
-    whole = torch.arange(sum(map(len, vectors))).split([len(vector) for vector in vectors])
-    positions = [shard_of(part, rank, num_shards, filler=-1) for part in whole]
-    return torch.cat(shards), [len(shard) for shard in shards], torch.cat(positions)
+
+    def __init__(self, vectors: Sequence[torch.Tensor], rank: int, num_shards: int) -> None:
+        shards = [shard_of(vector, rank, num_shards) for vector in vectors]
+        self.flat, self.sizes = torch.cat(shards), [len(shard) for shard in shards]
+        self._kept, positions, start = [], [], 0
+        for vector, size in zip(vectors, self.sizes, strict=True):
+            begin, end = (min(place * size, len(vector)) for place in (rank, rank + 1))
+            self._kept.append(end - begin)
+            positions.append(torch.arange(start + begin, start + end))
+            start += len(vector)
+        self.positions = torch.cat(positions)
+
+    def kept(self) -> torch.Tensor:
+        """The shards without what fills them up."""
+        parts = zip(self.flat.split(self.sizes), self._kept, strict=True)
+        return torch.cat([shard[:kept] for shard, kept in parts])
 
 
 class Shards:

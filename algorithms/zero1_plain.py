@@ -39,8 +39,9 @@ class PlainZero1(Algorithm):
     schedule: Schedule
 
     def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
-        """Every worker hands in its gradient, and the new parameters of its shard, without what fills shards up."""
-        return weights.nbytes * (num_workers + 1) if num_workers > 1 else 0.0
+        """Every worker hands in its gradient, and the new parameters of its shard, filled up."""
+        filled_bytes = weights.nbytes + -weights.numel() % num_workers * weights.itemsize
+        return filled_bytes * (num_workers + 1) if num_workers > 1 else 0.0
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from composed import execution, setup
 
-from algorithms.shards import layers_of, shard_of
+from algorithms.shards import JoinedShards, layers_of, shard_of
 from harness.errors import UserError
 from harness.trial import averaged
 
@@ -82,6 +82,16 @@ def test_layers_keep_what_has_no_parameters_and_the_order_of_parameters():
 def test_shards_are_equal_and_filled_up():
     assert [shard_of(torch.arange(5.0), rank, 3).tolist() for rank in range(3)] == [[0, 1], [2, 3], [4, 0]]
     assert [shard_of(torch.arange(1.0), rank, 2).tolist() for rank in range(2)] == [[0], [0]]
+
+
+def test_joined_shards_know_where_they_are():
+    vectors = [torch.arange(5.0), torch.arange(5.0, 6.0), torch.arange(6.0, 9.0)]
+    for rank in range(3):
+        shards = JoinedShards(vectors, rank, 3)
+        assert len(shards.flat) == sum(shards.sizes) == 2 + 1 + 1
+        assert shards.kept().tolist() == shards.positions.tolist()  # values are places here
+    everyones = [JoinedShards(vectors, rank, 3).positions for rank in range(3)]
+    assert torch.cat(everyones).sort().values.tolist() == list(range(9))
 
 
 def test_groups_that_do_not_make_up_the_workers_are_refused():
