@@ -27,15 +27,14 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch._subclasses import schema_check_mode  # noqa: F401 - what disables modes would import it late
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn.functional import embedding, linear
-from torch.utils._python_dispatch import _disable_current_modes
 
 from algorithms.activations import Exchange
+from algorithms.mesh import mesh_of
 from harness.errors import UserError, require
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
@@ -57,11 +56,12 @@ class LayerSplit:
         self, plan: Mapping[str, str], group: dist.ProcessGroup | None, sequence_parallel: bool, device: torch.device
     ) -> None:
         self._plan = {} if group is None else plan
-        self._shared: list[nn.Parameter] = []  # whole ones, of whose gradient each worker has a part of the sum
+        self._shared: list[
+            tuple[nn.Module, str]
+        ] = []  # whole parameters that each worker's positions have a gradient of
         if group is not None:
             self._exchange = Exchange(group, sequence_parallel)
-            with _disable_current_modes():  # a mesh reads its ranks, which tensors without values have not
-                self._mesh = DeviceMesh.from_group(group, device.type)
+            self._mesh = mesh_of(group, device)
 
     def positions(self, model: nn.Module) -> list[torch.Tensor]:
         """Of this worker's part of each parameter among the flat ones of a model that is not split yet, int64."""
@@ -78,7 +78,8 @@ class LayerSplit:
         if not self._plan:
             return
         inside = by_position(self._plan) if self._exchange.by_position else set()
-        self._shared = [model.get_parameter(name) for name in seen_in_part(model, self._plan, inside)]
+        for module, _, name in (name.rpartition(".") for name in seen_in_part(model, self._plan, inside)):
+            self._shared.append((model.get_submodule(module), name))
         styles: dict[str, ParallelStyle] = {
             name: _Split(how, self._exchange) for name, how in self._plan.items() if how != SEQUENCE
         }
@@ -86,13 +87,29 @@ class LayerSplit:
         self._cut_and_join(model, inside)
 
     def sum_gradients(self) -> None:
-        """Of weights that have seen some of the positions, after the backward pass of a batch."""
-        gradients = [parameter.grad for parameter in self._shared if parameter.grad is not None]
+        """Of whole parameters that have seen some of the positions, after the backward pass of a batch."""
+        given = [getattr(module, name).grad for module, name in self._shared]
+        gradients = [each.to_local() if isinstance(each, DTensor) else each for each in given if each is not None]
         if gradients:
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(flat, group=self._exchange.group)
             for gradient, summed in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
+
+    def handed_on(self, model: nn.Sequential, layer: int, output: torch.Tensor) -> torch.Tensor:
+        """What a worker has of the output of a layer, before that is joined.
+
+        Args:
+            layer: number of the layer in the chain.
+            output: of the whole layer, on the device "meta".
+        """
+        if not self._plan:
+            return output
+        name = [name for name, _ in model.named_children()][layer]
+        if self._exchange.by_position and name in by_position(self._plan):
+            return self._exchange.cut(output)
+        is_open = ends_open(model[: layer + 1], self._plan)
+        return self._exchange.cut(output, output.dim() - 1) if is_open else output
 
     def _cut_and_join(self, model: nn.Sequential, inside: set[str]) -> None:
         """Let activations be split by position where they are to be, and the model's outputs be whole."""
@@ -155,7 +172,7 @@ def seen_in_part(model: nn.Module, plan: Mapping[str, str], inside: set[str]) ->
 def ends_open(model: nn.Module, plan: Mapping[str, str]) -> bool:
     """Whether the last layer's outputs are split by feature."""
     split = [how for name, _ in model.named_modules() if (how := plan.get(name, SEQUENCE)) != SEQUENCE]
-    return split[-1] == COLUMN
+    return split[-1:] == [COLUMN]
 
 
 def _own(whole: torch.Tensor, mesh: DeviceMesh, where: Placement) -> torch.Tensor:

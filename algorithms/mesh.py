@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
+from torch._subclasses import schema_check_mode  # noqa: F401 - what disables modes would import it late
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._python_dispatch import _disable_current_modes
 
 from harness.errors import require
 
@@ -85,3 +89,9 @@ class Mesh:
         )
         require(over == 0 if open_ended else num_workers == product, "algorithm.mesh", rule, given)
         return Shape(**{name: rest if size is None else size for name, size in given.items()})
+
+
+def mesh_of(group: dist.ProcessGroup, device: torch.device) -> DeviceMesh:
+    """Torch's mesh of the workers of a group."""
+    with _disable_current_modes():  # it reads its ranks, which tensors without values have not
+        return DeviceMesh.from_group(group, device.type)

@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import Replicate
 
-from algorithms.layer_split import COLUMN, ROW, by_position, ends_open, seen_in_part
+from algorithms.layer_split import COLUMN, ROW, by_position, ends_open, placement, seen_in_part
+from algorithms.mesh import Shape
 from harness.problems.layered import Layered
 
 
@@ -48,6 +50,18 @@ def bytes_of_batch(problem: Layered, num_workers: int, samples: int, sequence_pa
     weights = sum(model.get_parameter(name).nbytes for name in seen_in_part(model, plan, inside))
     edges = _edges(model, plan, passes, inside)
     return samples * (num_workers * summed + gathered + edges) + num_workers * weights
+
+
+def bytes_of_gradients(problem: Layered, shape: Shape) -> float:
+    """Handed in to the average over batches: every worker's part of the model, where there are several."""
+    if shape.data == 1:
+        return 0.0
+    model, plan = problem.build_model(torch.device("cpu"), 0), problem.tensor_plan()
+    copies = {name: isinstance(placement(model, plan, name), Replicate) for name, _ in model.named_parameters()}
+    sizes = {
+        name: parameter.nbytes * (shape.tensor if copies[name] else 1) for name, parameter in model.named_parameters()
+    }
+    return shape.data * float(sum(sizes.values()))
 
 
 def _edges(model: nn.Module, plan: Mapping[str, str], passes: list[_Pass], inside: set[str]) -> int:
