@@ -125,6 +125,10 @@ class Algorithm(ABC):
         """
         return None
 
+    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+        """As `bytes_per_update`, for those who send what a problem's layers give too."""
+        return self.bytes_per_update(weights, num_workers)
+
     def staleness_bound(self, num_workers: int) -> int | None:
         """How many updates there can be between the weights that a gradient is of and the step along it, at most.
 
@@ -135,6 +139,13 @@ class Algorithm(ABC):
 
     def check(self, problem: Problem) -> None:  # noqa: B027 - most can do any problem
         """Refuse a problem that cannot be done with these settings.
+
+        Raises:
+            UserError: naming the field, the value and what would work.
+        """
+
+    def check_workers(self, problem: Problem, num_workers: int) -> None:  # noqa: B027 - most can be any number
+        """Refuse so many workers on a problem: 1 must always do, for comparison.
 
         Raises:
             UserError: naming the field, the value and what would work.

@@ -38,6 +38,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     if used < offered and setup.hardware.num_workers is not None:
         notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
     setup.algorithm.constants(used)
+    setup.algorithm.check_workers(setup.problem, used)
     setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
     return setup, [*notices, *setup.machine.check()]

@@ -65,6 +65,10 @@ class Llama(LanguageModel):
         """Heads, hidden units and the vocabulary are split: each worker looks up, and scores, some of the tokens."""
         return {**super().tensor_plan(), "0": "row", f"{self.layers + 1}.output": "column"}
 
+    def tensor_divisors(self, sequence_parallel: bool) -> Mapping[str, int]:
+        """The vocabulary too."""
+        return {**super().tensor_divisors(sequence_parallel), "problem.vocabulary": self.vocabulary}
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The objective over all samples."""
