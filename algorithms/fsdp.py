@@ -30,6 +30,7 @@ from algorithms.base import Algorithm
 from algorithms.optimizers import Optimizer
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards, check_layered, layers_of
+from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -56,6 +57,7 @@ class FSDP(Algorithm):
 
     synchronous: ClassVar[bool] = True
     splits_model: ClassVar[bool] = True
+    supports_fake_tensors: ClassVar[bool] = True
 
     linear_scaling: bool
     reshard_after_forward: bool
@@ -79,6 +81,11 @@ class FSDP(Algorithm):
     def is_sgd(self) -> bool:  # type: ignore[override]
         """In the problem's own precision."""
         return self.param_dtype is None and self.reduce_dtype is None
+
+    def alike(self, num_workers: int) -> list[Axis]:
+        """All workers, of groups that shard a model."""
+        size = self.shards(num_workers)
+        return [Axis(num_workers // size, alike=True), Axis(size, alike=True)]
 
     def check(self, problem: Problem) -> None:
         """Layers are what is gathered."""
