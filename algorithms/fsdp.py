@@ -27,6 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from algorithms.base import Algorithm
+from algorithms.footprint import Footprint
 from algorithms.optimizers import Optimizer
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards, check_layered, layers_of
@@ -120,10 +121,14 @@ class FSDP(Algorithm):
         """Take steps along 1/P sum_i g_i, each worker of its own shard."""
         model = self.sharded(problem.build_model(worker.device, worker.seed), worker)
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
-        shards = Shards(model, self.optimizer, learning_rate)
+        shards, footprint = Shards(model, self.optimizer, learning_rate), Footprint(worker)
         for batch in worker.batches(problem, self.batch_size):
-            problem.loss(model, batch).backward()
+            with footprint.forward(model.parameters()):
+                loss = problem.loss(model, batch)
+            loss.backward()
             shards.step(learning_rate * self.schedule.at(worker))
+            footprint.tell(shards.own, shards.optimizer)
+            shards.optimizer.zero_grad()
             worker.observe(shards.flat, samples=len(batch), part=shards.positions)
 
     def sharded(self, model: nn.Module, worker: Worker) -> nn.Module:
