@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -157,7 +158,8 @@ class FSDP(Algorithm):
 
     def _mesh(self, worker: Worker) -> DeviceMesh:
         size = self.shards(worker.num_workers)
-        if size == worker.num_workers:
-            return init_device_mesh(worker.device.type, (size,))
         replicas = worker.num_workers // size
-        return init_device_mesh(worker.device.type, (replicas, size), mesh_dim_names=("replicate", "shard"))
+        with unset_fake_temporarily():  # it reads the ranks that it is made of, also where the model has no values
+            if replicas == 1:
+                return init_device_mesh(worker.device.type, (size,))
+            return init_device_mesh(worker.device.type, (replicas, size), mesh_dim_names=("replicate", "shard"))

@@ -1,12 +1,10 @@
 """What a worker keeps of a model that all share: its layers, its shard of them, and where that lies in the whole."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.functional import pad
 
 from algorithms.optimizers import Optimizer
@@ -115,11 +113,12 @@ class Shards:
 
 
 def _positions(parameters: Sequence[DTensor]) -> torch.Tensor:
-    """Of this worker's rows, which lie in one piece of each parameter."""
+    """Of this worker's rows, which lie in one piece of each parameter; the last workers may have fewer, or none."""
     found, start = [], 0
     for each in parameters:
-        shape, offset = compute_local_shape_and_global_offset(each.shape, each.device_mesh, each.placements)
-        begin = start + offset[0] * each.shape[1:].numel()
-        found.append(torch.arange(begin, begin + math.prod(shape)))
+        mesh, rows = each.device_mesh, len(each)
+        begin = min(mesh.get_local_rank(mesh.ndim - 1) * -(-rows // mesh.size(-1)), rows)
+        first = start + begin * each.shape[1:].numel()
+        found.append(torch.arange(first, first + each.to_local().numel()))
         start += each.numel()
     return torch.cat(found)
