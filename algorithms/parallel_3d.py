@@ -113,19 +113,20 @@ class Parallel3D(Algorithm):
             groups = {axis: shape.group(axis, worker.rank) for axis in shape._fields}
             line = groups["pipeline"] or dist.new_group([worker.rank], use_local_synchronization=True)
             layers = LayerSplit(problem.tensor_plan(), groups["tensor"], self.sequence_parallel, worker.device)
-            parts = layers.positions(model)
+            parts = layers.positions(model) if worker.sees_values else []
             stages = split(model, order.stages_per_worker * shape.pipeline, costs)
             handed_on = HandedOn(problem, model, stages, layers)
             layers.split_(model)
             held = order.held(shape.place(worker.rank).pipeline, shape.pipeline)
-            part = of_stages(parts, model, [stages[number] for number in held])
+            part = of_stages(parts, model, [stages[number] for number in held]) if parts else None
             shared = self._shared(stages, held, groups["data"], worker.device)
         passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, line)
         for batch in worker.batches(problem, self.batch_size):
             passes.run(batch)
             layers.sum_gradients()
             shared.step(self.learning_rate * self.schedule.at(worker))
-            worker.observe(shared.flat, samples=len(batch), part=part[shared.positions])
+            own = None if part is None else part[shared.positions]
+            worker.observe(shared.flat, samples=len(batch), part=own)
 
     def _shared(
         self, stages: list[nn.Sequential], held: list[int], group: dist.ProcessGroup | None, device: torch.device

@@ -68,7 +68,7 @@ class TensorParallel(Algorithm):
         with worker.clock.paused():
             group = dist.group.WORLD if worker.num_workers > 1 else None
             split = LayerSplit(problem.tensor_plan(), group, self.sequence_parallel, worker.device)
-            part = torch.cat(split.positions(model))
+            part = torch.cat(split.positions(model)) if worker.sees_values else None
             split.split_(model)
         weights, gradient = flatten_(model)
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
