@@ -28,25 +28,27 @@ _METHODS: dict[type, tuple[str, ...]] = {
     PipelineStage: ("_send_meta", "_recv_meta"),
 }
 
+_FOREACH = vars(optimizers.MODULE)["_foreach_supported_types"]
+
 
 @contextmanager
 def adapted() -> Iterator[None]:
     """A block in which torch does so."""
     with ExitStack() as stack:
-        stack.callback(
-            setattr, optimizers.MODULE, "_foreach_supported_types", optimizers.MODULE._foreach_supported_types
-        )
-        optimizers.MODULE._foreach_supported_types = [*optimizers.MODULE._foreach_supported_types, FakeTensor]
-        stack.callback(setattr, _fsdp_param, "_chunk_with_empty", _fsdp_param._chunk_with_empty)
-        _fsdp_param._chunk_with_empty = _Chunks
+        _replace(stack, optimizers.MODULE, "_foreach_supported_types", [*_FOREACH, FakeTensor])
+        _replace(stack, _fsdp_param, "_chunk_with_empty", _Chunks)
         for owner, names in _METHODS.items():
             for name in names:
                 method = vars(owner)[name]
-                stack.callback(setattr, owner, name, method)
                 static = isinstance(method, staticmethod)
                 wrapped = _unfaked(method.__func__ if static else method)
-                setattr(owner, name, staticmethod(wrapped) if static else wrapped)
+                _replace(stack, owner, name, staticmethod(wrapped) if static else wrapped)
         yield
+
+
+def _replace(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    stack.callback(setattr, owner, name, vars(owner)[name])
+    setattr(owner, name, value)
 
 
 class _Chunks:
