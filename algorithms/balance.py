@@ -92,4 +92,15 @@ def seconds(layers: Sequence[nn.Module], inputs: torch.Tensor, read_clock: Calla
 
 def shadow(layer: Layer) -> Layer:
     """The same layer of shapes alone, on the device "meta"."""
-    return copy.deepcopy(layer).to("meta")
+    shapes = copy.deepcopy(layer)
+    for module in shapes.modules():  # `to` would swap tensors, which those without values do not bear
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = _like(tensor)
+    return shapes
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    shape = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(shape, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape
