@@ -92,13 +92,8 @@ def seconds(layers: Sequence[nn.Module], inputs: torch.Tensor, read_clock: Calla
 
 def shadow(layer: Layer) -> Layer:
     """The same layer of shapes alone, on the device "meta"."""
-    shapes = copy.deepcopy(layer)
-    for module in shapes.modules():  # `to` would swap tensors, which those without values do not bear
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    tensors[name] = _like(tensor)
-    return shapes
+    tensors = (*layer.parameters(), *layer.buffers())
+    return copy.deepcopy(layer, {id(tensor): _like(tensor) for tensor in tensors})  # none of them is copied itself
 
 
 def _like(tensor: torch.Tensor) -> torch.Tensor:

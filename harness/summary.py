@@ -19,6 +19,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
         ("target", _target(summary)),
         ("hardware", _hardware(summary)),
         ("network", _network(summary)),
+        ("predicted", _predicted(summary)),
         ("statistics", _statistics(summary)),
         ("conflicts", _conflicts(summary)),
         ("search", _search(summary)),
@@ -99,6 +100,25 @@ def _network(summary: dict[str, Any]) -> str:
     return (
         f"busiest link {summary['sim/busiest_link']}, in use {100 * summary['sim/busiest_link_frac']:.0f}% of the time"
     )
+
+
+def _predicted(summary: dict[str, Any]) -> str:
+    """A step, and what it needs.
+
+    >>> found = {"predicted/step_s": 0.5, "predicted/mfu": 0.4, "predicted/peak_memory_bytes_max": 2**34}
+    >>> _predicted(found | {"time/clock": "virtual"})
+    '500 virtual ms a step, MFU 40%, peak memory 16 GiB'
+    """
+    if "predicted/step_s" not in summary:
+        return ""
+    found = {key.removeprefix("predicted/"): value for key, value in summary.items()}
+    parts = [f"{seconds(found['step_s'], summary)} a step"]
+    if "tokens_per_s_per_device" in found:
+        parts.append(f"{found['tokens_per_s_per_device']:.4g} tokens/s a device")
+    for key, words in (("mfu", "MFU"), ("exposed_comm_frac", "exposed communication"), ("bubble_frac", "bubble")):
+        if key in found and (key == "mfu" or found[key] >= 0.0005):
+            parts.append(f"{words} {100 * found[key]:.3g}%")
+    return ", ".join([*parts, f"peak memory {found['peak_memory_bytes_max'] / 2**30:.4g} GiB"])
 
 
 def _statistics(summary: dict[str, Any]) -> str:
