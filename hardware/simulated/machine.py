@@ -134,7 +134,8 @@ class Simulated(Hardware):
             execution.interleavings = [place.interleaving for place in simulation.places]
         if machine.fake and execution.failure is None:
             self._predict(simulation, program, execution)
-        execution.timeline = partial(timeline.write, accounts=[place.timelines.account for place in simulation.places])
+        accounts = {place.rank: place.timelines.account for place in simulation.places}
+        execution.timeline = partial(timeline.write, accounts=[*accounts.values()], ranks=[*accounts])
         if self.memory is not None:
             execution.facts["sockets"] = [self.memory.socket(rank) for rank in range(machine.num_ranks)]
         if placement := {name: machine.placed(each.node) for name, each in machine.tensors.items()} | machine.placement:

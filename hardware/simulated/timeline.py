@@ -6,7 +6,7 @@ rank takes part in, side by side where it overlaps. Arrows lead from one part of
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,14 +23,19 @@ class Written(NamedTuple):
     until_s: float
 
 
-def write(path: Path, accounts: Sequence[Account]) -> Written:
-    """Write the timeline of the ranks, at most `MAX_EVENTS`, the earliest."""
-    spans = sorted(_spans(accounts), key=lambda event: event["ts"])
+def write(path: Path, accounts: Sequence[Account], ranks: Sequence[int] | None = None) -> Written:
+    """Write the timeline of the ranks, at most `MAX_EVENTS`, the earliest.
+
+    Args:
+        ranks: whose accounts they are; None for 0, 1, 2, ...
+    """
+    by_rank = dict(zip(range(len(accounts)) if ranks is None else ranks, accounts, strict=True))
+    spans = sorted(_spans(by_rank), key=lambda event: event["ts"])
     until_s = _known_until_s(accounts)
     if len(spans) > MAX_EVENTS:
         until_s = min(until_s, spans[MAX_EVENTS]["ts"] / 1e6)
     spans = [span for span in spans if span["ts"] < until_s * 1e6]
-    events = [*_names(accounts), *spans, *_arrows(spans), *_end(until_s)]
+    events = [*_names(by_rank), *spans, *_arrows(spans), *_end(until_s)]
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "clock": "virtual"}, allow_nan=False)
     path.write_bytes(gzip.compress(text.encode(), compresslevel=4))
     return Written(len(spans), until_s)
@@ -49,14 +54,14 @@ def _end(until_s: float) -> Iterator[dict[str, Any]]:
         yield {"ph": "i", "s": "g", "name": words, "pid": 0, "tid": "stream 0", "ts": until_s * 1e6}
 
 
-def _names(accounts: Sequence[Account]) -> Iterator[dict[str, Any]]:
-    for rank in range(len(accounts)):
+def _names(ranks: Iterable[int]) -> Iterator[dict[str, Any]]:
+    for rank in ranks:
         yield {"ph": "M", "name": "process_name", "pid": rank, "args": {"name": f"rank {rank}"}}
         yield {"ph": "M", "name": "process_sort_index", "pid": rank, "args": {"sort_index": rank}}
 
 
-def _spans(accounts: Sequence[Account]) -> Iterator[dict[str, Any]]:
-    for rank, account in enumerate(accounts):
+def _spans(accounts: Mapping[int, Account]) -> Iterator[dict[str, Any]]:
+    for rank, account in accounts.items():
         for number, stream in enumerate(account.streams):
             for begin_s, end_s in stream.until(float("inf")).tolist():
                 yield _span("compute", rank, f"stream {number}", begin_s, end_s)

@@ -21,19 +21,24 @@ def executed(*overrides):
     return setup, setup.machine.execute(setup.program(), lambda samples: None)
 
 
-SHARDED = ("algorithm=fsdp", "algorithm/optimizer=adamw")
+SHARDED = ("algorithm=fsdp", "algorithm/optimizer=adamw", "hardware.network.devices_per_host=2")
 SPLIT = ("algorithm=tensor_parallel", "hardware.num_workers=2", "hardware.network.devices_per_host=2")
 MESH = (
     "algorithm=parallel_3d",
     "algorithm.mesh.pipeline=2",
     "algorithm.mesh.tensor=2",
-    "algorithm.batch_size=4",
-    "algorithm.micro_batches=4",
+    "algorithm.batch_size=2",
+    "algorithm.micro_batches=2",
+    "problem.samples=4",
+    "budget.epochs=2",
     "hardware.network.devices_per_host=2",
 )
 
 
-@pytest.mark.parametrize("overrides", [SHARDED, SPLIT, MESH], ids=["fsdp", "tensor", "mesh"])
+FEW = ("hardware.num_workers=4", "problem.samples=4", "budget.epochs=2")  # two steps over two hosts
+
+
+@pytest.mark.parametrize("overrides", [(*SHARDED, *FEW), SPLIT, MESH], ids=["fsdp", "tensor", "mesh"])
 def test_collapsed_or_not_the_same_is_predicted(overrides):
     found = {}
     for collapse in ("auto", "none"):
