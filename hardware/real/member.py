@@ -22,7 +22,7 @@ import torch.distributed as dist
 from hardware.real.crew import Crew, as_failure
 from hardware.real.messages import Arrived, Failed, Finished, Message
 from hardware.real.rank_place import RankPlace, say_failed
-from hardware.real.worker_process import connect, moved, touch, train
+from hardware.real.worker_process import connect, import_optimizers, moved, touch, train
 from hardware.real.world_clock import WorldClock
 from hardware.real.world_store import FOREVER_S, StoreCounters, StoreLocks, WorldStore
 from harness.errors import UserError
@@ -122,6 +122,7 @@ def _work(job: Job, rank: int, line: StoreLine, store: WorldStore) -> None:
     os.sched_setaffinity(0, crew.cpus[rank])  # of this thread
     torch.set_num_threads(crew.intra_op_threads)
     place = WorldPlace(rank, crew, line, store)
+    import_optimizers()
     touch(program)
     program = moved(program, place.device)
     place.ask(Arrived("ready"))  # from here on nobody is late, whatever the library's time-out

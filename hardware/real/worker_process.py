@@ -62,6 +62,16 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def import_optimizers() -> None:
+    """Take a step: the first one of an optimiser imports a second's worth of torch, on the clock if not before.
+
+    On "meta", which chooses no vector instructions: those are for each worker's environment to say.
+    """
+    parameter = torch.nn.Parameter(torch.zeros(1, device="meta"))
+    parameter.grad = torch.zeros(1, device="meta")
+    torch.optim.SGD([parameter]).step()
+
+
 def touch(program: Program) -> None:
     """One forward and backward pass on a throw-away model: data are loaded, torch and kernels are warm."""
     program.touch(torch.device("cpu"))
