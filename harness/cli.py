@@ -53,7 +53,7 @@ def command_line(main: Callable[[], None]) -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # who loses a connection says so in its own words
         status = _leading(world, main) if world.rank == 0 else _following(world)
     if status == 130 or world is not None:
-        leave(status)
+        leave(status, at_once=world is not None)
     sys.exit(status)
 
 
@@ -111,9 +111,13 @@ def _status(main: Callable[[], None]) -> int:
     return 1
 
 
-def leave(status: int) -> NoReturn:
-    """Exit, without waiting for threads that are in native code, such as a compiler."""
-    if threading.active_count() == 1:
+def leave(status: int, at_once: bool) -> NoReturn:
+    """Exit, without waiting for threads that are in native code, such as a compiler.
+
+    Args:
+        at_once: nor for what libraries would do at the end, such as wait for ranks that are gone.
+    """
+    if threading.active_count() == 1 and not at_once:
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -101,7 +100,8 @@ def together(environments, *arguments, timeout_s=120, kill=None):
         said = [process.communicate(timeout=timeout_s) for process in started]
     finally:
         for process in started:
-            process.send_signal(signal.SIGKILL)
+            process.kill()
+            process.wait()
     return [
         subprocess.CompletedProcess(process.args, process.returncode, *each)
         for process, each in zip(started, said, strict=True)

@@ -22,7 +22,7 @@ from harness.program import Program
 
 LOOK_S = 0.25  # between two looks at how far all are
 SETTLE_S = 1.0  # after a first failure, to see whether it was only the consequence of another
-FAREWELL_S = 5.0  # for the others to hear how the run ended
+FAREWELL_S = 3.0  # for the others to hear how the run ended
 
 
 def cards_of(world: World, timeout_s: float) -> list[Card]:
@@ -57,13 +57,13 @@ class _Leader:
         self._synchronous = program.algorithm.synchronous and not program.algorithm.observes_own
         self._job = Job.of(crew, program, [card.clock for card in cards])
         self._line = StoreLine(store, 0, self._job)
-        self._own = Job(crew, program, [], self._job.clocks)
+        self._program = program
         self._failures: list[Failed] = []
 
     def run(self, progress: Callable[[int], None]) -> Execution:
         """Until all have finished or one has failed."""
         threads, counters = torch.get_num_threads(), StoreCounters(self._store)
-        arguments = self._own, 0, self._line, self._store
+        arguments = self._job, 0, self._line, self._store, self._program
         thread = threading.Thread(target=work, args=arguments, name="rank 0", daemon=True)
         try:
             self._store.put("job", self._job)
@@ -73,7 +73,7 @@ class _Leader:
                 progress(counters.value("samples"))
             self._settle(thread)
         except KeyboardInterrupt as interrupt:
-            self._failures.append(Failed(interrupt, float("-inf")))
+            self._failures.append(Failed(interrupt, time.perf_counter()))  # torchrun's own after a death comes second
         except dist.DistError as error:
             self._failures.append(Failed(WorkerFailed(f"the store of the world is gone: {error}"), float("inf")))
         torch.set_num_threads(threads)

@@ -10,6 +10,7 @@ end                             ->                            the exit status of
 """
 
 import os
+import pickle
 import sys
 import traceback
 from collections import Counter
@@ -35,20 +36,28 @@ class Job:
     """What rank 0 tells the others to do.
 
     Args:
-        program: without its data, which every rank loads for itself.
-        path: where rank 0 finds modules.
+        pickled: the program without its data, which every rank loads for itself.
+        path: where rank 0 finds the modules that it needs.
         clocks: what each rank reads, see `WorldClock`.
     """
 
     crew: Crew
-    program: Program
+    pickled: bytes
     path: list[str]
     clocks: list[str]
 
     @classmethod
     def of(cls, crew: Crew, program: Program, clocks: list[str]) -> "Job":
-        """That of a program which rank 0 may have loaded the data of."""
-        return cls(crew, replace(program, problem=replace(program.problem)), list(sys.path), clocks)
+        """That of a program which rank 0 has loaded the data of."""
+        bare = replace(program, problem=replace(program.problem))
+        return cls(crew, pickle.dumps(bare), [os.path.abspath(folder) for folder in sys.path], clocks)
+
+    def program(self) -> Program:
+        """Unpack it, on any rank."""
+        sys.path += [folder for folder in self.path if folder not in sys.path]
+        program = pickle.loads(self.pickled)
+        assert isinstance(program, Program)
+        return program
 
 
 class StoreLine:
@@ -106,10 +115,14 @@ class WorldPlace(RankPlace):
         self.line.say(replace(observation, host_s=float(self._clock.of_rank_0(own_s))))
 
 
-def work(job: Job, rank: int, line: StoreLine, store: WorldStore) -> None:
-    """Be one rank, from start to end; whatever goes wrong is told."""
+def work(job: Job, rank: int, line: StoreLine, store: WorldStore, program: Program | None = None) -> None:
+    """Be one rank, from start to end; whatever goes wrong is told.
+
+    Args:
+        program: the job's, if it is at hand.
+    """
     try:
-        _work(job, rank, line, store)
+        _work(job.crew, program or job.program(), rank, line, store)
     except dist.DistNetworkError:
         if rank == 0:
             raise
@@ -117,8 +130,8 @@ def work(job: Job, rank: int, line: StoreLine, store: WorldStore) -> None:
         say_failed(line, as_failure(f"worker {rank}", error, traceback.format_exc()))
 
 
-def _work(job: Job, rank: int, line: StoreLine, store: WorldStore) -> None:
-    crew, program, hook = job.crew, job.program, sys.excepthook
+def _work(crew: Crew, program: Program, rank: int, line: StoreLine, store: WorldStore) -> None:
+    hook = sys.excepthook
     os.sched_setaffinity(0, crew.cpus[rank])  # of this thread
     torch.set_num_threads(crew.intra_op_threads)
     place = WorldPlace(rank, crew, line, store)

@@ -5,7 +5,9 @@ import re
 
 import pytest
 import torch
+from commands import ROOT
 from composed import execution, setup
+from small_runs import settings
 from worlds import by_hand, close_store, free_port, parameters, rows, summary, together, torchrun, world
 
 from hardware.real.world import find_world, joined_world
@@ -151,3 +153,53 @@ def test_a_loss_that_is_not_finite_is_said_once(tmp_path):
     assert first.stderr.count("error: ") == 1 and "lower algorithm.learning_rate" in first.stderr
     assert (second.stdout, second.stderr) == ("", "")
     assert summary(tmp_path)["run/status"] == "diverged" and len(rows(tmp_path)) > 1
+
+
+def test_a_killed_rank_ends_all_and_what_was_observed_stays(tmp_path):
+    """torchrun ends the others, by SIGTERM; who has lost its connection before that says so."""
+    victim = ["problem._target_=dying.Dying", "+problem.victim=1", f"+problem.pid_file={tmp_path}/pid"]
+    chosen = ["--config-dir", str(ROOT / "tests"), "algorithm=all_reduce", *settings("all_reduce"), *victim]
+    much = ["budget.epochs=2000", "budget.observations=2000", "baseline=none", f"runs_dir={tmp_path}"]
+    done = torchrun(2, *chosen, *FILES, *much)
+    assert done.returncode == 1
+    (said,) = re.findall(r"^(?:error|interrupted).*", done.stderr, re.M)
+    assert re.match(r"error: worker 1 \(pid \d+\) was killed, or ended in mid-run|interrupted in mid-run", said)
+    assert summary(tmp_path)["run/status"] in ("failed", "interrupted") and len(rows(tmp_path)) > 40
+
+
+def test_an_interrupt_ends_all_and_what_was_observed_stays(tmp_path):
+    """As a launcher hands it on: to every rank."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    chosen = ["--config-dir", str(tmp_path), "algorithm=all_reduce", *settings("all_reduce"), *FILES]
+    chosen += ["algorithm._target_=interrupted.Interrupted", "budget.epochs=2000", "budget.observations=2000"]
+    first, second = failing(tmp_path, *chosen)
+    assert (first.returncode, second.returncode) == (130, 130)
+    assert first.stderr.startswith("interrupted in mid-run: what was observed up to epoch ")
+    assert (second.stdout, second.stderr) == ("", "")
+    assert summary(tmp_path)["run/status"] == "interrupted" and len(rows(tmp_path)) > 50
+
+
+INTERRUPTED = """
+import os
+import signal
+
+import torch.distributed as dist
+
+from algorithms.all_reduce import AllReduce
+
+
+class Interrupted(AllReduce):
+    def train(self, worker, problem):
+        observe, pids = worker.observe, [None] * worker.num_workers
+        dist.all_gather_object(pids, os.getpid())
+
+        def observing(model, samples, updates=1):
+            observe(model, samples, updates)
+            steps[0] += 1
+            if worker.rank == 0 and steps[0] == 500:
+                for pid in pids:
+                    os.kill(pid, signal.SIGINT)
+
+        steps, worker.observe = [0], observing
+        super().train(worker, problem)
+"""
