@@ -111,7 +111,7 @@ def _status(main: Callable[[], None]) -> int:
     return 1
 
 
-def leave(status: int, at_once: bool) -> NoReturn:
+def leave(status: int, at_once: bool = False) -> NoReturn:
     """Exit, without waiting for threads that are in native code, such as a compiler.
 
     Args:

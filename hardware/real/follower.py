@@ -11,7 +11,7 @@ from types import FrameType
 import torch.distributed as dist
 
 from hardware.real.card import own_card
-from hardware.real.member import Job, StoreLine, work
+from hardware.real.member import BEAT_S, Job, StoreLine, work
 from hardware.real.world import World
 from hardware.real.world_store import store_of
 from harness.errors import TwinclockError
@@ -32,11 +32,14 @@ def follow(world: World) -> int:
     try:
         store = store_of(world)
         store.put(f"card {world.rank}", own_card(world))
-        working = False
+        working, due_s = False, 0.0
         while not store.has("end") and not (told and time.monotonic() > told[0]):
             if not working and store.has("job"):
                 _begin(store.get("job"), world)
                 working = True
+            if time.monotonic() >= due_s:
+                store.add(f"alive {world.rank}", 1)
+                due_s = time.monotonic() + BEAT_S
             time.sleep(LOOK_S)
         status = int(store.get("end")) if store.has("end") else 128 + signal.SIGTERM
         store.add("left", 1)

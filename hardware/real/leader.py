@@ -12,7 +12,7 @@ from hardware.base import Execution
 from hardware.real.card import Card, own_card
 from hardware.real.conclusion import conclude
 from hardware.real.crew import Crew
-from hardware.real.member import Job, StoreLine, work
+from hardware.real.member import BEAT_S, Job, StoreLine, work
 from hardware.real.messages import Failed, Finished
 from hardware.real.world import World
 from hardware.real.world_store import StoreCounters, WorldStore, store_of
@@ -59,6 +59,9 @@ class _Leader:
         self._line = StoreLine(store, 0, self._job)
         self._program = program
         self._failures: list[Failed] = []
+        self._timeout_s = crew.timeout_s
+        self._beats: dict[int, tuple[int, float]] = {}  # of each rank, and since when it is so many
+        self._watched_s = 0.0
 
     def run(self, progress: Callable[[int], None]) -> Execution:
         """Until all have finished or one has failed."""
@@ -71,9 +74,12 @@ class _Leader:
             while thread.is_alive() and not self._failed():
                 thread.join(LOOK_S)
                 progress(counters.value("samples"))
-            self._settle(thread)
+                self._watch()
+            self._settle()
         except KeyboardInterrupt as interrupt:
             self._failures.append(Failed(interrupt, time.perf_counter()))  # torchrun's own after a death comes second
+        except WorkerFailed as failure:
+            self._failures.append(Failed(failure, float("-inf")))
         except dist.DistError as error:
             self._failures.append(Failed(WorkerFailed(f"the store of the world is gone: {error}"), float("inf")))
         torch.set_num_threads(threads)
@@ -82,7 +88,23 @@ class _Leader:
     def _failed(self) -> bool:
         return self._store.add("failures", 0) > 0
 
-    def _settle(self, thread: threading.Thread) -> None:
+    def _watch(self) -> None:
+        """Notice who gives no sign of life: where no launcher ends the world, a killed rank would be waited for."""
+        now_s = time.monotonic()
+        if now_s < self._watched_s + BEAT_S:
+            return
+        self._watched_s = now_s
+        for rank in range(1, self._num_ranks):
+            beats = self._store.add(f"alive {rank}", 0)
+            known, since_s = self._beats.setdefault(rank, (beats, now_s))
+            if beats != known:
+                self._beats[rank] = beats, now_s
+            elif now_s > since_s + self._timeout_s:
+                who = f"worker {rank} on host {self._cards[rank].host} (pid {self._cards[rank].pid})"
+                limit = f"hardware.timeout_s={self._timeout_s:g}"
+                raise WorkerFailed(f"{who} has given no sign of life for {limit}: see what it printed there")
+
+    def _settle(self) -> None:
         """Once somebody has failed, hear what others say of it."""
         settled_s = time.monotonic() + SETTLE_S
         while self._failed() and time.monotonic() < settled_s:

@@ -1,12 +1,15 @@
 """One rank of a world at work, in a thread: the process's main thread listens, to rank 0 and to signals.
 
-rank 0                             another rank
-looks at all cards              <- card <rank>                who it is, as soon as it is there
-job                             ->
-ready, start, meet, end         <> ready, start, meet, end    all wait for all; between them, training
-takes what was said, at the end <- said <rank>/<number>       Observation, Finished, or Failed
-end                             ->                            the exit status of all
-                                <- left                       so that rank 0, whose store it may be, can end
+    rank 0                              another rank
+    looks at all cards              <-  card <rank>               who it is, as soon as it is there
+    job                             ->
+    ready, start, meet, end         <>  ready, start, meet, end   all wait for all; between them, training
+    takes what was said, at the end <-  said <rank>/<number>      Observation, Finished, or Failed
+    sees who is still there         <-  alive <rank>              now and then
+    end                             ->                            the exit status of all
+                                    <-  left                      so that rank 0, whose store it may be, can end
+
+What rank 0 has itself to say it keeps.
 """
 
 import os
@@ -29,6 +32,8 @@ from hardware.real.world_store import FOREVER_S, StoreCounters, StoreLocks, Worl
 from harness.errors import UserError
 from harness.place import Observation
 from harness.program import Program
+
+BEAT_S = 2.0  # between two signs of life
 
 
 @dataclass(frozen=True)

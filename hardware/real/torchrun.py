@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from hardware.base import Execution, Hardware, check_pin_policy
+from hardware.real import cuda
 from hardware.real.card import Card, addresses, every_cpu, seats, together
 from hardware.real.crew import Crew
 from hardware.real.gpus import Gpus
@@ -188,7 +189,9 @@ class Torchrun(Hardware):
             "pinning": [list(cpus) for cpus in crew.cpus] if self._pins else None,
         }
         if self.backend == "nccl":
-            facts["devices"] = [asdict(card.device_facts) for card in cards if card.device_facts is not None]
+            facts |= cuda.versions()
+            seen = ((rank, card.device_facts) for rank, card in enumerate(cards))
+            facts["devices"] = [{**asdict(device), "workers": [rank]} for rank, device in seen if device is not None]
         return facts
 
 

@@ -155,6 +155,16 @@ def test_a_loss_that_is_not_finite_is_said_once(tmp_path):
     assert summary(tmp_path)["run/status"] == "diverged" and len(rows(tmp_path)) > 1
 
 
+@pytest.mark.gpu
+def test_a_rank_on_a_device_equals_the_cpu():
+    """To rtol 1e-12: sums are in another order, exponentials and logarithms another library's."""
+    with world(1):
+        rank = execution(*TWO, "tracking=none", "hardware=torchrun", "hardware.backend=nccl")
+    host = execution(*TWO, "tracking=none", "hardware=cpu", "hardware.num_workers=1")
+    torch.testing.assert_close(parameters(rank), parameters(host), rtol=1e-12, atol=1e-12)
+    assert rank.facts["devices"][0]["workers"] == [0] and rank.workers[0].device_peak_bytes > 0
+
+
 def test_a_killed_rank_ends_all_and_what_was_observed_stays(tmp_path):
     """torchrun ends the others, by SIGTERM; who has lost its connection before that says so."""
     victim = ["problem._target_=dying.Dying", "+problem.victim=1", f"+problem.pid_file={tmp_path}/pid"]
