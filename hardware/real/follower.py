@@ -31,7 +31,10 @@ def follow(world: World) -> int:
     signal.signal(signal.SIGTERM, terminate)
     try:
         store = store_of(world)
-        store.put(f"card {world.rank}", own_card(world))
+        try:
+            store.put(f"card {world.rank}", own_card(world))
+        except TwinclockError as error:
+            store.put(f"card {world.rank}", error)
         working, due_s = False, 0.0
         while not store.has("end") and not (told and time.monotonic() > told[0]):
             if not working and store.has("job"):

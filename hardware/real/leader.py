@@ -16,7 +16,7 @@ from hardware.real.member import BEAT_S, Job, StoreLine, work
 from hardware.real.messages import Failed, Finished
 from hardware.real.world import World
 from hardware.real.world_store import StoreCounters, WorldStore, store_of
-from harness.errors import UserError, WorkerFailed
+from harness.errors import TwinclockError, UserError, WorkerFailed
 from harness.place import Observation
 from harness.program import Program
 
@@ -41,7 +41,11 @@ def cards_of(world: World, timeout_s: float) -> list[Card]:
             f"{world.size - len(missing)} of the {world.size} ranks that {world.launcher} promised have come within "
             f"hardware.timeout_s={timeout_s:g} (the first that has not: {missing[0]}): see what it printed on its host"
         )
-    return [store.get(f"card {rank}") for rank in range(world.size)]
+    cards = [store.get(f"card {rank}") for rank in range(world.size)]
+    for rank, card in enumerate(cards):
+        if isinstance(card, TwinclockError):
+            raise UserError(f"rank {rank}: {card}")
+    return cards
 
 
 def lead(

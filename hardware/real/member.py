@@ -17,6 +17,7 @@ import pickle
 import sys
 import traceback
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,11 +129,9 @@ def work(job: Job, rank: int, line: StoreLine, store: WorldStore, program: Progr
     """
     try:
         _work(job.crew, program or job.program(), rank, line, store)
-    except dist.DistNetworkError:
-        if rank == 0:
-            raise
     except BaseException as error:
-        say_failed(line, as_failure(f"worker {rank}", error, traceback.format_exc()))
+        with suppress(dist.DistError):  # the store is gone, and with it who would hear
+            say_failed(line, as_failure(f"worker {rank}", error, traceback.format_exc()))
 
 
 def _work(crew: Crew, program: Program, rank: int, line: StoreLine, store: WorldStore) -> None:

@@ -160,6 +160,8 @@ class Torchrun(Hardware):
                 raise UserError(
                     f"hardware.backend=nccl: {where} has no CUDA device of its own: set hardware.backend=gloo"
                 )
+        if not cuda.has_nccl():
+            raise UserError("hardware.backend=nccl: this torch was built without NCCL: set hardware.backend=gloo")
         shared = [ranks for ranks in together(str(card.device_id) for card in self._cards) if len(ranks) > 1]
         if shared:
             ranks = " and ".join(map(str, shared[0][:2]))

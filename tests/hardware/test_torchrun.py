@@ -3,6 +3,7 @@
 import os
 import re
 
+import numpy as np
 import pytest
 import torch
 from commands import ROOT
@@ -10,7 +11,12 @@ from composed import execution, setup
 from small_runs import settings
 from worlds import by_hand, close_store, free_port, parameters, rows, summary, together, torchrun, world
 
+from hardware.real import card
+from hardware.real.breakdown import Ledger
+from hardware.real.card import Card
+from hardware.real.topology import Core, Topology
 from hardware.real.world import find_world, joined_world
+from hardware.real.world_clock import WorldClock
 from harness.errors import UserError
 
 MLP = ["problem=digits_mlp", "problem.dtype=float64", "budget.epochs=0.2", "budget.observations=3"]
@@ -39,6 +45,37 @@ def test_a_world_has_the_weights_of_processes():
     torch.testing.assert_close(parameters(ranks), parameters(in_processes(*TWO)), rtol=1e-12, atol=1e-13)
     assert ranks.facts["hosts"] == [{"name": os.uname().nodename, "ranks": [0, 1]}]
     assert ranks.facts["clocks"] == []  # both ranks read this kernel's
+
+
+def test_clocks_that_differ_are_compared(monkeypatch, tmp_path):
+    """Rank 0 is made to believe that the other one's is another, where it is the same: the truth is 0."""
+    monkeypatch.setattr(card, "TIME_NAMESPACE", tmp_path)
+    with world(2):
+        done = execution(*TWO, "tracking=none", "hardware=torchrun")
+    assert done.failure is None and [reading["rank"] for reading in done.facts["clocks"]] == [1, 1]
+    for reading in done.facts["clocks"]:
+        assert abs(reading["offset_s"]) <= reading["wrong_by_at_most_s"]
+
+
+def test_a_ledger_moves_to_the_clock_of_rank_0():
+    clock = WorldClock(None, 1, ["here", "there"])
+    clock.readings = [(10.0, 100.0, 0.0), (20.0, 101.0, 0.0)]  # slower by a tenth
+    table = np.array([[10.0, np.inf, np.nan, 15.0]])
+    ledger = Ledger(20.0, 1.0, [(12.0, 14.0)], {"all": table}, np.empty((0, 4)), np.empty((0, 2)), 0, None)
+    moved = clock.moved(ledger)
+    assert (moved.finish_s, moved.pauses, moved.busy_s) == (121.0, [(112.2, 114.4)], 1.0)
+    np.testing.assert_array_equal(moved.collectives["all"], [[110.0, np.inf, np.nan, 115.5]])
+
+
+def test_ranks_of_a_host_are_dealt_its_cores_unless_the_launcher_has_done_so():
+    cores = [Core((cpu,), node=0, socket=0) for cpu in range(4)]
+
+    def seated(*allowed):
+        ranks = [Card("host", 1, "machine", "clock", "1.1.1.1", Topology(each), None, None, None) for each in allowed]
+        return card.seats(ranks, 1, "spread")
+
+    assert seated(tuple(cores), tuple(cores)) == [(0,), (1,)]
+    assert seated(tuple(cores[:2]), tuple(cores[2:])) == [(0, 1), (2, 3)]
 
 
 def test_a_world_of_one_works():
