@@ -59,12 +59,11 @@ def command_line(main: Callable[[], None]) -> None:
 
 def _leading(world: World, main: Callable[[], None]) -> int:
     """Run `main` on rank 0, and tell the others how it ended."""
-    status = 1
+    status, several = 1, {"-m", "--multirun"}.intersection(sys.argv)
     try:
-        several = {"-m", "--multirun"}.intersection(sys.argv)
         if several:
-            print(f"error: {several.pop()} runs several jobs, and {world.launcher} starts ranks for one: start it "
-                  "once for each", file=sys.stderr)  # fmt: skip
+            starts = f"{world.launcher} starts ranks for one: start it once for each"
+            print(f"error: {several.pop()} runs several jobs, and {starts}", file=sys.stderr)
         else:
             status = _status(main)
     finally:

@@ -110,7 +110,7 @@ def together(environments, *arguments, timeout_s=120, kill=None):
 
 def directory(runs):
     """The one directory of a run."""
-    (summary,) = Path(runs).glob("*/*/summary.json")
+    (summary,) = Path(runs).glob("*-*-*/*/summary.json")  # by date; baselines are elsewhere
     return summary.parent
 
 

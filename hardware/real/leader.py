@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from harness.program import Program
 LOOK_S = 0.25  # between two looks at how far all are
 SETTLE_S = 1.0  # after a first failure, to see whether it was only the consequence of another
 FAREWELL_S = 3.0  # for the others to hear how the run ended
+ARRIVAL_S = 60.0  # for those that have yet to come to a store which ends with us
 
 
 def cards_of(world: World, timeout_s: float) -> list[Card]:
@@ -160,7 +162,11 @@ def dismiss(world: World, status: int) -> None:
     """Tell the other ranks the exit status of all, and wait until they have heard it."""
     if world.size == 1:
         return
-    store, deadline_s = store_of(world), time.monotonic() + FAREWELL_S
-    store.put("end", status)
-    while store.add("left", 0) < world.size - 1 and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+    with suppress(WorkerFailed, dist.DistError):  # there is no store, as has been said
+        store, begin_s = store_of(world), time.monotonic()
+        store.put("end", status)
+        while store.add("left", 0) < world.size - 1:
+            late = world.hosts_store and not all(store.has(f"card {rank}") for rank in range(1, world.size))
+            if time.monotonic() > begin_s + (ARRIVAL_S if late else FAREWELL_S):
+                break
+            time.sleep(0.02)
