@@ -28,6 +28,12 @@ def in_processes(*overrides):
     return execution(*overrides, "tracking=none", "hardware=cpu", "hardware.num_workers=2")
 
 
+def documented(launcher):
+    """The arguments of run.py, as docs/architecture.md would have it started by a launcher."""
+    (arguments,) = re.findall(rf"^{launcher} run\.py (.*)$", (ROOT / "docs/architecture.md").read_text(), re.M)
+    return arguments.split()
+
+
 @pytest.fixture(scope="module")
 def losses(request):
     """What hardware=cpu comes to with the settings TWO."""
@@ -93,7 +99,7 @@ def test_servers_are_ranks_of_the_world():
 
 
 def test_torchrun_starts_two_ranks_and_rank_0_alone_speaks(tmp_path, losses):
-    done = torchrun(2, *TWO, *FILES, f"runs_dir={tmp_path}", "tracking=wandb")
+    done = torchrun(2, *documented("torchrun --nproc-per-node 2"), *TWO, f"runs_dir={tmp_path}", "tracking=wandb")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n  speedup ") == 1
     assert len(list(tmp_path.glob("*/*/.hydra"))) == 1 and len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
@@ -109,7 +115,8 @@ def slurm(rank, ranks, port):
 
 def test_slurm_starts_two_ranks(tmp_path, losses):
     port = free_port()
-    done = together([slurm(rank, 2, port) for rank in range(2)], *TWO, *FILES, f"runs_dir={tmp_path}", "baseline=none")
+    told = [*documented("srun -n 8 --kill-on-bad-exit python"), *TWO, "tracking=files", "baseline=none"]
+    done = together([slurm(rank, 2, port) for rank in range(2)], *told, f"runs_dir={tmp_path}")
     assert [each.returncode for each in done] == [0, 0], done
     assert (done[1].stdout, done[1].stderr) == ("", "")
     torch.testing.assert_close([row["train/loss"] for row in rows(tmp_path)][1:], losses, rtol=1e-12, atol=0)
