@@ -56,7 +56,7 @@ class Observer:
 
     def _counted(self, samples: int, updates: int) -> tuple[int, int]:
         """What the run had got to before these; whoever is the one to reach a milestone is so again."""
-        before: tuple[int, int] | None = self._place.count(samples, updates)
+        before: tuple[int, int] | None = self._place.count(samples, updates, alone=self._synchronous)
         if self._counts is not None and (before := next(self._counts, None)) is None:
             raise exhausted(self._place.rank, "observes its model")
         assert before is not None

@@ -83,10 +83,10 @@ class ProcessPlace(Place):
         self._background.check()
         return self._counters.add(counter, amount)
 
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
+    def count(self, samples: int, updates: int, alone: bool) -> tuple[int, int]:
         """Atomically add to both counters; returns their values before."""
         self._background.check()
-        return self._counters.count(samples, updates)
+        return self._counters.count(samples, updates, alone)
 
     def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
         """One tensor in shared memory, placed on the node or by the policy, and initialised by rank 0."""

@@ -250,10 +250,10 @@ class ThreadPlace(Place):
         self._leave_if_stopping()
         return self._run.counters.add(counter, amount)
 
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
+    def count(self, samples: int, updates: int, alone: bool) -> tuple[int, int]:
         """Atomically add to both counters; returns their values before."""
         self._leave_if_stopping()
-        return self._run.counters.count(samples, updates)
+        return self._run.counters.count(samples, updates, alone)
 
     def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
         """One tensor of this process, placed on the node or by the policy, and initialised by rank 0."""

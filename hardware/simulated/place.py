@@ -131,7 +131,7 @@ class SimulatedPlace(Place):
         self._machine.counters[counter] = before + amount
         return before
 
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
+    def count(self, samples: int, updates: int, alone: bool) -> tuple[int, int]:
         """Add to both counters, at this rank's virtual time."""
         return self.add("samples", samples), self.add("updates", updates)  # no time passes between the two
 
