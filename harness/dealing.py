@@ -8,6 +8,7 @@ import torch
 
 from harness.data import Share
 from harness.errors import UserError
+from harness.interleaving import Decisions
 from harness.kernels.base import Kernel
 from harness.program import Program
 from harness.rows import PermutedRows, StoredRows, within_epochs
@@ -32,7 +33,7 @@ class Dealer:
         self._place, self._data, self._seed = place, program.data, program.seed
         self._num_workers = program.workers(place.num_workers)
         self._parts = program.parts(self._num_workers)
-        self._replayed = iter(program.replay[place.rank].claims) if program.replay else None
+        self._starts = Decisions("claims", "claims a batch", place.rank, place.interleaving, program.replay)
         self._synchronous, self._budget = program.algorithm.synchronous, program.budget_samples
         self._sequences: dict[int, torch.Tensor] = {}
 
@@ -162,9 +163,10 @@ class Dealer:
 
     def _claim(self, share: Share, batch_size: int) -> int:
         """Where the next batch begins: that of the run which is repeated, or the first that nobody has."""
-        if self._replayed is not None:
-            return next(self._replayed, share.budget)
-        start = self._place.add(counter(share.pool), batch_size)
+        if self._starts.exhausted:
+            return share.budget
+        start = self._starts.take()
+        start = self._place.add(counter(share.pool), batch_size) if start is None else start
         if start < share.budget:
-            self._place.interleaving.claims.append(start)
+            self._starts.note(start)
         return start
