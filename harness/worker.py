@@ -239,7 +239,7 @@ class Worker:
         self._place.measures.setdefault(key, []).append(value)
 
     def conclude(self, key: str, value: Any) -> None:
-        """Tell the summary something as it is: one rank of the run does, and the last time counts.
+        """Tell the summary something as it is: one rank of the run does, or the run fails, and the last time counts.
 
         Args:
             key: of docs/metrics.md.

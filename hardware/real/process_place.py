@@ -31,6 +31,7 @@ class Launch:
     """All a worker process starts from.
 
     Args:
+        name: who it is, in words.
         environment: the parent's environment variables, which the fork server may not have.
         program: the packed `Program`.
         rendezvous: where the ranks find each other.
@@ -39,6 +40,7 @@ class Launch:
     """
 
     rank: int
+    name: str
     crew: Crew
     environment: dict[str, str]
     program: Parcel
@@ -137,7 +139,7 @@ class ProcessPlace(Place):
             with self.waits.noted():
                 self._line.ask(Arrived("meet", num_ranks=num_workers), timeout_s)
         except TimeoutError:
-            raise waited_in_vain(self.rank, timeout_s) from None
+            raise waited_in_vain(self._launch.name, timeout_s) from None
         self._background.check()
 
     def spend(self, seconds: float, idle: bool) -> None:
@@ -152,7 +154,7 @@ class ProcessPlace(Place):
         """A block of one thread at a time, of all processes."""
         self._background.check()
         self.settle()
-        return held(self._locks, name, f"worker {self.rank}", self.waits)
+        return held(self._locks, name, self._launch.name, self.waits)
 
     def settle(self) -> None:
         """Wait for the device, if it is not the CPU."""
@@ -186,7 +188,7 @@ class ProcessPlace(Place):
             raise UserError(f"{what}, which hardware=gpus does not have: use hardware=cpu")
 
     def _tell(self, error: BaseException, details: str) -> None:
-        self._say_failed(as_failure(f"a background activity of worker {self.rank}", error, details))
+        self._say_failed(as_failure(f"a background activity of {self._launch.name}", error, details))
 
     def _say_failed(self, failure: Exception) -> None:
         with suppress(BrokenPipeError, ConnectionResetError):  # the parent gave up meanwhile

@@ -289,7 +289,7 @@ class SimulatedPlace(Place):
             engine.sync()
             engine.happen(ended)
 
-        engine.spawn(self.rank, f"rank {self.rank} (background)", body, self.clock.now())
+        engine.spawn(self.rank, f"{engine.named(self.rank)} (background)", body, self.clock.now())
 
     def all_ranks(self) -> dist.ProcessGroup:
         """All ranks."""

@@ -118,3 +118,10 @@ def test_a_key_is_measured_or_concluded(order):
             getattr(worker, call)("toy/value", 1.0)
 
     assert "told both by worker.measure and by worker.conclude" in str(execute(body, 1).failure)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_one_rank_concludes(num_ranks):
+    done = execute(lambda worker: worker.conclude("toy/value", worker.rank), num_ranks)
+    words = "'toy/value' is told by worker.conclude on several ranks: let one do, or use worker.measure"
+    assert str(done.failure or "") == ("" if num_ranks == 1 else words)
