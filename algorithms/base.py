@@ -56,9 +56,15 @@ class Algorithm(ABC):
     own_baseline: ClassVar[bool] = False  # the sequential way of doing the same is itself, on one worker
     takes_all: ClassVar[bool] = False  # batch_size may be 0, for the whole training set
     decentralised: ClassVar[bool] = False  # every worker has a model of its own, and the run's is their average
+    splits_model: ClassVar[bool] = False  # every worker observes the part of the model that it holds
 
     learning_rate: float
     batch_size: int
+
+    @property
+    def observes_own(self) -> bool:
+        """Whether what is observed is each worker's own: a model, or a part of one."""
+        return self.decentralised or self.splits_model
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, "algorithm.learning_rate", "must be > 0", self.learning_rate)
@@ -76,6 +82,14 @@ class Algorithm(ABC):
     def serve(self, worker: Worker, problem: Problem) -> None:
         """Do one server's whole work: `worker.rank` is num_workers or more."""
         raise NotImplementedError(f"{type(self).__name__}.servers() asks for servers, and it has no method `serve`")
+
+    def share(self, rank: int, num_workers: int) -> tuple[int, int]:
+        """Which share of the samples of a step a worker takes, and of how many; who split a model take the same one.
+
+        Returns:
+            index from 0, and shares; indices are in the order of ranks where every worker has its own.
+        """
+        return rank, num_workers
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """What is known beforehand of a run on so many workers, by key of docs/metrics.md, for its summary.

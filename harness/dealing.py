@@ -31,7 +31,7 @@ class Dealer:
 
     def __init__(self, place: "Place", program: Program) -> None:
         self._place, self._data, self._seed = place, program.data, program.seed
-        self._num_workers = program.workers(place.num_workers)
+        self._index, self._num_workers = program.share(place)
         self._parts = program.parts(self._num_workers)
         self._starts = Decisions("claims", "claims a batch", place.rank, place.interleaving, program.replay)
         self._synchronous, self._budget = program.algorithm.synchronous, program.budget_samples
@@ -44,7 +44,7 @@ class Dealer:
             reach: positions that are needed; None for all that there can be. Who has an order of its own, of which it
                 goes through as much as it is fast, has more than its equal part only once that is needed.
         """
-        share = self._share(num_samples, self._place.rank)
+        share = self._share(num_samples, self._index)
         equal = -(-self._budget // self._num_workers) * share.workers + self._num_workers  # budgets are rounded up
         most = equal if self._synchronous else share.budget + self._num_workers
         known = self._sequences.get(num_samples)
@@ -59,7 +59,7 @@ class Dealer:
 
     def positions(self, num_samples: int, batch_size: int) -> Iterator[tuple[float, int, int]]:
         """Each batch of this worker: epochs dealt to all before it, where in its order it starts, and its size."""
-        share = self._share(num_samples, self._place.rank)
+        share = self._share(num_samples, self._index)
         if self._synchronous:
             return self._rounds(share, num_samples, batch_size)
         return self._claims(share, batch_size)
@@ -72,7 +72,7 @@ class Dealer:
             if need be with an empty batch.
         """
         reached = 0
-        for start, own, size in self._claimed(self._share(num_samples, self._place.rank), batch_size):
+        for start, own, size in self._claimed(self._share(num_samples, self._index), batch_size):
             self._place.dealt(size)
             while size:
                 epoch, first = divmod(start, num_samples)
@@ -129,7 +129,7 @@ class Dealer:
                 f"data={self._data} moves rows, and those of the kernel {kernel.name} stay where they are "
                 "(Kernel.row_data): use data=partitioned and data.order=index"
             )
-        place, share, shares = self._place, self._share(num_samples, self._place.rank), self._shares(num_samples)
+        place, share, shares = self._place, self._share(num_samples, self._index), self._shares(num_samples)
         if self._data.order == "permuted":
             sequence = self._data.sequence(share, self._epochs(num_samples) * share.rows, self._seed)
             return PermutedRows(place, kernel, shares, share, sequence)
@@ -138,15 +138,15 @@ class Dealer:
 
     def within_epochs(self, positions: Iterator[tuple[int, int]], num_samples: int) -> Iterator[tuple[int, int, int]]:
         """Batches cut where an epoch of the worker's share ends; see `rows.within_epochs`."""
-        return within_epochs(positions, self._share(num_samples, self._place.rank).rows, self._epochs(num_samples))
+        return within_epochs(positions, self._share(num_samples, self._index).rows, self._epochs(num_samples))
 
-    def _share(self, num_samples: int, rank: int) -> Share:
-        share = self._data.share(num_samples, self._budget, rank, self._place.nodes[: self._num_workers])
-        return share if self._parts is None else replace(share, own=self._parts[rank])
+    def _share(self, num_samples: int, index: int) -> Share:
+        share = self._data.share(num_samples, self._budget, index, self._place.nodes[: self._num_workers])
+        return share if self._parts is None else replace(share, own=self._parts[index])
 
     def _shares(self, num_samples: int) -> dict[int | None, Share]:
         """By the node in whose memory their rows lie."""
-        shares = [self._share(num_samples, rank) for rank in range(self._num_workers)]
+        shares = [self._share(num_samples, index) for index in range(self._num_workers)]
         return {share.node: share for share in shares}
 
     def _epochs(self, num_samples: int) -> int:

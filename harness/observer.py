@@ -19,39 +19,41 @@ Observed = nn.Module | torch.Tensor | Callable[[], torch.Tensor]  # itself, its 
 class Observer:
     """What one worker has done, as the run counts it.
 
-    In a synchronous algorithm rank 0 speaks for all; in a decentralised one every worker's own model is copied.
+    In a synchronous algorithm rank 0 speaks for all; in a decentralised one every worker's own model is copied, and
+    where the model is split its own part.
     """
 
     def __init__(self, place: Place, program: Program) -> None:
-        self._place, self._num_workers = place, program.workers(place.num_workers)
-        self._synchronous, self._decentralised = program.algorithm.synchronous, program.algorithm.decentralised
+        self._place, (_, self._shares) = place, program.share(place)
+        self._synchronous, self._own = program.algorithm.synchronous, program.algorithm.observes_own
         self._milestones = program.milestones
         self._decides = not (self._synchronous or program.algorithm.needs_shared_memory)  # timing does, of the counts
         self._counts = Decisions("counts", "observes its model", place.rank, place.interleaving, program.replay)
         self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
         self._model: Observed | None = None  # last observed
+        self._part: torch.Tensor | None = None
 
-    def observe(self, model: Observed, samples: int, updates: int) -> None:
+    def observe(self, model: Observed, samples: int, updates: int, part: torch.Tensor | None) -> None:
         """Hear of `samples` processed in `updates` updates of `model`; see `Worker.observe`."""
         rank = self._place.rank
         if self._synchronous:
-            if rank > 0 and not self._decentralised:
+            if rank > 0 and not self._own:
                 return
-            samples *= self._num_workers
+            samples *= self._shares
         if self._synchronous and rank > 0:
             before, updates_before = self._seen
         else:
             before, updates_before = self._counted(samples, updates)
-        self._seen, self._model = (before + samples, updates_before + updates), model
+        self._seen, self._model, self._part = (before + samples, updates_before + updates), model, part
         reached = bisect_right(self._milestones, before + samples)
-        if self._decentralised:
+        if self._own:
             self._report_own(reached)
         elif bisect_right(self._milestones, before) < reached:
             self._report(reached - 1)
 
     def finish(self) -> None:
         """What others have yet to reach, this worker's own model is for as it is now."""
-        if self._decentralised and self._model is not None:
+        if self._own and self._model is not None:
             self._report_own(len(self._milestones))
 
     def _counted(self, samples: int, updates: int) -> tuple[int, int]:
@@ -71,7 +73,7 @@ class Observer:
             assert self._model is not None
             flat = _flat(self._model)
             parameters = flat.detach().to("cpu", copy=True)
-            seen = Observation(time_s, time.perf_counter(), samples, updates, parameters, member, milestone)
+            seen = Observation(time_s, time.perf_counter(), samples, updates, parameters, member, milestone, self._part)
             self._place.report(seen)
             if not torch.isfinite(parameters).all():
                 raise Diverged(f"the model is nan or infinite after {samples} samples: lower algorithm.learning_rate")

@@ -31,8 +31,9 @@ class Observation:
         samples: global samples processed.
         updates: updates applied to the model.
         parameters: flat copy on the CPU, shape (parameters,).
-        member: rank of the worker whose own model it is; None where it is the run's.
+        member: rank of the worker whose own model, or own part of it, it is; None where it is the run's.
         milestone: number of the milestone at which it was taken, from 0.
+        part: int64 positions of `parameters` among those of the whole model, of the same shape; None if it is whole.
     """
 
     time_s: float
@@ -42,6 +43,7 @@ class Observation:
     parameters: torch.Tensor
     member: int | None = None
     milestone: int = 0
+    part: torch.Tensor | None = None
 
 
 class Place(ABC):

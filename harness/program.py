@@ -14,6 +14,7 @@ from harness.interleaving import Interleaving
 from harness.problems.base import Problem
 
 if TYPE_CHECKING:
+    from harness.place import Place
     from harness.worker import Worker
 
 
@@ -55,6 +56,13 @@ class Program:
             return f"{worker} {rank}"
         beyond = number - self.algorithm.servers()
         return f"server {number} (rank {rank})" if beyond < 0 else f"data server {beyond} (rank {rank})"
+
+    def share(self, place: "Place") -> tuple[int, int]:
+        """Which share of the samples of a step the rank at a place takes, and of how many; a server's is beyond all."""
+        num_workers = self.workers(place.num_workers)
+        if place.rank < num_workers:
+            return self.algorithm.share(place.rank, num_workers)
+        return place.rank, self.algorithm.share(0, num_workers)[1]
 
     def parts(self, num_workers: int) -> list[np.ndarray] | None:
         """The samples of every worker, where each has its own; see `DataPolicy.parts`."""

@@ -126,7 +126,8 @@ def _together(problem: Problem, models: Sequence[nn.Module]) -> dict[str, float]
 def averaged(observations: Sequence[Observation], num_workers: int) -> tuple[list[Observation], list[dict[str, float]]]:
     """What was observed of the run's model: as it was, or the average of the workers' own models at each milestone.
 
-    Where a worker's own are several, in rows of one tensor, all of them together are what was observed: an ensemble.
+    Where each worker observed its part, all of them together are the model. Where a worker's own are several, in rows
+    of one tensor, all of them together are what was observed: an ensemble.
 
     Returns:
         observations in the order of samples, the time of an average being that of the last worker; and of each average
@@ -141,19 +142,31 @@ def averaged(observations: Sequence[Observation], num_workers: int) -> tuple[lis
     spreads: list[dict[str, float]] = [{} for _ in averages]
     for _, own in sorted(members.items()):
         if len(own) == num_workers:
-            parameters, spread = _of_all([seen.parameters for seen in sorted(own, key=_rank)])
+            own.sort(key=_rank)
+            parameters, spread = _of_all(own)
             last = max(own, key=lambda seen: seen.samples)
             time_s, host_s = max(seen.time_s for seen in own), max(seen.host_s for seen in own)
-            averages.append(replace(last, time_s=time_s, host_s=host_s, parameters=parameters, member=None))
+            averages.append(replace(last, time_s=time_s, host_s=host_s, parameters=parameters, member=None, part=None))
             spreads.append(spread)
     return averages, spreads
 
 
-def _of_all(own: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-    """All members of an ensemble, or the average of models and how far they are from it."""
-    if own[0].dim() == 2:
-        return torch.cat([*own]), {}
-    models = torch.stack([*own])
+def _joined(own: Sequence[Observation]) -> torch.Tensor:
+    """The flat parameters of a model that was observed in parts."""
+    parts = [(seen.part, seen.parameters) for seen in own if seen.part is not None]
+    joined = parts[0][1].new_full((1 + max(int(part.max()) for part, _ in parts if len(part)),), torch.nan)
+    for part, parameters in parts:
+        joined[part] = parameters
+    return joined
+
+
+def _of_all(own: Sequence[Observation]) -> tuple[torch.Tensor, dict[str, float]]:
+    """The parts of a model joined, all of an ensemble, or the average of models and how far they are from it."""
+    if own[0].part is not None:
+        return _joined(own), {}
+    if own[0].parameters.dim() == 2:
+        return torch.cat([seen.parameters for seen in own]), {}
+    models = torch.stack([seen.parameters for seen in own])
     average = models.mean(dim=0)
     return average, {"stat/consensus_distance": float((models - average).double().square().sum(dim=1).mean())}
 

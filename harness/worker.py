@@ -353,19 +353,23 @@ class Worker:
                     waits = False
                     yield
 
-    def observe(self, model: Observed, samples: int, updates: int = 1) -> None:
+    def observe(self, model: Observed, samples: int, updates: int = 1, part: torch.Tensor | None = None) -> None:
         """Tell the harness that this worker has processed `samples` in `updates` updates of `model`.
 
         At the sample milestones of the run the model is copied, off the clock.
-        In a synchronous algorithm rank 0 speaks for all; in a decentralised one every worker's own model is copied.
+        In a synchronous algorithm rank 0 speaks for all; in a decentralised one every worker's own model is copied, and
+        where the algorithm splits the model, the part of it that each worker holds: all observe every step.
 
         Args:
             model: itself, its flat parameters, or what makes those when they are to be copied.
+            samples: of the worker's share of the step.
+            part: where the model is split, int64 positions of these parameters among the flat ones of the whole model,
+                shape (parameters of the part,); parts may overlap.
 
         Raises:
             Diverged: if a copied parameter is not finite.
         """
-        self._observer.observe(model, samples, updates)
+        self._observer.observe(model, samples, updates, part)
 
     def serve_rows(self, problem: Problem) -> None:
         """Be a data server until all its workers have left."""

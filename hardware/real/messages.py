@@ -95,6 +95,7 @@ class Observed:
     dtype: torch.dtype
     member: int | None
     milestone: int
+    part_offset: int | None
 
 
 @dataclass(frozen=True)

@@ -163,15 +163,20 @@ class ProcessPlace(Place):
 
     def report(self, observation: Observation) -> None:
         """Put the snapshot where the parent finds it even if this process is killed next."""
-        flat = observation.parameters.contiguous()
+        flat, part = observation.parameters, observation.part
         with self._appending:
-            offset = self._launch.snapshots.append(flat.view(-1).view(torch.uint8).numpy().data)
+            offset = self._append(flat)
+            part_offset = None if part is None else self._append(part)
         self._line.say(
             Observed(
                 observation.time_s, observation.host_s, observation.samples, observation.updates,
-                offset, tuple(flat.shape), flat.dtype, observation.member, observation.milestone,
+                offset, tuple(flat.shape), flat.dtype, observation.member, observation.milestone, part_offset,
             )
         )  # fmt: skip
+
+    def _append(self, tensor: torch.Tensor) -> int:
+        """Put a tensor where the parent finds it; returns where."""
+        return self._launch.snapshots.append(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
 
     def finish(self) -> None:
         """Wait for the helper activities, and look where the shared tensors lie."""

@@ -15,6 +15,8 @@ from functools import partial
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
+import torch
+
 from hardware.base import Execution
 from hardware.real import simd, worker_process
 from hardware.real.breakdown import break_down
@@ -60,7 +62,7 @@ class _Parent:
     """The processes of one run, and what is known of them."""
 
     def __init__(self, crew: Crew, program: Program, parcel: Parcel) -> None:
-        self._crew, self._synchronous = crew, program.algorithm.synchronous and not program.algorithm.decentralised
+        self._crew, self._synchronous = crew, program.algorithm.synchronous and not program.algorithm.observes_own
         self._program = parcel
         self._names = [program.name_of(rank, crew.num_workers) for rank in range(crew.num_workers)]
         self._common = {name: Segment() for name in ("rendezvous", "locks", "shared")}
@@ -239,7 +241,8 @@ class _Parent:
                     getattr(process, end)()
                 _join(started)
             for process in started:
-                process.close()
+                if process.exitcode is not None:  # killed, and not gone yet on a machine that has no time for it
+                    process.close()
             for pipe in self._pipes:
                 pipe.close()
             segments: list[Any] = [self._program, *self._common.values(), *self._snapshots]
@@ -249,7 +252,9 @@ class _Parent:
 
 def _observation(seen: Observed, pages: Any) -> Observation:
     parameters = tensor_over(pages, seen.shape, seen.dtype, seen.offset)
-    return Observation(seen.time_s, seen.host_s, seen.samples, seen.updates, parameters, seen.member, seen.milestone)
+    part = None if seen.part_offset is None else tensor_over(pages, seen.shape, torch.int64, seen.part_offset)
+    counted = seen.samples, seen.updates
+    return Observation(seen.time_s, seen.host_s, *counted, parameters, seen.member, seen.milestone, part)
 
 
 def _join(processes: list[Any]) -> None:

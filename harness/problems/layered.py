@@ -1,0 +1,51 @@
+"""Problems whose model is a chain of layers, so that it can be split between and inside of them."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from harness.batch import Samples
+from harness.problems.base import Problem
+
+
+@dataclass(frozen=True)
+class Layered(Problem):
+    """A problem whose model is an `nn.Sequential`: each layer takes what the one before it gives.
+
+    What a layer is, is the problem's to say: a pipeline cuts between layers, FSDP gathers one at a time. `gather` gives
+    two tensors: what the first layer takes, and what the outputs of the last one are compared with.
+    """
+
+    @abstractmethod
+    def build_model(self, device: torch.device, seed: int) -> nn.Sequential:
+        """The initial layers; equal for equal seeds, on every worker."""
+
+    @abstractmethod
+    def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Mean loss over a batch.
+
+        Args:
+            outputs: of the last layer, samples along the first dimension.
+            targets: of the same samples.
+
+        Returns:
+            scalar, differentiable.
+        """
+
+    def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
+        """Mean loss over a batch."""
+        inputs, targets = self.rows_of(samples)
+        return self.objective(model(inputs), targets)
+
+    def tensor_plan(self) -> Mapping[str, str]:
+        """How each weight is split among the workers that share a layer (Shoeybi et al., arXiv:1909.08053, section 3).
+
+        Returns:
+            by name of a module of the model, such as "1.attention.query": "column" (outputs are split), "row" (inputs
+            are, and what comes out is summed), or "sequence" (kept whole; what it works on may be split by position).
+            Modules that are not named are kept whole; empty where layers cannot be split.
+        """
+        return {}
