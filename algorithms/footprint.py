@@ -48,18 +48,19 @@ class Footprint:
             alive.pop(id(parameter.untyped_storage()), None)
         self._activation_bytes += sum(storage.nbytes() for storage in alive.values())
 
-    def tell(self, parameters: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def tell(self, parameters: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer | None) -> None:
         """Tell what the step took, as it is over and the gradients are there yet.
 
         Args:
             parameters: that the worker keeps, each with its gradient.
-            optimizer: whose state the worker keeps.
+            optimizer: whose state the worker keeps; None where there is none.
         """
         if self._told:
             return
         self._told = True
         kept = list(parameters)
-        state = [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, torch.Tensor)]
+        states = [] if optimizer is None else list(optimizer.state.values())
+        state = [leaf for leaf in tree_leaves(states) if isinstance(leaf, torch.Tensor)]
         bytes_of = {
             "parameter": _nbytes(kept),
             "gradient": _nbytes(each.grad for each in kept),

@@ -5,10 +5,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from harness.errors import require
+from harness.errors import UserError, require
 from harness.interleaving import Interleaving
+from harness.measures import Measures, distributions
 from harness.place import Observation
 from harness.program import Program
 
@@ -91,6 +92,13 @@ class Execution:
         """When the last worker finished, on the run's own clock."""
         return max((report.finish_s for report in self.workers), default=0.0)
 
+    def told(self, measures: Sequence[Measures]) -> None:
+        """Add what all ranks have measured; what they cannot all have meant is a failure."""
+        try:
+            self.metrics |= distributions(measures)
+        except UserError as error:
+            self.failure = error
+
 
 @dataclass(frozen=True)
 class Hardware(ABC):
@@ -131,7 +139,7 @@ class Hardware(ABC):
         """Why it cannot run a model that has shapes and no values; empty where it can."""
         return "computes with values"
 
-    def sequential(self) -> Self:
+    def sequential(self) -> "Hardware":
         """The same with one worker, and nothing in it parallel: what a baseline runs on."""
         return replace(self, num_workers=1)
 

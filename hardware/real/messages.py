@@ -26,13 +26,14 @@ A background activity that fails says so itself, while the worker may be blocked
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from hardware.real.breakdown import Ledger
 from harness.errors import UserError, WorkerFailed
 from harness.interleaving import Interleaving
+from harness.place import Observation
 
 VERBS = {
     "ready": "is ready",
@@ -71,15 +72,15 @@ class Arrived:
         return f"{VERBS[self.place]} {self.detail}".rstrip()
 
 
-def disagreement(first: Arrived, rank: int, other: Arrived) -> UserError:
+def disagreement(first: Arrived, who: str, other: Arrived) -> UserError:
     """Workers are not where they should all be."""
     rule = "all must share the same tensors, and meet, in the same order"
-    return UserError(f"worker 0 {first}, but worker {rank} {other}: {rule}")
+    return UserError(f"worker 0 {first}, but {who} {other}: {rule}")
 
 
-def waited_in_vain(rank: int, timeout_s: float) -> WorkerFailed:
+def waited_in_vain(who: str, timeout_s: float) -> WorkerFailed:
     """A worker was the only one to meet, or one of few."""
-    return WorkerFailed(f"worker {rank} waited at worker.meet() for more than hardware.timeout_s={timeout_s:g}")
+    return WorkerFailed(f"{who} waited at worker.meet() for more than hardware.timeout_s={timeout_s:g}")
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,25 @@ class Failed:
     host_s: float
 
 
-class Line:
-    """The worker's end of the pipe, where several threads may speak.
+Message = Arrived | Observed | Observation | Finished | Failed
+
+
+class Line(Protocol):
+    """How a worker speaks with who runs it. Several threads may."""
+
+    def say(self, message: Message) -> None:
+        """Send a message."""
+
+    def ask(self, arrived: Arrived, timeout_s: float | None = None) -> Any:
+        """Wait until all workers have arrived. Returns the answer. For one thread.
+
+        Raises:
+            TimeoutError: if that takes longer.
+        """
+
+
+class PipeLine:
+    """The worker's end of the pipe.
 
     Args:
         connection: to the parent.
@@ -137,7 +155,7 @@ class Line:
         self._connection = connection
         self._speaking = Lock()
 
-    def say(self, message: Arrived | Observed | Finished | Failed) -> None:
+    def say(self, message: Message) -> None:
         """Send a message."""
         with self._speaking:
             self._connection.send(message)

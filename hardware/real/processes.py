@@ -19,7 +19,7 @@ import torch
 
 from hardware.base import Execution
 from hardware.real import simd, worker_process
-from hardware.real.breakdown import break_down
+from hardware.real.conclusion import conclude
 from hardware.real.counters import SharedCounters
 from hardware.real.crew import Crew, as_failure
 from hardware.real.fork_server import explained, start_fork_server
@@ -31,7 +31,6 @@ from hardware.real.process_place import Launch
 from hardware.real.segment import Segment
 from hardware.real.signals import deaf, terminable
 from harness.errors import WorkerFailed
-from harness.measures import distributions
 from harness.place import COUNTERS, Observation
 from harness.program import Program
 
@@ -65,6 +64,7 @@ class _Parent:
     def __init__(self, crew: Crew, program: Program, parcel: Parcel) -> None:
         self._crew, self._synchronous = crew, program.algorithm.synchronous and not program.algorithm.observes_own
         self._program = parcel
+        self._names = [program.name_of(rank, crew.num_workers) for rank in range(crew.num_workers)]
         self._common = {name: Segment() for name in ("rendezvous", "locks", "shared")}
         self._common["counters"] = Segment(8 * len(COUNTERS))
         self._snapshots = [Segment() for _ in crew.cpus]
@@ -116,20 +116,14 @@ class _Parent:
         if self._failures:
             return execution
         finished = [self._finished[rank] for rank in range(self._crew.num_workers)]
-        breakdown = break_down([each.ledger for each in finished], self._start_s, self._synchronous)
-        execution.workers = breakdown.workers
-        if breakdown.overlap_frac is not None:
-            execution.metrics["perf/overlap_frac"] = breakdown.overlap_frac
-        execution.metrics |= distributions([each.measures for each in finished])
-        execution.interleavings = [each.interleaving for each in finished]
-        if finished[0].placement:
-            execution.facts["placement"] = finished[0].placement
+        conclude(execution, finished, self._start_s, self._synchronous)
         return execution
 
     def _start(self, rank: int) -> None:
         ours, theirs = self._context.Pipe()
         launch = Launch(
             rank=rank,
+            name=self._names[rank],
             crew=self._crew,
             environment=dict(os.environ) | simd.environment(self._crew.simd),
             program=self._program,
@@ -186,7 +180,7 @@ class _Parent:
 
     def _obituary(self, rank: int) -> str:
         process = self._processes[rank]
-        who, code = f"worker {rank} (pid {process.pid})", process.exitcode
+        who, code = f"{self._names[rank]} (pid {process.pid})", process.exitcode
         if code >= 0:
             return f"{who} ended with exit code {code} in mid-run: see what it printed"
         return f"{who} was killed by signal {-code} ({signal.Signals(-code).name})"
@@ -201,7 +195,7 @@ class _Parent:
         arrived = {rank: self._arrived.pop(rank) for rank in range(come)}
         for rank, place in arrived.items():
             if place != arrived[0]:
-                self._failures.append(Failed(disagreement(arrived[0], rank, place), time.perf_counter()))
+                self._failures.append(Failed(disagreement(arrived[0], self._names[rank], place), time.perf_counter()))
                 return
         answer = self._answer(arrived[0])
         for pipe in self._pipes[:come]:

@@ -28,7 +28,6 @@ from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.streams import StreamDevice
 from hardware.simulated.symmetry import Symmetry
 from harness.errors import TwinclockError, UserError, require
-from harness.measures import distributions
 from harness.program import Program
 from harness.worker import Worker
 
@@ -119,7 +118,8 @@ class Simulated(Hardware):
             with fake or nullcontext():
                 program.run(Worker(place, program))
 
-        simulation = self.simulation(program.seed, self._symmetry(program))
+        named = partial(program.name_of, num_ranks=self.workers_offered, worker="rank")
+        simulation = self.simulation(program.seed, named, self._symmetry(program))
         machine = simulation.machine
         machine.fake = fake is not None
         peers = machine.num_ranks - program.data.servers()
@@ -130,7 +130,7 @@ class Simulated(Hardware):
         execution.observations = sorted(machine.observations, key=lambda seen: seen.samples)
         execution.metrics = _metrics(simulation, execution.run_s, time.perf_counter() - begin_s)
         if execution.failure is None:
-            execution.metrics |= distributions([place.measures for place in simulation.places])
+            execution.told([place.measures for place in simulation.places])
             execution.interleavings = [place.interleaving for place in simulation.places]
         if machine.fake and execution.failure is None:
             self._predict(simulation, program, execution)
@@ -173,13 +173,16 @@ class Simulated(Hardware):
                 )
         return Symmetry(axes)
 
-    def simulation(self, seed: int, symmetry: Symmetry | None = None) -> "Simulation":
+    def simulation(
+        self, seed: int, named: Callable[[int], str] = "rank {}".format, symmetry: Symmetry | None = None
+    ) -> "Simulation":
         """A fresh machine, idle at virtual time 0.
 
         Args:
+            named: who a rank is, in words.
             symmetry: of its ranks, to simulate the first of each class alone.
         """
-        engine, num_ranks = Engine(self.deaths, mortal=self.network.breaks), self.workers_offered
+        engine, num_ranks = Engine(self.deaths, self.network.breaks, named), self.workers_offered
         fabric = Fabric(engine, self.network, self.protocol, num_ranks, symmetry)
         paces = {rank: self._pace(rank, seed) for rank in fabric.simulated(np.arange(num_ranks)).tolist()}
         models = None
@@ -229,7 +232,7 @@ class Simulation:
         for place in self.places:
             num_ranks = self.machine.num_ranks
             life = partial(place.live, partial(body, place), num_ranks if num_peers is None else num_peers)
-            engine.spawn(place.rank, f"rank {place.rank}", life, start_s=0.0)
+            engine.spawn(place.rank, engine.named(place.rank), life, start_s=0.0)
         try:
             with torch_world.isolated(self._seed, self.machine.fake):
                 engine.run(look)

@@ -74,7 +74,7 @@ class Predicted:
             "predicted/steps": measured,
             "predicted/simulated_ranks": len(told),
             "predicted/exposed_comm_frac": sum(split.exposed_s for _, split in told) / rank_s,
-            "predicted/bubble_frac": sum(split.idle_s for _, split in told) / rank_s,
+            "predicted/bubble_frac": max(0.0, sum(split.idle_s for _, split in told) / rank_s),  # rounding
             "predicted/peak_memory_bytes_max": max(steps.device.memory.peak_bytes for steps in self.steps.values()),
         }
         if problem.tokens_per_sample is not None:

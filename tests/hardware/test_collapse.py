@@ -32,7 +32,7 @@ def simulated(body, num_ranks, axes, network=None, **settings):
     hardware = replace(DGX, num_workers=num_ranks, network=network or DGX.network, **settings)
     found = []
     for symmetry in (None, Symmetry(axes)):
-        simulation, mode = hardware.simulation(0, symmetry), FakeTensors()
+        simulation, mode = hardware.simulation(0, symmetry=symmetry), FakeTensors()
         simulation.machine.fake = True
 
         def life(place, mode=mode):
@@ -259,7 +259,7 @@ def _real():
 @pytest.mark.parametrize("words", REFUSED)
 def test_what_cannot_be_shown_is_refused(words):
     hardware = replace(DGX, num_workers=4)
-    simulation = hardware.simulation(0, Symmetry([Axis(4, True)]))
+    simulation = hardware.simulation(0, symmetry=Symmetry([Axis(4, True)]))
     simulation.machine.fake, mode = True, FakeTensors()
 
     def life(place):
