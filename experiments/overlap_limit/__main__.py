@@ -61,7 +61,7 @@ def stretch(rows: Sequence[Row], method: str, bandwidth: float) -> float:
 
 def hidden(rows: Sequence[Row], method: str, bandwidth: float) -> float:
     """The share of communication during which there was computing."""
-    return mean(rows, "perf/overlap_frac", method=method, bandwidth=bandwidth)
+    return round(mean(rows, "perf/overlap_frac", method=method, bandwidth=bandwidth), 3)
 
 
 def figures(rows: Sequence[Row]) -> Figures:
