@@ -1,7 +1,7 @@
 """Sharded data parallelism: what all_reduce computes, with a shard on each worker, and what that sends and keeps."""
 
 from dataclasses import dataclass, replace
-from unittest.mock import Mock
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -82,6 +82,24 @@ def test_its_optimizer_and_schedule_are_those_of_all_reduce(algorithm):
     weights, _ = run(algorithm, "sim_ethernet", 3, *chosen)
     reference, _ = run("all_reduce", "sim_ethernet", 3, *chosen)
     torch.testing.assert_close(weights, reference, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("algorithm", ["fsdp", "zero1", "zero1_plain"])
+def test_its_step_may_grow_with_the_workers(algorithm):
+    weights, _ = run(algorithm, "sim_ethernet", 2, "algorithm.linear_scaling=true")
+    reference, _ = run("all_reduce", "sim_ethernet", 2, "algorithm.linear_scaling=true")
+    torch.testing.assert_close(weights, reference, rtol=1e-12, atol=1e-13)
+
+
+def test_prefetch_hides_what_a_host_would_wait_for():
+    waits_s, hides_s = (run("fsdp", "sim_ethernet", 2, *chosen)[1].run_s for chosen in [(), (AHEAD,)])
+    assert hides_s < waits_s
+
+
+def test_groups_in_a_host_are_faster_than_a_shard_on_every_one():
+    hosts = ["hardware.network.devices_per_host=2", "hardware.network.bandwidth_bytes_per_s=1e7"]
+    wide_s, hybrid_s = (run("fsdp", "sim_dgx", 4, *hosts, *chosen)[1].run_s for chosen in [(), (HYBRID,)])
+    assert hybrid_s < wide_s
 
 
 def test_layers_keep_what_has_no_parameters_and_the_order_of_parameters():
@@ -287,10 +305,20 @@ def test_nothing_asks_for_values(variant, of_eight):
     composed = setup(f"algorithm={algorithm}", *MLP, "hardware=sim_dgx", "hardware.num_workers=8", *chosen)
     batch, observed = torch.zeros(4), []
     with FakeTensorMode() as fake:
-        worker = Mock(
+        worker = MagicMock(
             rank=of_eight, num_workers=8, device=torch.device("cpu"), seed=0, elapsed_epochs=0, total_epochs=1
         )
         worker.batches.return_value = [fake.from_tensor(batch)] * 2
         worker.observe = lambda model, samples, part=None: observed.append(samples)
         composed.algorithm.train(worker, Deep("float32", 0.1, 32, 0.1, 0.0))
     assert observed == [4, 4]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("workers", "backend"), [(1, "nccl"), (2, "gloo")])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_devices_compute_the_same(minibatch_sgd, variant, workers, backend):
+    """To rtol 1e-12: sums are in another order, exponentials and logarithms another library's."""
+    weights, done = run(variant[0], "gpus", workers, f"hardware.backend={backend}", *variant[1:])
+    torch.testing.assert_close(weights, minibatch_sgd, rtol=1e-12, atol=1e-12)
+    assert workers == 1 or sum(worker.sent_bytes for worker in done.workers) > 0
