@@ -11,8 +11,9 @@ way to those who keep them (reduce-scatter). In bytes of the model n, each worke
 
 Torch pads: of a tensor with r rows a worker keeps r / S, rounded up, and sends as many; the last workers may keep less,
 or nothing. On a ring these are n (S - 1) / S, the same, n (S - 1) / S and 2 n (R - 1) / (R S) bytes on the wire: with
-R = 1 in all 1.5 times the 2 n (P - 1) / P of an all-reduce, or as many if layers are not resharded. A worker alone
-sends nothing. `fsdp_plain` is the same without torch's FSDP.
+R = 1 in all 1.5 times the 2 n (P - 1) / P of an all-reduce, or as many if layers are not resharded. (gloo does a
+reduce-scatter as an all-reduce: twice as many, or 1.5 times.) A worker alone sends nothing. `fsdp_plain` is the same
+without torch's FSDP.
 """
 
 from collections.abc import Sequence

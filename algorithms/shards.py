@@ -29,14 +29,20 @@ def check_layered(problem: Problem, algorithm: str) -> None:
 def layers_of(model: nn.Module) -> list[nn.Sequential]:
     """The model's layers, each with those without parameters that come after it.
 
+    What flattens comes before a layer: FSDP2 wants no view of something else from a layer, which could be overwritten.
+
     >>> [len(layer) for layer in layers_of(nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)))]
     [3, 1]
     """
+    assert isinstance(model, nn.Sequential)
     found: list[list[nn.Module]] = []
-    for module in model.children():
-        if not found or (_has_parameters(module) and any(map(_has_parameters, found[-1]))):
+    for module in model:  # children() would leave out what is there twice
+        begins = _has_parameters(module) or isinstance(module, nn.Flatten)
+        if not found or (begins and any(map(_has_parameters, found[-1]))):
             found.append([])
         found[-1].append(module)
+    if len(found) > 1 and not any(map(_has_parameters, found[-1])):
+        found[-2] += found.pop()
     return [nn.Sequential(*layer) for layer in found]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from composed import execution, setup
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -61,10 +62,10 @@ SIMULATED = [("sim_ethernet", 1), ("sim_ethernet", 2), ("sim_ethernet", 4), ("si
 CASES = [(variant, *place) for variant in VARIANTS for place in SIMULATED]
 CASES += [(("fsdp", HYBRID, *more), *place) for more in [(), (AHEAD,)] for place in SIMULATED[2:]]
 CASES += [(("fsdp", "algorithm.shard_size=1"), "sim_ethernet", 2), (("fsdp", HYBRID), "sim_ethernet", 1)]
-CASES += [(variant, "cpu", 2) for variant in [ALL, ("fsdp_plain",), ("zero1",), ("zero1_plain",)]]
-REAL = [(variant, "cpu", 2) for variant in VARIANTS[:4]] + [(variant, "cpu", 1) for variant in VARIANTS]
-REAL += [(variant, "cpu", 4) for variant in [*VARIANTS, ("fsdp", HYBRID), ("fsdp", HYBRID, AHEAD, AGAIN)]]
-CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in REAL]
+QUICK = [(variant, "cpu", 2) for variant in [ALL, ("fsdp_plain",), ("zero1",), ("zero1_plain",)]]
+QUICK += [(("fsdp",), "cpu", 1), (("fsdp", HYBRID, AHEAD, AGAIN), "cpu", 4), (("fsdp_plain",), "cpu", 4)]
+REAL = [(variant, "cpu", workers) for variant in VARIANTS for workers in (1, 2, 4)] + [(("fsdp", HYBRID), "cpu", 4)]
+CASES += QUICK + [pytest.param(*case, marks=pytest.mark.slow) for case in REAL if case not in QUICK]
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,20 @@ def test_its_optimizer_and_schedule_are_those_of_all_reduce(algorithm):
     weights, _ = run(algorithm, "sim_ethernet", 3, *chosen)
     reference, _ = run("all_reduce", "sim_ethernet", 3, *chosen)
     torch.testing.assert_close(weights, reference, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("problem", ["transformer", "cnn"])
+@pytest.mark.parametrize("variant", [ALL, ("fsdp_plain",)], ids=str)
+def test_any_chain_of_layers_will_do(variant, problem):
+    chosen = [f"problem={problem}", "problem.dtype=float64", "problem.evaluated_samples=1", "budget.observations=1"]
+    chosen += ["hardware=sim_ethernet", "hardware.num_workers=3", "algorithm.batch_size=4", "tracking=none"]
+    chosen += ["budget.epochs=0.01" if problem == "transformer" else "budget.epochs=0.03"]
+    found = []
+    for algorithm, *more in (variant, ("all_reduce",)):
+        done = execution(f"algorithm={algorithm}", *chosen, *more)
+        assert done.failure is None, done.failure
+        found.append(averaged(done.observations, 3)[0][-1].parameters)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("algorithm", ["fsdp", "zero1", "zero1_plain"])
@@ -103,14 +118,16 @@ def test_groups_in_a_host_are_faster_than_a_shard_on_every_one():
 
 
 def test_layers_keep_what_has_no_parameters_and_the_order_of_parameters():
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
-    layers = layers_of(model)
-    assert [[type(module).__name__ for module in layer] for layer in layers] == [
-        ["Flatten", "Linear", "ReLU"],
-        ["Linear"],
+    flatten, relu, first, second = nn.Flatten(), nn.ReLU(), nn.Linear(2, 3), nn.Linear(3, 1)
+    assert [list(layer) for layer in layers_of(nn.Sequential(flatten, first, relu, second))] == [
+        [flatten, first, relu],
+        [second],
     ]
-    whole = [id(parameter) for parameter in model.parameters()]
-    assert [id(parameter) for layer in layers for parameter in layer.parameters()] == whole
+    assert [list(layer) for layer in layers_of(nn.Sequential(first, relu, flatten, second, flatten))] == [
+        [first, relu],
+        [flatten, second, flatten],
+    ]
+    assert [list(layer) for layer in layers_of(nn.Sequential(relu, flatten, first))] == [[relu, flatten, first]]
 
 
 def test_shards_are_equal_and_filled_up():
@@ -237,10 +254,10 @@ class Deep(Layered):
     def build_model(self, device, seed):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return torch.nn.Sequential(*(self.block() for _ in range(4)))
+            return nn.Sequential(*(self.block() for _ in range(4)))
 
     def block(self):
-        return torch.nn.Sequential(*(part for _ in range(3) for part in (torch.nn.Linear(96, 96), torch.nn.Tanh())))
+        return nn.Sequential(*(part for _ in range(3) for part in (nn.Linear(96, 96), nn.Tanh())))
 
     def gather(self, samples):
         inputs = torch.arange(96.0).add(samples[:, None]).cos()
