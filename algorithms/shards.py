@@ -42,7 +42,8 @@ def layers_of(model: nn.Module) -> list[nn.Sequential]:
             found.append([])
         found[-1].append(module)
     if len(found) > 1 and not any(map(_has_parameters, found[-1])):
-        found[-2] += found.pop()
+        last = found.pop()
+        found[-1] += last
     return [nn.Sequential(*layer) for layer in found]
 
 
