@@ -130,7 +130,7 @@ class FSDP(Algorithm):
                 loss = problem.loss(model, batch)
             loss.backward()
             shards.step(learning_rate * self.schedule.at(worker))
-            footprint.tell(shards.own, shards.optimizer)
+            footprint.tell(shards.own, shards.optimizer.state)
             shards.optimizer.zero_grad()
             worker.observe(shards.flat, samples=len(batch), part=shards.positions)
 
