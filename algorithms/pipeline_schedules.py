@@ -172,6 +172,12 @@ class ZeroBubbleV(PipelineSchedule):
         """One on each leg."""
         return [rank, 2 * num_workers - 1 - rank]
 
+    def check(self, num_workers: int, micro_batches: int) -> None:
+        """The V gets full."""
+        fewest = 2 * num_workers - 1
+        rule = f"must be >= {fewest}, 2 * {num_workers} workers - 1, with algorithm/pipeline_schedule=zero_bubble_v"
+        require(micro_batches >= fewest, "algorithm.micro_batches", rule, micro_batches)
+
     def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
         """None, once the pipeline is full: a worker goes on to the next step as soon as it is done with this one."""
         return 0.0

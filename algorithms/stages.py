@@ -68,9 +68,7 @@ def split(model: nn.Sequential, num_stages: int, costs: Sequence[float]) -> list
     stages = [chain(parts[place] for place in part) for part in cut(costs, num_stages)]
     owners = [id(parameter) for stage in stages for parameter in stage.parameters()]
     if len(set(owners)) < len(owners):
-        raise UserError(
-            "a pipeline must have every parameter in one stage, got a model whose layers share some: untie them"
-        )
+        raise UserError("a pipeline must have each parameter in one stage, got a model whose layers share some")
     return stages
 
 
