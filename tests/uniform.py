@@ -7,7 +7,6 @@ from simulated_ranks import machine
 from torch import nn
 
 from algorithms.optimizers import PlainSGD
-from algorithms.pipedream import PipeDream
 from algorithms.pipeline import Pipeline
 from algorithms.schedules import Constant
 from hardware.simulated.compute import Roofline
@@ -102,11 +101,6 @@ class Uniform(Layered):
 def pipeline(order, micro_batches, batch_size, balance="layers"):
     """The algorithm."""
     return Pipeline(0.01, batch_size, micro_batches, balance, order, SGD, STEADY)
-
-
-def pipedream(batch_size, optimizer=SGD):
-    """The algorithm."""
-    return PipeDream(0.01, batch_size, "layers", optimizer, STEADY)
 
 
 def run(algorithm, workers, layers, steps, network=NOWHERE, samples=None, compute=None):
