@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from leftovers import shared_memory
 
 SETTLE_S = 2.0  # a process that has been told to end may take this long to be gone
 HELPERS = (b"multiprocessing.forkserver", b"multiprocessing.resource_tracker")  # they live as long as pytest, by design
@@ -28,7 +29,7 @@ def _belongings():
     return {
         *(f"process {pid} {command}" for pid, command in processes),
         *(f"thread {thread.ident} {thread.name}" for thread in threading.enumerate()),
-        *(f"/dev/shm/{name}" for name in os.listdir("/dev/shm")),
+        *(f"/dev/shm/{name}" for name in shared_memory(*(pid for pid, _ in processes))),
         *(f"port {port}" for port in _ports([os.getpid(), *(pid for pid, _ in processes)])),
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 from harness.errors import WorkerFailed
 
 FOLDER_VARIABLE = "TWINCLOCK_FORK_SERVER_FOLDER"
+INDUCTOR_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch's optimizers import its compiler, which makes a folder
 
 
 def start_fork_server(modules: Sequence[str]) -> Any:
@@ -33,8 +34,13 @@ def start_fork_server(modules: Sequence[str]) -> Any:
     spawn.get_preparation_data("fork server")  # raises if this is a worker that is still importing the main script
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hardware.real.fork_server_preload", *_imported_by_main(), *modules])
+    folder = util.get_temp_dir()
     with _environment(
-        {FOLDER_VARIABLE: util.get_temp_dir(), "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
+        {
+            FOLDER_VARIABLE: folder,
+            INDUCTOR_VARIABLE: os.environ.get(INDUCTOR_VARIABLE, folder),
+            "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
+        }
     ):
         forkserver.ensure_running()
     return context

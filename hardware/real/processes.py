@@ -240,7 +240,8 @@ class _Parent:
                     getattr(process, end)()
                 _join(started)
             for process in started:
-                process.close()
+                if process.exitcode is not None:  # killed, and not gone yet on a machine that has no time for it
+                    process.close()
             for pipe in self._pipes:
                 pipe.close()
             segments: list[Any] = [self._program, *self._common.values(), *self._snapshots]

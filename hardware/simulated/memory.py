@@ -46,7 +46,7 @@ class SharedMemory:
         wake_s: what it costs to wake who sleeps on a mutex.
         sleep_s: from then until the sleeper runs again.
         doze_s: from finding a mutex held until asleep.
-        futex_s: to let go of a mutex that another core has found held and does not sleep on yet; its news are as late.
+        futex_s: a call of the system for a mutex if nobody sleeps: to let go of it, and to look again.
         pin_policy: spread (ranks round robin over the sockets) or fill (all cores of one socket before the next's).
         memory_policy: where lies what names no node: first_touch, interleave or bind:<socket>.
         local_bytes_per_s: one core's bandwidth from the memory of its own socket, > 0.

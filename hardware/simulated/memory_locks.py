@@ -3,9 +3,10 @@
 spin lock     goes to who asks first: to who let go, once the row of its next update is there, or to one of those who
               wait, all equally likely, who sees it free after a random time, on average the transfer of its line;
               while somebody waits that line is shared, and who has the lock again must claim it
-mutex         who finds it held is asleep `doze_s` later; letting go wakes who has waited longest (`wake_s`), who looks
-              again `sleep_s` later, or, if it is not asleep yet, has both call the system for nothing (`futex_s`)
-              either lock: a row comes from memory before its update asks for the lock, while others hold it
+              a row comes from memory before its update asks for the lock, while others hold it
+mutex         who finds it held is asleep some `doze_s` later; letting go wakes who has waited longest (`wake_s`), who
+              looks again `sleep_s` later, or, if it is not asleep yet, has both call the system for nothing (`futex_s`,
+              the one who waits from when it has found it held: it is often first)
 per coord.    one after the other, ascending: whoever waits for one holds those before; two atomic operations each
 round robin   writes in the order of tickets; the next one hears of it when the line has come
 """
@@ -19,6 +20,8 @@ from hardware.simulated.cache_lines import write_lines_s
 from hardware.simulated.memory_records import BEGIN, NOBODY
 from harness.kernels.access import ATOMIC, GLOBAL_MUTEX, GLOBAL_SPIN, PER_COORDINATE, ROUND_ROBIN
 from harness.kernels.numbers import hashed
+
+DOZE_SPREAD = 0.4  # of `doze_s`, up and down: in hand-overs of a mutex between two cores of a Xeon
 
 LOCK = np.dtype([("held", np.int64), ("last", np.int64), ("tickets", np.int64), ("serving", np.int64)])
 
@@ -98,7 +101,7 @@ def may_write(worker, lines, rank, touched, locks, costs):
 
 @njit(nogil=True)
 def has_ended(workers, rank, row, row_s, lines, locks, costs, update):
-    """Give up what the update holds; under one lock around the whole update the next row comes then.
+    """Give up what the update holds; under a spin lock the next row comes then.
 
     Args:
         update: its number, of which the next holder of a spin lock is drawn.
@@ -107,7 +110,7 @@ def has_ended(workers, rank, row, row_s, lines, locks, costs, update):
         _let_go_of_coordinates(workers, rank, row, locks)
         return
     _let_go(workers, rank, lines, locks, costs, update)
-    if locks.locking in (GLOBAL_SPIN, GLOBAL_MUTEX):
+    if locks.locking == GLOBAL_SPIN:
         workers[rank].next_s += workers[rank].pace * row_s
 
 
@@ -134,14 +137,24 @@ def _let_go(workers, rank, lines, locks, costs, update):
         return
     if locks.locking == ROUND_ROBIN:
         lock.serving += 1
-        _tell(workers, rank, worker.next_s, lines, locks, 0.0)
+        _tell(workers, rank, worker.next_s, lines, locks)
         return
     lock.held = 0
     next_rank = _next_of(workers, locks)
     if next_rank != NOBODY:
-        asleep = worker.next_s - workers[next_rank].looked_s > workers[next_rank].pace * costs.doze_s
-        _tell(workers, rank, worker.next_s, lines, locks, costs.wake_s + costs.sleep_s if asleep else costs.futex_s)
+        doze_s = costs.doze_s * (1 + DOZE_SPREAD * (_share(hashed(update, rank)) - 1))
+        asleep = worker.next_s - workers[next_rank].looked_s > workers[next_rank].pace * doze_s
+        again_s = worker.next_s + workers[next_rank].pace * (costs.wake_s + costs.sleep_s)
+        if not asleep:  # it sees as it is about to sleep that the mutex has been let go
+            again_s = max(worker.next_s, workers[next_rank].looked_s + workers[next_rank].pace * costs.futex_s)
+        _tell(workers, rank, again_s, lines, locks)
         worker.next_s += worker.pace * (costs.wake_s if asleep else costs.futex_s)
+
+
+@njit(nogil=True)
+def _share(random):
+    """A number in [0, 2) of 64 random bits."""
+    return np.float64(random >> np.uint64(11)) * 2.0**-52
 
 
 @njit(nogil=True)
@@ -168,7 +181,7 @@ def _be_seen_free(workers, rank, lines, update):
     if waiting == 0:
         return False
     random = hashed(update, rank)
-    drawn, share = np.int64(random % np.uint64(waiting)), np.float64(random >> np.uint64(11)) * 2.0**-52  # in [0, 2)
+    drawn, share = np.int64(random % np.uint64(waiting)), _share(random)
     for other in range(len(workers)):
         if _waits(workers[other]):
             if drawn == 0:
@@ -194,16 +207,12 @@ def _next_of(workers, locks):
 
 
 @njit(nogil=True)
-def _tell(workers, rank, now_s, lines, locks, later_s):
-    """Let whose turn it is, or who has waited longest, know that `rank` has let go.
-
-    Args:
-        later_s: than the line of the lock, the news comes.
-    """
+def _tell(workers, rank, news_s, lines, locks):
+    """Let whose turn it is, or who has waited longest, know that `rank` has let go: that line comes after `news_s`."""
     next_rank = _next_of(workers, locks)
     if next_rank == NOBODY:
         return
-    workers[next_rank].next_s = now_s + workers[next_rank].pace * (_transfer_s(lines, next_rank, rank) + later_s)
+    workers[next_rank].next_s = news_s + workers[next_rank].pace * _transfer_s(lines, next_rank, rank)
     if locks.locking == ROUND_ROBIN:
         _end_wait(workers[next_rank], workers[next_rank].next_s)
 
@@ -218,7 +227,8 @@ def bury(now_s, rank, workers, lines, locks, costs):
     worker = workers[rank]
     worker.next_s = worker.since_s = np.inf
     if locks.locking in (GLOBAL_SPIN, GLOBAL_MUTEX) and not locks.state[0].held:
-        _tell(workers, rank, now_s, lines, locks, costs.sleep_s if locks.locking == GLOBAL_MUTEX else 0.0)
+        late_s = costs.sleep_s if locks.locking == GLOBAL_MUTEX else 0.0
+        _tell(workers, rank, now_s + late_s, lines, locks)
     if locks.locking == PER_COORDINATE:
         return worker.taken > 0
     return locks.locking > ATOMIC and worker.event > BEGIN

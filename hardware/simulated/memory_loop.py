@@ -21,7 +21,7 @@ from hardware.simulated.cache_lines import read_lines_s, write_lines_s
 from hardware.simulated.memory_ledger import count_update, load, put_back
 from hardware.simulated.memory_locks import has_begun, has_ended, may_write
 from hardware.simulated.memory_records import BEGIN, NOBODY, READ, STORE, WRITE
-from harness.kernels.access import ATOMIC, GLOBAL_MUTEX, GLOBAL_SPIN, PER_COORDINATE
+from harness.kernels.access import ATOMIC, GLOBAL_SPIN, PER_COORDINATE
 from harness.kernels.base import prefetch_sample, read, write
 from harness.kernels.native import INLINE, borrowed
 from harness.kernels.numbers import Hot, Step
@@ -107,7 +107,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         (workers, samples, lines, kernel, like, slots, loaded, locks, ledger)
     )
     atomic, locked = locks.locking == ATOMIC, locks.locking > ATOMIC
-    one_at_a_time = locks.locking in (GLOBAL_SPIN, GLOBAL_MUTEX)
+    spins = locks.locking == GLOBAL_SPIN
     while True:
         rank = _earliest(workers)
         worker = workers[rank]
@@ -132,7 +132,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             worker.event = WRITE
             prefetch_sample(kernel, shared, samples[rank, min(worker.position + 1, worker.count - 1)])
             work_s = stall_s + costs.sample_s + costs.nonzero_s * len(row) + costs.delay_s
-            worker.next_s += worker.pace * (work_s if one_at_a_time else work_s + row_s)
+            worker.next_s += worker.pace * (work_s if spins else work_s + row_s)
             continue
         values, additions = loaded.values[rank], loaded.additions[rank]
         weights = carray(_pointer(worker.weights), (worker.num_weights,), loaded.values.dtype)

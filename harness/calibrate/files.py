@@ -24,7 +24,7 @@ MEMORY = {  # fields of SharedMemory: the unit, in the order of the file
     "wake_s": "s to wake who sleeps on a mutex",
     "sleep_s": "s from then until the sleeper runs",
     "doze_s": "s from finding a mutex held until asleep",
-    "futex_s": "s to let go of a mutex that another core has found held and does not sleep on yet",
+    "futex_s": "s of a call of the system for a mutex on which nobody sleeps yet",
     "local_bytes_per_s": "bytes/s from the own socket's memory, of a core",
     "remote_bytes_per_s": "bytes/s from another socket's memory, of a core",
     "sequential_rows": "cost of a nonzero in rows visited as stored / in random ones",

@@ -32,7 +32,8 @@ UPDATES = 128  # in a round
 ROUNDS = 60
 REPETITIONS = 7  # of all but memory
 MEMORY_BYTES = 1 << 30  # more than the caches that a core has for itself
-HELD_NS = 20_000  # a mutex on which another core is to sleep, about as long as in kernels: until it is woken
+HELD_NS, TURNS = 200, 20_000  # a mutex that two cores want all the time, about as long as updates hold it
+LONG_NS, QUICK = 700, 3  # letting go of it takes longer where somebody is woken; quick is up to so many medians
 DOZE_NS, DOZE_ROUNDS = 1_000, 240  # a mutex for so long at most, on which another core is about to
 NUMBERS_PER_LINE = 16  # float32
 Pair = tuple[int, int]  # CPUs
@@ -88,10 +89,12 @@ def _shared(near: Pair, far: Pair | None, cache_bytes: int) -> Iterator[Constant
 
     yield Constant("atomic_s", atomic(near[0]), "additions to lines of one's own, atomic less plain")
     wake_s, sleep_s, doze_s, futex_s = mutex(near)
-    yield Constant("wake_s", wake_s, "to let go of a mutex on which another core sleeps")
-    yield Constant("sleep_s", sleep_s, "from then until that core has it")
+    yield Constant(
+        "wake_s", wake_s, "to let go of a mutex that two cores want and one sleeps on"
+    )
+    yield Constant("sleep_s", sleep_s, "from then until that core looks at it again")
     yield Constant("doze_s", doze_s, "after which a core that found a mutex held had to be woken")
-    yield Constant("futex_s", futex_s, "to let go of it before")
+    yield Constant("futex_s", futex_s, "to let go of it before, or to look again")
 
 
 def pairs(topology: Topology) -> tuple[Pair, Pair | None]:
@@ -165,21 +168,60 @@ def atomic(cpu: int) -> float:
 def mutex(cpus: Pair) -> tuple[float, float, float, float]:
     """What a mutex costs that another core has found held.
 
+    How long it takes to wake a core depends on how it sleeps, and that on how long it usually does: hence two cores
+    that contend as they do in kernels. Who is woken finds the mutex held, and has to be woken again; of two such times
+    with nothing but quick turns of one core between them, the second is `sleep_s` after the first.
+
     Returns:
-        seconds to wake it, if it sleeps; from then until it has the mutex; from finding it held until asleep; and to
-        let go before that.
+        seconds to wake it, if it sleeps; from then until it has the mutex; from finding it held until asleep; and what
+        a call of the system takes either of them before that.
     """
-    gone, had = handed_over(cpus, np.full(ROUNDS, HELD_NS))
-    wake_ns = float(np.median(gone[:, 1] - gone[:, 0]))
-    sleep_ns = max(0.0, float(np.median(had[:, 1] - gone[:, 1])))
+    wake_ns, sleep_ns = woken(*contended(cpus))
     gone, had = handed_over(cpus, np.linspace(0, DOZE_NS, DOZE_ROUNDS, dtype=np.int64))
     waited_ns, left_ns = gone[:, 0] - had[:, 0], gone[:, 1] - gone[:, 0]
     asked, asleep = waited_ns > 0, left_ns > wake_ns / 2
     if not (asked & ~asleep).any():
         raise UserError("a core that found a mutex held slept at once, which cannot be: measure when nothing else runs")
     doze_ns = float(np.quantile(waited_ns[asked], 1 - asleep[asked].mean()))  # as many are below as were not asleep
-    futex_ns = float(np.median(left_ns[asked & ~asleep]))
+    awake = asked & ~asleep
+    futex_ns = float(np.median([left_ns[awake], (had[:, 1] - had[:, 0])[awake]]))
     return 1e-9 * wake_ns, 1e-9 * sleep_ns, 1e-9 * doze_ns, 1e-9 * futex_ns
+
+
+def woken(owner: np.ndarray, times: np.ndarray) -> tuple[float, float]:
+    """From turns of two cores that contend for a mutex what it takes to wake the other one, and until it runs, in ns.
+
+    Args:
+        owner: which core's each turn is, in the order of turns, shape (turns,).
+        times: when it had the mutex, began to let go and had let go, in ns, shape (turns, 3).
+
+    Raises:
+        UserError: if none of them slept.
+    """
+    left_ns = times[:, 2] - times[:, 1]
+    quick_ns = np.median(left_ns)  # nobody to wake, nor to look for
+    long = np.flatnonzero(left_ns > LONG_NS)
+    quick = left_ns < QUICK * quick_ns
+    same = np.r_[True, owner[1:] == owner[:-1]]
+    broken = np.cumsum(~same | ~(quick | (left_ns > LONG_NS)))  # by a turn of the other core, or by one nearly so
+    again = broken[long[1:]] == broken[long[:-1]]
+    if not again.any():
+        raise UserError("no core slept on a mutex that two wanted all the time: measure when nothing else runs")
+    slept_ns = times[long[1:], 1] - times[long[:-1], 2]
+    return float(left_ns[long].mean()), float(slept_ns[again].mean())
+
+
+def contended(cpus: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """The turns of two cores that want a mutex all the time, while both do: see `woken`."""
+    words = lock_words("global_mutex", 0)
+    open_mutex(words)
+    flag, times = np.zeros(1, np.int64), np.zeros((2, TURNS, 3))
+    bodies = [partial(probes.contend_for_mutex_ns, flag, words.numpy(), HELD_NS, mine) for mine in times]
+    probes.on_cores(cpus, bodies)
+    owner, turns = np.repeat((0, 1), TURNS), times.reshape(-1, 3)
+    order = np.argsort(turns[:, 0])
+    order = order[turns[order, 0] < times[:, -1, 0].min()]
+    return owner[order], turns[order]
 
 
 def handed_over(cpus: Pair, held_ns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

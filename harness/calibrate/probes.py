@@ -231,6 +231,26 @@ def take_mutex_ns(flag, words, rounds, times):
 
 
 @njit(nogil=True)
+def contend_for_mutex_ns(flag, words, hold_ns, times):
+    """One of two cores that want a mutex all the time, and hold it as long as an update of a kernel does.
+
+    Args:
+        times: when it had the mutex, when it began to let go and when it had let go, shape (turns, 3).
+    """
+    address = words.ctypes.data + 4 * MUTEX
+    _together(flag, 0)
+    for turn in range(len(times)):
+        lock_mutex(address)
+        times[turn, 0] = now_ns()
+        until = times[turn, 0] + hold_ns
+        while now_ns() < until:
+            pass
+        times[turn, 1] = now_ns()
+        unlock_mutex(address)
+        times[turn, 2] = now_ns()
+
+
+@njit(nogil=True)
 def stream_ns(values, total):
     """Per number: the sum of all, shape (1,)."""
     start_ns = now_ns()

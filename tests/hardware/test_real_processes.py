@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from leftovers import shared_memory
 
 from harness.errors import Diverged, UserError, WorkerFailed
 from tests.hardware.toys import (
@@ -248,7 +249,7 @@ raise machine(2).execute(program(Endless), no_progress).failure
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_parent_that_is_ended_leaves_nobody(tmp_path, how):
-    pids, files = tmp_path / "pids", set(os.listdir("/dev/shm"))
+    pids, files = tmp_path / "pids", shared_memory()
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     environment = {**os.environ, "TOY_PIDS": str(pids), "TMPDIR": str(temporary)}
@@ -260,7 +261,7 @@ def test_a_parent_that_is_ended_leaves_nobody(tmp_path, how):
         parent.wait(10)
     assert parent.returncode == {signal.SIGKILL: -9, signal.SIGTERM: -2, signal.SIGINT: -2}[how]
     wait_for(lambda: not session(parent.pid))
-    assert set(os.listdir("/dev/shm")) <= files
+    assert shared_memory(parent.pid) <= files
     assert list(temporary.iterdir()) == []
 
 

@@ -118,17 +118,45 @@ def test_constants_that_repetitions_disagree_on_are_named():
     assert "repetitions of lock_s differ by more than 30 %" in _warning([steady, noisy, once])
 
 
+def quick_turns(wake_ns=9_000.0, sleep_ns=14_000.0, rounds=5):
+    """Of a core that has a mutex for 200 ns at a time, while another one sleeps on it, is woken, and finds it held."""
+    times, now_ns = [], 0.0
+    for _ in range(rounds):
+        for turn in range(int(sleep_ns / 250) + 1):
+            left_ns = wake_ns if turn == 0 else 40.0
+            times.append((now_ns, now_ns + 200, now_ns + 200 + left_ns))
+            now_ns += 210 + left_ns
+    return np.zeros(len(times), int), np.array(times)
+
+
+def test_what_it_takes_to_wake_a_core_is_read_from_turns_at_a_mutex():
+    assert memory.woken(*quick_turns()) == pytest.approx((9_000, 14_000), rel=0.02)  # to a turn
+
+
+def test_turns_of_the_other_core_in_between_say_nothing_of_how_long_it_slept():
+    owner, times = quick_turns(rounds=6)
+    later = times.copy()
+    later[20:] += 1e6  # in the first of five sleeps the other core had a turn
+    owner[20] = 1
+    assert memory.woken(owner, later) == pytest.approx((9_000, 14_000), rel=0.02)
+    with pytest.raises(UserError, match="no core slept"):
+        memory.woken(*(part[1:50] for part in quick_turns()))
+
+
 def test_how_long_it_takes_to_fall_asleep_is_read_from_what_a_mutex_costs_who_lets_go(monkeypatch):
     """An imaginary machine: asked 80 ns after the mutex was taken, asleep 220 ns later; 400 ns or 11 us to let go."""
 
     def handed_over(cpus, held_ns):
         waited_ns = held_ns - 80.0
         left_ns = np.where(waited_ns > 220, 11_000.0, 400.0)
-        return np.stack([held_ns, held_ns + left_ns], 1), np.stack([held_ns - waited_ns, held_ns + left_ns + 8000], 1)
+        asked_ns = held_ns - waited_ns
+        had_ns = np.where(waited_ns > 220, held_ns + left_ns + 8000, asked_ns + 400.0)
+        return np.stack([held_ns, held_ns + left_ns], 1), np.stack([asked_ns, had_ns], 1)
 
     monkeypatch.setattr(memory, "handed_over", handed_over)
+    monkeypatch.setattr(memory, "contended", lambda cpus: quick_turns())
     wake_s, sleep_s, doze_s, futex_s = memory.mutex((0, 1))
-    assert (wake_s, sleep_s, futex_s) == pytest.approx((11e-6, 8e-6, 400e-9))
+    assert (wake_s, sleep_s, futex_s) == pytest.approx((9e-6, 14e-6, 400e-9), rel=0.02)
     assert doze_s == pytest.approx(220e-9, abs=1.5e-9 * memory.DOZE_NS / memory.DOZE_ROUNDS)
 
 
@@ -136,6 +164,7 @@ def test_a_mutex_on_which_others_are_asleep_at_once_makes_no_sense(monkeypatch):
     def handed_over(cpus, held_ns):
         return np.stack([held_ns, held_ns + 11_000.0], 1), np.stack([held_ns - 80.0, held_ns + 19_000.0], 1)
 
+    monkeypatch.setattr(memory, "contended", lambda cpus: quick_turns())
     monkeypatch.setattr(memory, "handed_over", handed_over)
     with pytest.raises(UserError, match="slept at once"):
         memory.mutex((0, 1))

@@ -5,7 +5,6 @@ obey the rule in plans.py. A *transfer* flows over the links of its route until 
 its latency. When transfers begin or leave, the rates of those that share a link with them, directly or through others,
 are solved again, once per instant; no other transfer is looked at. `s` is the `State` of arrays.py.
 """
-# mypy: disable-error-code="no-untyped-def"
 
 import numpy as np
 from numba import njit
@@ -26,6 +25,7 @@ from hardware.simulated.network.arrays import (
     STARTS,
     TRAVELS,
 )
+from harness.kernels.native import INLINE
 
 
 @njit(cache=True, nogil=True)
@@ -69,7 +69,7 @@ def start(s, job, at_s):
     _push(s, t)
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _take(s):
     s.counts[FREE] -= 1
     t = s.free[s.counts[FREE]]
@@ -78,13 +78,13 @@ def _take(s):
     return t
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _give_back(s, t):
     s.free[s.counts[FREE]] = t
     s.counts[FREE] += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _happen(s, t):
     """The start of a job, the last byte of a transfer leaving, or its arrival."""
     transfer = s.transfers[t]
@@ -110,7 +110,7 @@ def _happen(s, t):
         _give_back(s, t)
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _queue(s, slot):
     if not s.ranks[slot].queued:
         s.ranks[slot].queued = 1
@@ -118,7 +118,7 @@ def _queue(s, slot):
         s.counts[READY] += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _pass_arrived(s, slot):
     """Move a rank's prefix over the steps of which all has arrived; those who wait for it may go on."""
     rank = s.ranks[slot]
@@ -132,7 +132,7 @@ def _pass_arrived(s, slot):
             _queue(s, waiter)
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _move_prefix(s, slot):
     rank = s.ranks[slot]
     job = s.jobs[rank.job]
@@ -147,7 +147,7 @@ def _move_prefix(s, slot):
         rank.prefix += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _issue(s, slot):
     """Begin all sends that the top of the stack, rank `slot`, may begin by the rule; then take it off."""
     rank = s.ranks[slot]
@@ -176,7 +176,7 @@ def _issue(s, slot):
     return PAUSED
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _wait_for(s, slot, other):
     """Take rank `slot` off the stack until the prefix of rank `other` has moved."""
     rank = s.ranks[slot]
@@ -187,7 +187,7 @@ def _wait_for(s, slot, other):
     s.counts[READY] -= 1
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _begin(s, slot, index):
     send, t, rank = s.sends[index], _take(s), s.ranks[slot]
     transfer = s.transfers[t]
@@ -204,7 +204,7 @@ def _begin(s, slot, index):
     _push(s, t)
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _is_broken(s, send):
     """Whether nothing passes its route, not even a message of no bytes."""
     broken = False
@@ -213,7 +213,7 @@ def _is_broken(s, send):
     return broken
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _attach(s, t, send):
     hops = s.nodes.shape[1]
     for hop in range(send.hops):
@@ -231,7 +231,7 @@ def _attach(s, t, send):
         _soil(s, index)
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _detach(s, t):
     hops, transfer = s.nodes.shape[1], s.transfers[t]
     for hop in range(transfer.hops):
@@ -250,7 +250,7 @@ def _detach(s, t):
         _soil(s, index)
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _soil(s, link):
     if not s.links[link].dirty:
         s.links[link].dirty = 1
@@ -258,7 +258,7 @@ def _soil(s, link):
         s.counts[DIRTY] += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _solve(s):
     """New rates for all that shares links, directly or not, with what has begun or left."""
     s.counts[MARK] += 1
@@ -272,7 +272,7 @@ def _solve(s):
     s.counts[DIRTY] = 0
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _reach(s, link):
     """The links and transfers that `link` is connected with, into `component` and `members`."""
     mark, hops = s.counts[MARK], s.nodes.shape[1]
@@ -299,7 +299,7 @@ def _reach(s, link):
     return num_links, num_members
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _fill(s, num_links, num_members):
     """Progressive filling: again and again the link with the least to give settles its transfers."""
     hops = s.nodes.shape[1]
@@ -329,7 +329,7 @@ def _fill(s, num_links, num_members):
             node = s.nodes[t, hop, 0]
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _set_rates(s, num_members):
     for i in range(num_members):
         transfer = s.transfers[s.members[i]]
@@ -341,26 +341,26 @@ def _set_rates(s, num_members):
             _down(s, _up(s, transfer.position))
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _before(s, a, b):
     one, other = s.transfers[a], s.transfers[b]
     return one.key < other.key or (one.key == other.key and one.sequence < other.sequence)
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _place(s, position, t):
     s.heap[position] = t
     s.transfers[t].position = position
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _push(s, t):
     _place(s, s.counts[HEAP], t)
     s.counts[HEAP] += 1
     _up(s, s.counts[HEAP] - 1)
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _pop(s):
     top = s.heap[0]
     s.counts[HEAP] -= 1
@@ -370,7 +370,7 @@ def _pop(s):
     return top
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _up(s, position):
     t = s.heap[position]
     while position > 0 and _before(s, t, s.heap[(position - 1) // 2]):
@@ -380,7 +380,7 @@ def _up(s, position):
     return position
 
 
-@njit(cache=True, nogil=True)
+@njit(**INLINE)
 def _down(s, position):
     t = s.heap[position]
     while True:
