@@ -15,10 +15,13 @@ least, by dynamic programming. (torchgpipe, Kim et al., arXiv:2004.09910, has th
 import copy
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 BALANCES = ("layers", "parameters", "flops", "measured")
 
@@ -87,6 +90,6 @@ def seconds(layers: Sequence[nn.Module], inputs: torch.Tensor, read_clock: Calla
     return measured
 
 
-def shadow(layer: nn.Module) -> nn.Module:
+def shadow(layer: Layer) -> Layer:
     """The same layer of shapes alone, on the device "meta"."""
     return copy.deepcopy(layer).to("meta")

@@ -4,10 +4,11 @@ Torch wants micro-batches of equal size. Where a batch cannot be divided into su
 once more: it costs time, and is in no loss. Shapes are told to torch beforehand, so that no clock sees it infer them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining.stage import PipelineStage
 
@@ -36,6 +37,9 @@ class Passes:
         held: those of this one.
         order: of passes.
         micro_batches: of every batch.
+        shapes: of so many samples, tensors like what each stage takes and what the last one gives; None to have whole
+            stages asked.
+        group: of the workers with a stage each; None for all.
     """
 
     def __init__(
@@ -46,9 +50,12 @@ class Passes:
         order: PipelineSchedule,
         micro_batches: int,
         worker: Worker,
+        shapes: Callable[[int], Sequence[torch.Tensor]] | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         self._problem, self._order, self._micro_batches, self._worker = problem, order, micro_batches, worker
-        self._stages, self._held = stages, held
+        self._stages, self._held, self._group = stages, held, group
+        self._shapes = shapes or self._asked
         self._prepared: dict[int, Any] = {}  # torch's schedules, by samples of a batch: the last one may be smaller
         self._counts: Iterator[int] = iter(())  # samples of the micro-batches whose losses are still to come
         self._samples = 0  # of the batch
@@ -85,7 +92,7 @@ class Passes:
 
     def _prepare(self) -> Any:
         size = sizes(self._samples, self._micro_batches)[0]
-        shapes = passed(self._stages, inputs_like(self._problem, size, torch.device("meta")))
+        shapes = self._shapes(size)
         known = [
             KnownStage(
                 self._stages[number],
@@ -94,10 +101,14 @@ class Passes:
                 self._worker.device,
                 input_args=shapes[number],
                 output_args=shapes[number + 1],
+                group=self._group,
             )
             for number in self._held
         ]
         return self._order.over(known, self._micro_batches, self._loss)
+
+    def _asked(self, samples: int) -> list[torch.Tensor]:
+        return passed(self._stages, inputs_like(self._problem, samples, torch.device("meta")))
 
 
 def sizes(samples: int, micro_batches: int) -> list[int]:

@@ -10,6 +10,7 @@ An algorithm applies one wherever its paper takes a step: on every worker, at a 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +38,8 @@ class Optimizer(ABC):
         return False
 
     @abstractmethod
-    def over(self, parameter: nn.Parameter, learning_rate: float) -> torch.optim.Optimizer:
-        """Torch's optimiser of one parameter."""
+    def over(self, parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+        """Torch's optimiser of these parameters."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class PlainSGD(Optimizer):
         """Without weight decay."""
         return self.weight_decay == 0
 
-    def over(self, parameter: nn.Parameter, learning_rate: float) -> torch.optim.Optimizer:
+    def over(self, parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         """Torch's SGD."""
-        return torch.optim.SGD([parameter], learning_rate, weight_decay=self.weight_decay)
+        return torch.optim.SGD(parameters, learning_rate, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,10 @@ class Momentum(Optimizer):
         rule = "must be > 0 with optimizer.nesterov=true"
         require(self.momentum > 0 or not self.nesterov, "optimizer.momentum", rule, self.momentum)
 
-    def over(self, parameter: nn.Parameter, learning_rate: float) -> torch.optim.Optimizer:
+    def over(self, parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         """Torch's SGD with momentum."""
         return torch.optim.SGD(
-            [parameter], learning_rate, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            parameters, learning_rate, self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
         )
 
 
@@ -102,11 +103,11 @@ class Adam(Optimizer):
             require(0 <= getattr(self, name) < 1, f"optimizer.{name}", "must be in [0, 1)", getattr(self, name))
         require(self.epsilon > 0, "optimizer.epsilon", "must be > 0", self.epsilon)
 
-    def over(self, parameter: nn.Parameter, learning_rate: float) -> torch.optim.Optimizer:
+    def over(self, parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         """Torch's Adam or AdamW."""
         kind = torch.optim.AdamW if self.decoupled else torch.optim.Adam
         betas = (self.beta1, self.beta2)
-        return kind([parameter], learning_rate, betas=betas, eps=self.epsilon, weight_decay=self.weight_decay)
+        return kind(parameters, learning_rate, betas=betas, eps=self.epsilon, weight_decay=self.weight_decay)
 
 
 class Descent:
@@ -123,7 +124,7 @@ class Descent:
     ) -> None:
         parameter = nn.Parameter(weights)
         parameter.grad = gradient
-        self._torch = optimizer.over(parameter, learning_rate)
+        self._torch = optimizer.over([parameter], learning_rate)
 
     def step(self, learning_rate: float | None = None) -> None:
         """Take one.

@@ -23,6 +23,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     Raises:
         UserError: with a sentence that names what would work.
     """
+    _check_values(setup)
     setup.algorithm.check(setup.problem)
     _check_memory(setup)
     _check_replay(setup)
@@ -41,6 +42,14 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
     return setup, [*notices, *setup.machine.check()]
+
+
+def _check_values(setup: Setup) -> None:
+    if setup.problem.is_fake:
+        raise UserError(
+            f"problem={setup.choices['problem']} has shapes and no values, which no hardware runs: set "
+            "problem.fake=false, and layers, width, hidden and vocabulary such that it fits into memory"
+        )
 
 
 def _check_memory(setup: Setup) -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from harness.problems.base import Problem
 from harness.problems.least_squares import LeastSquares
+from harness.problems.mlp import DigitsMLP
 
 STEPS = 500  # of worker 0 until then
 
 
 @dataclass(frozen=True)
-class Dying(LeastSquares):
-    """Least squares, whose worker 0 kills a rank in mid-run.
+class Killing(Problem):
+    """A problem whose worker 0 kills a rank in mid-run.
 
     Args:
         victim: the rank, beyond the workers if it is a server.
@@ -35,3 +37,13 @@ class Dying(LeastSquares):
             if steps == STEPS:
                 os.kill(int(Path(self.pid_file).read_text()), signal.SIGKILL)
         return super().loss(model, samples)
+
+
+@dataclass(frozen=True)
+class Dying(Killing, LeastSquares):
+    """Least squares."""
+
+
+@dataclass(frozen=True)
+class DyingLayers(Killing, DigitsMLP):
+    """A model of layers."""

@@ -8,6 +8,7 @@ from composed import options
 from small_runs import NATIVE, SENDING, SILENT, UNTRAINED, run
 
 from hardware.simulated.place import SimulatedPlace
+from harness.trial import averaged
 
 TWO_SERVERS = "algorithm.num_servers=2"
 CONSISTENCIES = ("synchronous", "backup_workers", "asynchronous", "bounded_staleness")
@@ -18,6 +19,8 @@ VARIANTS += [(each, "algorithm/mixing=star") for each in ("gossip", "choco_sgd")
 VARIANTS += [(each, "algorithm/mixing=one_peer_exponential") for each in ("gossip", "stochastic_gradient_push")]
 VARIANTS += [("choco_sgd", "algorithm/compression=sign"), ("federated", "algorithm.control_variates=true")]
 VARIANTS += [(each, "algorithm/compression=qsgd") for each in ("all_reduce", "local_sgd", "parameter_server")]
+VARIANTS += [("fsdp", "algorithm.reshard_after_forward=false"), ("fsdp", "algorithm.shard_size=1")]
+VARIANTS += [("fsdp", "algorithm.param_dtype=bfloat16", "algorithm.reduce_dtype=float32")]
 VARIANTS += [("local_sgd", "algorithm.group_size=2"), ("elastic_averaging", "algorithm.period=1")]
 UNDECLARED = [  # pace decides who asks; trials have own batches; late pushes are no updates; groups have several sizes
     ("ad_psgd",),
@@ -35,6 +38,8 @@ FEW_UPDATES = {  # unless there are many, slack would hide a wrong size
     "federated": ["algorithm.local_epochs=1", "algorithm.batch_size=10", "budget.epochs=40"],
     "local_sgd": ["budget.epochs=20"],
 }
+WIDE = ["problem.hidden_sizes=[96]"]  # of which 10 rows that 3 workers share as 12 are few
+FEW_UPDATES |= {"fsdp": WIDE, "fsdp_plain": WIDE}
 
 
 def name(value):
@@ -46,8 +51,9 @@ def name(value):
 def test_bytes_per_update_are_as_declared(variant, hardware, workers):
     algorithm, *extra = variant
     composed, _, execution = run(algorithm, hardware, workers, *extra, *FEW_UPDATES.get(algorithm, []))
-    last = execution.observations[-1]
-    declared = composed.algorithm.bytes_per_update(last.parameters, workers)
+    observations = execution.observations
+    last = (averaged(observations, workers)[0] if composed.algorithm.splits_model else observations)[-1]
+    declared = composed.algorithm.bytes_of_update(composed.problem, last.parameters, workers)
     assert (declared is None) == (variant in UNDECLARED)
     if declared is None:
         return

@@ -39,7 +39,9 @@ def test_whatever_the_servers_wait_for_a_death_is_named(consistency):
 
 @pytest.mark.parametrize(("algorithm", "rank"), [each for each in DEATHS if each[0] != SEARCH])
 def test_a_real_rank_that_is_killed_is_named(algorithm, rank, tmp_path):
-    victim = "problem._target_=dying.Dying", f"+problem.victim={rank}", f"+problem.pid_file={tmp_path}/pid"
+    layered = "problem=digits_mlp" in settings(algorithm)
+    target = f"problem._target_=dying.{'DyingLayers' if layered else 'Dying'}"
+    victim = target, f"+problem.victim={rank}", f"+problem.pid_file={tmp_path}/pid"
     execution = failing(algorithm, "hardware=cpu", *LONG, *victim)
     assert re.fullmatch(rf"worker {rank} \(pid \d+\) was killed by signal 9 \(SIGKILL\)", str(execution.failure))
     assert len(execution.observations) > 0

@@ -46,7 +46,7 @@ class Problem(ABC):
     on the object, in torch tensors, so that they reach other processes through shared memory.
 
     Args:
-        dtype: of model and data, "float32" or "float64".
+        dtype: of model and data, one of `dtypes`.
         learning_rate: a good constant step of sequential SGD, > 0; the default of `algorithm.learning_rate`.
         minibatch_size: samples of a good minibatch, >= 1; the default of `algorithm.batch_size` of batched algorithms.
         minibatch_learning_rate: a good constant step of sequential SGD with such minibatches, > 0.
@@ -54,6 +54,7 @@ class Problem(ABC):
     """
 
     loss_reads: ClassVar[tuple[str, ...]] = ()  # cached data of tensors, which `to` moves to a device
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
 
     dtype: str
     learning_rate: float
@@ -62,7 +63,8 @@ class Problem(ABC):
     target_loss: float
 
     def __post_init__(self) -> None:
-        require(self.dtype in ("float32", "float64"), "problem.dtype", "must be float32 or float64", self.dtype)
+        rule = f"must be {', '.join(self.dtypes[:-1])} or {self.dtypes[-1]}"
+        require(self.dtype in self.dtypes, "problem.dtype", rule, self.dtype)
         require(self.learning_rate > 0, "problem.learning_rate", "must be > 0", self.learning_rate)
         require(self.minibatch_size >= 1, "problem.minibatch_size", "must be >= 1", self.minibatch_size)
         field, step = "problem.minibatch_learning_rate", self.minibatch_learning_rate
@@ -78,6 +80,21 @@ class Problem(ABC):
     @abstractmethod
     def num_samples(self) -> int:
         """Size of the training set; one epoch."""
+
+    @property
+    def is_fake(self) -> bool:
+        """Whether its model has shapes and no values (torch's fake tensors), because no memory would hold them."""
+        return False
+
+    @property
+    def tokens_per_sample(self) -> int | None:
+        """Tokens that a sample's loss is the mean of, where there are any."""
+        return None
+
+    @property
+    def flops_per_sample(self) -> float | None:
+        """Floating-point operations of a forward and backward pass that the model asks for, where it says so."""
+        return None
 
     def data_version(self) -> str:
         """What identifies the data beyond the settings, such as the time stamps of files; baselines depend on it."""

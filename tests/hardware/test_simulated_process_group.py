@@ -709,3 +709,13 @@ def test_functions_that_are_differentiated():
         return x.grad.tolist()
 
     assert results(body, 3) == [[3.0, 3.0]] * 3
+
+
+def test_a_rank_alone_may_have_several_collectives_under_way():
+    def body(worker):
+        tensors = torch.ones(640), torch.ones(64)
+        for work in [dist.broadcast(tensor, 0, async_op=True) for tensor in tensors]:
+            work.wait()
+        return worker.clock.now()
+
+    assert results(body, 1) == [0.0]

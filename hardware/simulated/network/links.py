@@ -86,6 +86,9 @@ class Links:
         """
         made = self._program(plan, devices)
         begin_s = self._env.now + plan.setup_s
+        if not len(made.sends):  # a group of one: the solver would wait for what never arrives
+            self._env.timeout(plan.setup_s).callbacks.append(lambda _: ended(np.arange(plan.num_ranks)))
+            return
         if not (self._jobs or self._alone or self._over) and self._shortcuts:
             taken_s = self._lockstep_s(made)
             if taken_s is not None and begin_s + taken_s <= self._next_change_s():

@@ -1,0 +1,158 @@
+"""Fully sharded data parallel SGD by torch's FSDP2 (Zhao et al., VLDB 2023; ZeRO-3 of Rajbhandari et al., SC 2020).
+
+What `all_reduce` computes, but of parameters, gradients and the optimiser's state a worker keeps its shard alone. A
+layer is gathered whole before its forward pass, and again before its backward pass; its gradients are summed on the
+way to those who keep them (reduce-scatter). In bytes of the model n, each worker hands in, per step, of S that shard:
+
+    n / S                                     to the all-gather of the forward pass
+    n / S, if layers are resharded            to that of the backward pass: the last layer's too
+    n                                         to the reduce-scatter
+    n / S, with R > 1 groups that replicate   to the all-reduce among those who keep the same shard (HSDP, section 3.2)
+
+Torch pads: of a tensor with r rows a worker keeps r / S, rounded up, and sends as many; the last workers may keep less,
+or nothing. On a ring these are n (S - 1) / S, the same, n (S - 1) / S and 2 n (R - 1) / (R S) bytes on the wire: with
+R = 1 in all 1.5 times the 2 n (P - 1) / P of an all-reduce, or as many if layers are not resharded. A worker alone
+sends nothing. `fsdp_plain` is the same without torch's FSDP.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from algorithms.base import Algorithm
+from algorithms.optimizers import Optimizer
+from algorithms.schedules import Schedule
+from algorithms.shards import Shards, check_layered, layers_of
+from harness.errors import require
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class FSDP(Algorithm):
+    """Average the gradients of all workers at every step, each of which keeps a shard of the model.
+
+    Args:
+        linear_scaling: multiply the step by the number of workers.
+        reshard_after_forward: whether a layer is given up after its forward pass, and gathered again for the backward.
+        shard_size: workers that shard a model, neighbouring ranks, >= 0; groups of them replicate it. 0 for all.
+        prefetch: layers that are gathered ahead of the one that computes, >= 0; 0 for torch's own choice: one in the
+            backward pass, and in the forward pass as far as the host is ahead of its device.
+        checkpointing: whether what a layer computes is forgotten, and computed again in the backward pass.
+        param_dtype: of gathered layers and what they compute, null for the problem's.
+        reduce_dtype: of the gradients that are summed, null for that of gathered layers.
+        optimizer: what makes a step of the average gradient, on every shard alike.
+        schedule: factor of the step as training goes on.
+    """
+
+    synchronous: ClassVar[bool] = True
+    splits_model: ClassVar[bool] = True
+
+    linear_scaling: bool
+    reshard_after_forward: bool
+    shard_size: int
+    prefetch: int
+    checkpointing: bool
+    param_dtype: str | None
+    reduce_dtype: str | None
+    optimizer: Optimizer
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("shard_size", "prefetch"):
+            require(getattr(self, name) >= 0, f"algorithm.{name}", "must be >= 0", getattr(self, name))
+        for name in ("param_dtype", "reduce_dtype"):
+            chosen, rule = getattr(self, name), f"must be null or one of {', '.join(DTYPES)}"
+            require(chosen in (None, *DTYPES), f"algorithm.{name}", rule, chosen)
+
+    @property
+    def is_sgd(self) -> bool:  # type: ignore[override]
+        """In the problem's own precision."""
+        return self.param_dtype is None and self.reduce_dtype is None
+
+    def check(self, problem: Problem) -> None:
+        """Layers are what is gathered."""
+        check_layered(problem, "fsdp")
+
+    def check_workers(self, problem: Problem, num_workers: int) -> None:
+        """Groups make them up."""
+        self.shards(num_workers)
+
+    def shards(self, num_workers: int) -> int:
+        """How many workers shard a model; one is alone whatever the settings say.
+
+        Raises:
+            UserError: if they do not divide the workers.
+        """
+        size = self.shard_size if self.shard_size and num_workers > 1 else num_workers
+        rule = f"must divide the {num_workers} workers, or be 0 for all of them"
+        require(num_workers % size == 0, "algorithm.shard_size", rule, size)
+        return size
+
+    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+        """As above, without what torch pads, of all workers together."""
+        shards = self.shards(num_workers)
+        gathered_bytes = weights.numel() * self._dtype(weights.dtype, self.param_dtype).itemsize
+        summed_bytes = weights.numel() * self._dtype(weights.dtype, self.reduce_dtype, self.param_dtype).itemsize
+        own_bytes = 0.0
+        if shards > 1:
+            own_bytes += (1 + self.reshard_after_forward) * gathered_bytes / shards + summed_bytes
+        if shards < num_workers:
+            own_bytes += summed_bytes / shards
+        return num_workers * own_bytes
+
+    @staticmethod
+    def _dtype(own: torch.dtype, *names: str | None) -> torch.dtype:
+        """The first that is named, or the problem's."""
+        return next((getattr(torch, name) for name in names if name), own)
+
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """Take steps along 1/P sum_i g_i, each worker of its own shard."""
+        model = self.sharded(problem.build_model(worker.device, worker.seed), worker)
+        learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
+        shards = Shards(model, self.optimizer, learning_rate)
+        for batch in worker.batches(problem, self.batch_size):
+            problem.loss(model, batch).backward()
+            shards.step(learning_rate * self.schedule.at(worker))
+            worker.observe(shards.flat, samples=len(batch), part=shards.positions)
+
+    def sharded(self, model: nn.Module, worker: Worker) -> nn.Module:
+        """The model, layer by layer; all workers have built the same one."""
+        own = next(model.parameters()).dtype
+        chosen = {"param_dtype": self.param_dtype, "reduce_dtype": self.reduce_dtype}
+        policy = MixedPrecisionPolicy(**{name: getattr(torch, dtype) for name, dtype in chosen.items() if dtype})
+        split = partial(fully_shard, mesh=self._mesh(worker), reshard_after_forward=self.reshard_after_forward)
+        layers: list[nn.Module] = [*layers_of(model)]
+        if self.checkpointing:
+            layers = [checkpoint_wrapper(layer) for layer in layers]
+        for layer in layers:
+            split(layer, mp_policy=policy).set_force_sum_reduction_for_comms(True)  # gloo has no averages
+        if self.prefetch:
+            self._prefetch(layers)
+        whole = nn.Sequential(*layers)  # has no parameters but theirs
+        split(whole, mp_policy=replace(policy, output_dtype=own))
+        return whole
+
+    def _prefetch(self, layers: Sequence[Any]) -> None:
+        """Let each layer ask for those that come next, in both directions, without waiting for them."""
+        for place, layer in enumerate(layers):
+            layer.set_modules_to_forward_prefetch(layers[place + 1 : place + 1 + self.prefetch])
+            layer.set_modules_to_backward_prefetch(layers[max(place - self.prefetch, 0) : place][::-1])
+            layer._set_unshard_async_op(True)
+
+    def _mesh(self, worker: Worker) -> DeviceMesh:
+        size = self.shards(worker.num_workers)
+        if size == worker.num_workers:
+            return init_device_mesh(worker.device.type, (size,))
+        replicas = worker.num_workers // size
+        return init_device_mesh(worker.device.type, (replicas, size), mesh_dim_names=("replicate", "shard"))

@@ -1,0 +1,124 @@
+"""What a worker keeps of a model that all share: its layers, its shard of them, and where that lies in the whole."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.nn.functional import pad
+
+from algorithms.optimizers import Optimizer
+from harness.errors import UserError
+from harness.problems.base import Problem
+from harness.problems.layered import Layered
+
+
+def check_layered(problem: Problem, algorithm: str) -> None:
+    """Refuse a problem whose model is no chain of layers.
+
+    Raises:
+        UserError: naming both.
+    """
+    if not isinstance(problem, Layered):
+        raise UserError(
+            f"algorithm={algorithm} gathers one layer at a time, and the model of {type(problem).__name__} is no chain "
+            "of layers: choose a problem whose model is, such as problem=digits_mlp"
+        )
+
+
+def layers_of(model: nn.Module) -> list[nn.Sequential]:
+    """The model's layers, each with those without parameters that come after it.
+
+    >>> [len(layer) for layer in layers_of(nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)))]
+    [3, 1]
+    """
+    found: list[list[nn.Module]] = []
+    for module in model.children():
+        if not found or (_has_parameters(module) and any(map(_has_parameters, found[-1]))):
+            found.append([])
+        found[-1].append(module)
+    return [nn.Sequential(*layer) for layer in found]
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def shard_of(vector: torch.Tensor, rank: int, num_shards: int, filler: float = 0) -> torch.Tensor:
+    """One of equal shards of a vector that is filled up at its end, shape (elements / shards, rounded up,).
+
+    >>> shard_of(torch.arange(5), 2, 3, filler=-1)
+    tensor([ 4, -1])
+    """
+    return pad(vector, (0, -len(vector) % num_shards), value=filler).chunk(num_shards)[rank]
+
+
+class JoinedShards:
+    """A worker's shards of several vectors, one after the other.
+
+    Attributes:
+        flat: all of them, what fills them up included.
+        sizes: of each, likewise.
+        positions: int64, of the elements of `kept` among those of all vectors.
+    """
+
+    def __init__(self, vectors: Sequence[torch.Tensor], rank: int, num_shards: int) -> None:
+        shards = [shard_of(vector, rank, num_shards) for vector in vectors]
+        self.flat, self.sizes = torch.cat(shards), [len(shard) for shard in shards]
+        self._kept, positions, start = [], [], 0
+        for vector, size in zip(vectors, self.sizes, strict=True):
+            begin, end = (min(place * size, len(vector)) for place in (rank, rank + 1))
+            self._kept.append(end - begin)
+            positions.append(torch.arange(start + begin, start + end))
+            start += len(vector)
+        self.positions = torch.cat(positions)
+
+    def kept(self) -> torch.Tensor:
+        """The shards without what fills them up."""
+        parts = zip(self.flat.split(self.sizes), self._kept, strict=True)
+        return torch.cat([shard[:kept] for shard, kept in parts])
+
+
+class Shards:
+    """A worker's shards of a model of torch's FSDP2, whose parameters are DTensors that are split by rows.
+
+    An optimiser goes over the local tensors: what it does is element by element.
+
+    Args:
+        optimizer: what makes steps.
+        learning_rate: of the first step.
+
+    Attributes:
+        positions: int64, of the shards' elements among the flat parameters of the whole model.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, learning_rate: float) -> None:
+        self._sharded: list[DTensor] = list(model.parameters())  # type: ignore[arg-type]
+        self._own = [nn.Parameter(parameter.to_local().detach()) for parameter in self._sharded]
+        self._torch = optimizer.over(self._own, learning_rate)
+        self.positions = _positions(self._sharded)
+
+    def step(self, learning_rate: float) -> None:
+        """Take a step along the gradients of the backward pass, and forget them."""
+        for own, sharded in zip(self._own, self._sharded, strict=True):
+            own.grad, sharded.grad = sharded.grad.to_local(), None  # type: ignore[union-attr]
+        self._torch.param_groups[0]["lr"] = learning_rate
+        self._torch.step()
+        self._torch.zero_grad()
+
+    def flat(self) -> torch.Tensor:
+        """The shards, one after the other, shape (elements,)."""
+        return torch.cat([own.detach().flatten() for own in self._own])
+
+
+def _positions(parameters: Sequence[DTensor]) -> torch.Tensor:
+    """Of this worker's rows, which lie in one piece of each parameter."""
+    found, start = [], 0
+    for each in parameters:
+        shape, offset = compute_local_shape_and_global_offset(each.shape, each.device_mesh, each.placements)
+        begin = start + offset[0] * each.shape[1:].numel()
+        found.append(torch.arange(begin, begin + math.prod(shape)))
+        start += each.numel()
+    return torch.cat(found)
