@@ -10,6 +10,7 @@ With one micro-batch it is model parallelism: at any time one worker works, and 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from algorithms.balance import BALANCES
@@ -19,7 +20,7 @@ from algorithms.micro_batches import Passes
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.pipeline_schedules import PipelineSchedule
 from algorithms.schedules import Schedule
-from algorithms.stages import check_layered, check_stages, costs_of, positions, split
+from algorithms.stages import bytes_handed_on, check_layered, check_stages, costs_of, positions, split
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -68,6 +69,13 @@ class Pipeline(Algorithm):
         """The share of time in which workers with uniform stages wait for each other."""
         self.pipeline_schedule.check(num_workers, self.micro_batches)
         return {"pipeline/bubble_frac": self.pipeline_schedule.bubble_frac(num_workers, self.micro_batches)}
+
+    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+        """Activations of a batch that go from worker to worker, and their gradients."""
+        order, size = self.pipeline_schedule, -(-self.batch_size // self.micro_batches)
+        layered = check_layered(problem, "pipeline")
+        handed_on = bytes_handed_on(layered, self.balance, order.holders(num_workers), size)
+        return None if handed_on is None else self.micro_batches * handed_on
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the gradient of each batch."""

@@ -46,6 +46,11 @@ class PipelineSchedule(ABC):
         """The stages of a worker, in order."""
         return [rank + turn * num_workers for turn in range(self.stages_per_worker)]
 
+    def holders(self, num_workers: int) -> list[int]:
+        """The worker of each stage."""
+        held = [(stage, rank) for rank in range(num_workers) for stage in self.held(rank, num_workers)]
+        return [rank for _, rank in sorted(held)]
+
     def check(self, num_workers: int, micro_batches: int) -> None:  # noqa: B027 - some do any number
         """Refuse a number of micro-batches.
 

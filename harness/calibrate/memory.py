@@ -89,9 +89,7 @@ def _shared(near: Pair, far: Pair | None, cache_bytes: int) -> Iterator[Constant
 
     yield Constant("atomic_s", atomic(near[0]), "additions to lines of one's own, atomic less plain")
     wake_s, sleep_s, doze_s, futex_s = mutex(near)
-    yield Constant(
-        "wake_s", wake_s, "to let go of a mutex that two cores want and one sleeps on"
-    )
+    yield Constant("wake_s", wake_s, "to let go of a mutex that two cores want and one sleeps on")
     yield Constant("sleep_s", sleep_s, "from then until that core looks at it again")
     yield Constant("doze_s", doze_s, "after which a core that found a mutex held had to be woken")
     yield Constant("futex_s", futex_s, "to let go of it before, or to look again")
