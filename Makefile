@@ -9,7 +9,7 @@ run: .venv/run
 	.venv/bin/python run.py $(ARGS)
 
 test: .venv/test
-	.venv/bin/python -m pytest $(ARGS_TEST)
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS_TEST)
 
 check: .venv/dev
 	.venv/bin/ruff check .

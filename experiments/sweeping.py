@@ -54,6 +54,7 @@ KEYS = (
     "comm/bytes_per_update",
     "async/staleness_mean",
     "async/dropped_mean",
+    "pipeline/bubble_frac",
 )
 
 

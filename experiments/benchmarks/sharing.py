@@ -223,25 +223,29 @@ def speedups(problem: Problem, ways: dict[str, tuple[str, ...]]) -> dict[str, fl
 def model() -> Figures:
     """Predicted and real speedups, the range of the latter over trials, and the signed error of the first."""
     figures: dict[str, Figures] = {}
-    topology = read_topology()
-    with tempfile.TemporaryDirectory() as folder:
-        found = [*memory.constants(topology), *core.constants(topology.cores[0].cpus[0])]
-        files.write(Path(folder), "here", "this machine", found)
-        machine = "sim_cpu" if topology.num_sockets == 1 else "sim_numa2"
-        chosen = ("hardware/memory=here", "hardware/compute=here")
-        simulated = [hardware_of(machine, count, *chosen, config_dir=Path(folder)) for count in (1, 2)]
     for name, (problem_settings, settings) in CASES.items():
         problem = problem_of(*problem_settings, "synthetic_samples=60000")
         alone, together = pair(problem, settings, [hardware_of("cpu", 1), hardware_of("cpu", 2)], epochs=8.0)
         speed = in_turn({"alone": alone, "together": together})
         real = sorted(over(speed["together"], speed["alone"]))
-        alone, together = pair(problem, settings, simulated, epochs=2.0)
+        alone, together = pair(problem, settings, calibrated(), epochs=2.0)
         predicted = steady(together.run()) / steady(alone.run())
         error = predicted / statistics.median(real) - 1
         figures[name] = {"predicted": round(predicted, 3), "real": round(statistics.median(real), 3)}
         figures[name] |= {"range": [round(real[0], 3), round(real[-1], 3)], "error": round(error, 3)}
         print(f"{name:16s}{figures[name]}", file=sys.stderr, flush=True)
     return figures
+
+
+def calibrated() -> list[Hardware]:
+    """Models of this machine as it is now, with one worker and with two: a shared one changes by the minute."""
+    topology = read_topology()
+    machine = "sim_cpu" if topology.num_sockets == 1 else "sim_numa2"
+    chosen = ("hardware/memory=here", "hardware/compute=here")
+    with tempfile.TemporaryDirectory() as folder:
+        found = [*memory.constants(topology), *core.constants(topology.cores[0].cpus[0])]
+        files.write(Path(folder), "here", "this machine", found)
+        return [hardware_of(machine, count, *chosen, config_dir=Path(folder)) for count in (1, 2)]
 
 
 def pair(problem: Problem, settings: tuple[str, ...], machines: Sequence[Hardware], epochs: float) -> tuple[Case, Case]:

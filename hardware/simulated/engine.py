@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import NoReturn
 
 import simpy
@@ -38,6 +39,7 @@ POLL_S = 1e-6  # virtual seconds of a look that finds nothing, so that a loop of
 LOOK_S = 0.25  # host seconds between two looks of the main thread
 INTERRUPT_S = 0.5  # host seconds in which they must after Ctrl-C, before the one that runs is interrupted
 END_S = 5.0  # host seconds in which some activity must end once the run is over, before the rest is given up
+_PROCESSOR = 36  # field of /proc/thread-self/stat behind the name: the CPU it was last on
 
 
 class Engine:
@@ -68,8 +70,7 @@ class Engine:
         self._failure: BaseException | None = None
         self._stopping = False
         self._over = threading.Event()
-        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
-        self._core = {cores[os.getpid() % len(cores)]} if cores else set()  # runs side by side spread out
+        self._core = _core() if hasattr(os, "sched_setaffinity") else set()
 
     def spawn(self, rank: int, name: str, body: Callable[[], None], start_s: float) -> Activity:
         """Add an activity of `rank` that begins at `start_s`."""
@@ -368,6 +369,12 @@ def _half_made_objects_unmourned() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = before
+
+
+def _core() -> set[int]:
+    """The core that the calling thread runs on: simulations side by side are on different ones."""
+    stat = Path("/proc/thread-self/stat").read_text()
+    return {int(stat.rpartition(")")[2].split()[_PROCESSOR])}
 
 
 def _as_failure(error: BaseException, what: str) -> TwinclockError:

@@ -153,6 +153,7 @@ REFUSED = [
         "must be a multiple of 2, the number",
     ),
     (["hardware.num_workers=5", "algorithm/pipeline_schedule=zero_bubble_v"], "algorithm.micro_batches must be >= 9"),
+    (["hardware/compute=fixed"], "hardware/compute=fixed charges a worker for whole samples"),
     (["algorithm.balance=height"], "algorithm.balance must be one of layers, parameters, flops, measured"),
 ]
 
