@@ -49,8 +49,7 @@ class Pipeline(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = f"must be from 1 to {self.batch_size}, the samples of a batch (algorithm.batch_size)"
-        require(1 <= self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
+        require(self.micro_batches >= 1, "algorithm.micro_batches", "must be >= 1", self.micro_batches)
         require(self.balance in BALANCES, "algorithm.balance", f"must be one of {', '.join(BALANCES)}", self.balance)
 
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
@@ -58,8 +57,10 @@ class Pipeline(Algorithm):
         return 0, 1
 
     def check(self, problem: Problem) -> None:
-        """Its model is a chain of layers."""
+        """Its model is a chain of layers, and a batch of it has a sample for every micro-batch."""
         check_layered(problem, "pipeline")
+        rule = f"must be <= {self.batch_size}, the samples of a batch (algorithm.batch_size)"
+        require(self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """There is a layer for every stage."""
