@@ -160,9 +160,9 @@ def test_fedbuff_takes_more_rounds_and_less_time():
 def test_micro_batches_win_until_they_are_too_small():
     one_batch = ("budget.epochs=0.7",)
     whole, some, tiny = (
-        run("pipeline_depth", *one_batch, workers=4, micro_batches=m)["perf/samples_per_s"] for m in (1, 8, 64)
+        run("pipeline_depth", *one_batch, workers=2, micro_batches=m)["perf/samples_per_s"] for m in (1, 4, 64)
     )
-    assert some > 2 * max(whole, tiny)
+    assert some > 1.3 * max(whole, tiny)
 
 
 def test_orders_with_less_bubble_win():
