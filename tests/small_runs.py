@@ -48,7 +48,7 @@ SETTINGS["diloco"] = [*LONGER, "algorithm.batch_size=1", "algorithm.learning_rat
 SETTINGS["ensemble"] = [*LONGER, *BATCHES, "algorithm.members=2"]
 SETTINGS |= dict.fromkeys(("fsdp", "fsdp_plain"), LAYERED)
 SETTINGS["hyperparameter_search"] = [*LONGER, *BATCHES, "algorithm.trials=4", "algorithm.space.batch_size=null"]
-SETTINGS["tensor_parallel"] = SHARED
+SETTINGS |= dict.fromkeys(("tensor_parallel", "parallel_3d"), SHARED)
 SETTINGS |= dict.fromkeys(("model_parallel", "pipeline", "pipedream"), CHAIN)
 
 
