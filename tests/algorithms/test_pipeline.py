@@ -71,6 +71,22 @@ def test_so_does_model_parallelism(sequential):
     torch.testing.assert_close(split, sequential, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("problem", ["transformer", "cnn"])
+def test_layers_may_be_any_and_give_views(problem):
+    """Flattened images at the end of a stage, for one."""
+    chosen = [f"problem={problem}", "problem.dtype=float64", "algorithm.batch_size=8", "algorithm.learning_rate=0.1"]
+    chosen += ["budget.observations=1", "tracking=none", "hardware=sim_ethernet"]
+    chosen += [f"budget.epochs={16 / setup(*chosen, 'algorithm=sgd').problem.num_samples}"]
+    split = ["algorithm=pipeline", "algorithm.micro_batches=4", "algorithm/pipeline_schedule=zero_bubble_v"]
+    seen = []
+    for workers, own in ((1, ["algorithm=sgd"]), (2, split)):
+        composed = setup(*chosen, *own, f"hardware.num_workers={workers}")
+        done = composed.machine.execute(composed.program(), lambda samples: None)
+        assert done.failure is None
+        seen.append(averaged(done.observations, workers)[0][-1].parameters)
+    torch.testing.assert_close(seen[1], seen[0], rtol=1e-12, atol=1e-14)
+
+
 def test_momentum_is_each_stage_s_own():
     momentum = ["algorithm/optimizer=momentum", "algorithm.learning_rate=0.1"]
     one, _ = models("algorithm=all_reduce", "hardware=sim_cpu", "hardware.num_workers=1", *momentum)
