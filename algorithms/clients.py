@@ -24,9 +24,9 @@ from algorithms.devices import Devices
 from algorithms.error_feedback import Sender
 from algorithms.flat import flatten_
 from algorithms.optimizers import Descent, Optimizer
-from algorithms.partition import Partition
 from harness.errors import require
 from harness.problems.base import Problem
+from harness.splits import Split
 from harness.worker import Worker
 
 _ORDER, _NOISE = 9_107_483, 2_750_159  # tell their random numbers from others of the same seed
@@ -56,7 +56,7 @@ class WithClients(Algorithm, ABC):
     num_clients: int
     local_epochs: int
     proximal: float
-    partition: Partition
+    partition: Split
     devices: Devices
     availability: Availability
     compression: Compression
@@ -69,6 +69,7 @@ class WithClients(Algorithm, ABC):
         require(self.num_clients >= 1, "algorithm.num_clients", "must be >= 1", self.num_clients)
         require(self.local_epochs >= 1, "algorithm.local_epochs", "must be >= 1", self.local_epochs)
         require(self.proximal >= 0, "algorithm.proximal", "must be >= 0", self.proximal)
+        self.partition.check("algorithm.partition")
         rate = self.server_learning_rate
         require(rate > 0, "algorithm.server_learning_rate", "must be > 0", rate)
         assert self.compressor
@@ -86,7 +87,7 @@ class WithClients(Algorithm, ABC):
         """There must be samples for all, a timetable of them, and perhaps labels."""
         rule = f"must be at most the {problem.num_samples} samples of the training set"
         require(self.num_clients <= problem.num_samples, "algorithm.num_clients", rule, self.num_clients)
-        self.partition.split(problem, self.num_clients, seed=0)
+        self.partition.check_labels(problem, "algorithm/partition", "iid")
         self.availability.timetable(self.num_clients, seed=0)
 
 

@@ -7,21 +7,20 @@ sends the parts of a bucket one after the other, from gloo's own threads; with s
 that differ, and gloo adds what does not belong together, or waits forever. Therefore it needs one bucket for all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from algorithms.base import Algorithm
-from algorithms.compression import Compression, Uncompressed
-from algorithms.flat import flatten_
-from algorithms.optimizers import Descent, Optimizer
+from algorithms.compression import Uncompressed
+from algorithms.data_parallel import DataParallel
+from algorithms.gradient import add_gradient
 from algorithms.power_sgd import PowerSGD
 from algorithms.quantization import Half
-from algorithms.schedules import Schedule
+from harness.batch import Samples
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -30,24 +29,14 @@ WHOLE_STEPS = 2  # the fewest after which torch lets PowerSGD begin: it makes it
 
 
 @dataclass(frozen=True)
-class DDP(Algorithm):
+class DDP(DataParallel):
     """Average the gradients of all workers at every step, in buckets that travel during the backward pass.
 
     Args:
-        linear_scaling: multiply the step by the number of workers.
         bucket_bytes: size at which a bucket is full, > 0; a layer is never split.
-        compression: of the gradients: none, half or power_sgd.
-        optimizer: what makes a step of the average gradient, on every worker alike.
-        schedule: factor of the step as training goes on.
     """
 
-    synchronous: ClassVar[bool] = True
-
-    linear_scaling: bool
     bucket_bytes: int
-    compression: Compression
-    optimizer: Optimizer
-    schedule: Schedule
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,10 +51,6 @@ class DDP(Algorithm):
             rule = "must be false with algorithm=ddp and half, for which torch has none"
             require(not feeds_back, "algorithm.compression.error_feedback", rule, feeds_back)
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
-        """Every worker hands in its gradient; that rank 0 says once which layers make a bucket comes on top."""
-        return self.compression.bytes_of_mean(weights, num_workers)
-
     def check(self, problem: Problem) -> None:
         """PowerSGD needs the whole model in one bucket."""
         if isinstance(self.compression, PowerSGD):
@@ -74,23 +59,12 @@ class DDP(Algorithm):
             rule = f"must be at least {size}, the bytes of the model, with algorithm/compression=power_sgd"
             require(self.bucket_bytes >= size, "algorithm.bucket_bytes", rule, self.bucket_bytes)
 
-    @property
-    def is_sgd(self) -> bool:  # type: ignore[override]
-        """Where gradients are whole."""
-        return self.compression.is_exact
-
-    def train(self, worker: Worker, problem: Problem) -> None:
-        """Take steps along 1/P sum_i g_i."""
-        model = problem.build_model(worker.device, worker.seed)
-        weights, gradient = flatten_(model)
-        learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
-        descent = Descent(self.optimizer, weights, gradient, learning_rate)
+    def averaged(
+        self, model: nn.Module, gradient: torch.Tensor, worker: Worker, problem: Problem
+    ) -> Callable[[Samples], None]:
+        """A backward pass; of several over parts of a batch the last one, which alone sends anything."""
         parallel = self._wrapped(model, worker)
-        for batch in worker.batches(problem, self.batch_size):
-            problem.loss(parallel, batch).backward()
-            descent.step(learning_rate * self.schedule.at(worker))
-            gradient.zero_()
-            worker.observe(weights, samples=len(batch))
+        return lambda batch: add_gradient(problem, parallel, batch, self.accumulate, before_last=parallel.no_sync)
 
     def _wrapped(self, model: nn.Module, worker: Worker) -> DistributedDataParallel:
         """The model, whose backward passes average; all workers have built the same one."""

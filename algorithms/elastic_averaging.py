@@ -18,6 +18,7 @@ from algorithms.base import Algorithm
 from algorithms.correspondence import Correspondence
 from algorithms.flat import flat_parameters, flatten_
 from algorithms.optimizers import Descent, Optimizer
+from algorithms.schedules import Schedule
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -31,6 +32,7 @@ class ElasticAveraging(Algorithm):
         period: steps of a worker between two exchanges with the centre, tau, >= 1.
         elasticity: beta; a spring moves both its ends by beta / P of their distance, in (0, 1].
         optimizer: of every worker's own steps.
+        schedule: factor of those steps as training goes on, all workers' together.
     """
 
     synchronous: ClassVar[bool] = False
@@ -39,6 +41,7 @@ class ElasticAveraging(Algorithm):
     period: int
     elasticity: float
     optimizer: Optimizer
+    schedule: Schedule
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +71,7 @@ class ElasticAveraging(Algorithm):
             if exchange is not None:
                 exchange.wait()
                 weights -= pull
-            descent.step()
+            descent.step(self.learning_rate * self.schedule.at(worker))
             gradient.zero_()
             steps, samples = steps + 1, samples + len(batch)
         dist.send(_message(weights, samples, leaves=True), centre)

@@ -113,6 +113,9 @@ class Adam(Optimizer):
 class Descent:
     """Steps of one optimiser on flat weights.
 
+    A plain step is taken here: the one operation of torch's SGD, without what it does around that for any number of
+    parameters, which takes as long as half the backward pass of a small model.
+
     Args:
         weights: shape (parameters,), written in place.
         gradient: shape (parameters,), read at every step; the caller sets it to zero.
@@ -122,9 +125,8 @@ class Descent:
     def __init__(
         self, optimizer: Optimizer, weights: torch.Tensor, gradient: torch.Tensor, learning_rate: float
     ) -> None:
-        parameter = nn.Parameter(weights)
-        parameter.grad = gradient
-        self._torch = optimizer.over([parameter], learning_rate)
+        self._weights, self._gradient, self._learning_rate = weights, gradient, learning_rate
+        self._torch = None if optimizer.is_plain else optimizer.over([_parameter(weights, gradient)], learning_rate)
 
     def step(self, learning_rate: float | None = None) -> None:
         """Take one.
@@ -133,5 +135,16 @@ class Descent:
             learning_rate: from this step on; None for that of the step before.
         """
         if learning_rate is not None:
-            self._torch.param_groups[0]["lr"] = learning_rate
+            self._learning_rate = learning_rate
+        if self._torch is None:
+            self._weights.add_(self._gradient, alpha=-self._learning_rate)
+            return
+        self._torch.param_groups[0]["lr"] = self._learning_rate
         self._torch.step()
+
+
+def _parameter(weights: torch.Tensor, gradient: torch.Tensor) -> nn.Parameter:
+    """Both as torch's optimisers take them."""
+    parameter = nn.Parameter(weights)
+    parameter.grad = gradient
+    return parameter

@@ -129,12 +129,11 @@ class ParameterServer(Algorithm):
         ]
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
-            pulls = [dist.irecv(weights[part], server) for part, server, _ in servers]
-            self._push(gradient, servers, len(batch))
-            _wait(pulls)
+            pushes = self._push(gradient, servers, len(batch))
+            _wait([*pushes, *(dist.irecv(weights[part], server) for part, server, _ in servers)])
             gradient.zero_()
             worker.observe(weights, len(batch), updates=int(self.synchronous))
-        self._push(gradient, servers, 0)
+        _wait(self._push(gradient, servers, 0))
 
     def serve(self, worker: Worker, problem: Problem) -> None:
         """Have a part of the weights until all workers have left."""
@@ -147,10 +146,12 @@ class ParameterServer(Algorithm):
         ends = [num_parameters * server // self.num_servers for server in range(self.num_servers + 1)]
         return [slice(begin, end) for begin, end in pairwise(ends)]
 
-    def _push(self, gradient: torch.Tensor, servers: list[tuple[slice, int, Sender]], samples: int) -> None:
-        """Send every server of how many samples the gradient is, 0 for goodbye, and its part."""
+    def _push(
+        self, gradient: torch.Tensor, servers: list[tuple[slice, int, Sender]], samples: int
+    ) -> list[dist.Work | None]:
+        """Begin to send every server of how many samples the gradient is, 0 for goodbye, and its part."""
         size = gradient.new_tensor([samples])
-        _wait([dist.isend(joined(size, sender.encode(gradient[part])), server) for part, server, sender in servers])
+        return [dist.isend(joined(size, sender.encode(gradient[part])), server) for part, server, sender in servers]
 
 
 def _wait(works: Sequence[dist.Work | None]) -> None:

@@ -29,8 +29,8 @@ class Server:
         self._gradient = torch.zeros_like(weights)
         self._descent = Descent(algorithm.optimizer, weights, self._gradient, algorithm.learning_rate)
         size = weights.element_size() + self._compressor.num_bytes(weights)
-        self._push = weights.new_empty(size, dtype=torch.uint8)  # the last one
-        self._workers = Correspondence(worker, self._push)
+        self._workers = Correspondence(worker, weights.new_empty(size, dtype=torch.uint8))
+        self._parts: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] = {}  # of an inbox: samples; the gradient
         self._present = set(range(worker.num_workers))
         self._version = 0  # steps taken
         self._pulled = dict.fromkeys(self._present, 0)  # version of the weights that each worker has
@@ -44,40 +44,45 @@ class Server:
         for _ in self._present:
             self._workers.expect()
         while self._workers.expected:
-            source, self._push = self._workers.hear()
-            if self._push[: self._weights.element_size()].view(self._weights.dtype)[0] == 0:
+            source, push = self._workers.hear()
+            samples, said = self._read(push)
+            if leaves := samples.item() == 0:
                 self._present.remove(source)
             else:
-                self._workers.expect()
                 self._waiting[source] = None
-                (self._collect if by_rounds else self._apply)(source)
+                (self._collect if by_rounds else self._apply)(source, said)
             if by_rounds:
                 self._end_round()
             if ranks := list(self._answerable(by_rounds)):
                 self._answer(ranks)
+            if not leaves:
+                self._workers.expect()
         self._workers.close()
 
-    def _said(self) -> torch.Tensor:
-        """The gradient of the last push."""
-        return self._compressor.decode(self._push[self._weights.element_size() :], self._weights)
+    def _read(self, push: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of how many samples a push is, and what says the gradient: views, made once for every inbox."""
+        if push not in self._parts:
+            size = self._weights.element_size()
+            self._parts[push] = push[:size].view(self._weights.dtype), push[size:]
+        return self._parts[push]
 
-    def _apply(self, source: int) -> None:
+    def _apply(self, source: int, said: torch.Tensor) -> None:
         """A step along one push."""
         staleness = self._version - self._pulled[source]
         self._worker.measure("async/staleness", staleness)
         self._pushes[source] += 1
-        self._gradient.copy_(self._said())
+        self._gradient.copy_(self._compressor.decode(said, self._weights))
         divisor = max(1, staleness) if self._algorithm.staleness_aware else 1
         self._step(self._algorithm.learning_rate / divisor)
 
-    def _collect(self, source: int) -> None:
+    def _collect(self, source: int, said: torch.Tensor) -> None:
         """Add a push to its round, or drop one that comes too late."""
         staleness = self._version - self._pulled[source]
         if self._algorithm.consistency == "backup_workers":
             self._worker.measure("async/dropped", int(staleness > 0))
         if staleness == 0:
             self._worker.measure("async/staleness", staleness)
-            self._gradient += self._said()
+            self._gradient += self._compressor.decode(said, self._weights)
             self._round += 1
 
     def _end_round(self) -> None:
@@ -88,10 +93,10 @@ class Server:
             self._gradient /= self._round
             self._round = 0
             self._step(self._algorithm.learning_rate)
+            self._gradient.zero_()
 
     def _step(self, learning_rate: float) -> None:
         self._descent.step(learning_rate)
-        self._gradient.zero_()
         self._version += 1
         if self._worker.rank == self._worker.num_workers:  # the first server counts for all
             self._worker.observe(self._weights, samples=0)

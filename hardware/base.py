@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.errors import require
+from harness.errors import UserError, require
 from harness.interleaving import Interleaving
+from harness.measures import Measures, distributions
 from harness.place import Observation
 from harness.program import Program
 
@@ -90,6 +91,13 @@ class Execution:
     def run_s(self) -> float:
         """When the last worker finished, on the run's own clock."""
         return max((report.finish_s for report in self.workers), default=0.0)
+
+    def told(self, measures: Sequence[Measures]) -> None:
+        """Add what all ranks have measured; what they cannot all have meant is a failure."""
+        try:
+            self.metrics |= distributions(measures)
+        except UserError as error:
+            self.failure = error
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 
 from harness.data import Share
 from harness.errors import UserError
+from harness.interleaving import Decisions
 from harness.kernels.base import Kernel
 from harness.program import Program
 from harness.rows import PermutedRows, StoredRows, within_epochs
@@ -32,18 +33,29 @@ class Dealer:
         self._place, self._data, self._seed = place, program.data, program.seed
         self._index, self._num_workers = program.share(place)
         self._parts = program.parts(self._num_workers)
-        self._replayed = iter(program.replay[place.rank].claims) if program.replay else None
+        self._starts = Decisions("claims", "claims a batch", place.rank, place.interleaving, program.replay)
         self._synchronous, self._budget = program.algorithm.synchronous, program.budget_samples
         self._sequences: dict[int, torch.Tensor] = {}
 
-    def sequence(self, num_samples: int) -> torch.Tensor:
-        """The row at every position of the worker's order, from the first one of its share, int32, on its device."""
-        if num_samples not in self._sequences:
-            share = self._share(num_samples, self._index)
-            rounds = -(-self._budget // self._num_workers) * share.workers
-            length = (rounds if self._synchronous else share.budget) + self._num_workers  # budgets are rounded up
-            self._sequences[num_samples] = self._data.sequence(share, length, self._seed).to(self._place.device)
-        return self._sequences[num_samples]
+    def sequence(self, num_samples: int, reach: int | None = None) -> torch.Tensor:
+        """The row at every position of the worker's order, from the first one of its share, int32, on its device.
+
+        Args:
+            reach: positions that are needed; None for all that there can be. Who has an order of its own, of which it
+                goes through as much as it is fast, has more than its equal part only once that is needed.
+        """
+        share = self._share(num_samples, self._index)
+        equal = -(-self._budget // self._num_workers) * share.workers + self._num_workers  # budgets are rounded up
+        most = equal if self._synchronous else share.budget + self._num_workers
+        known = self._sequences.get(num_samples)
+        if reach is None or share.workers > 1:
+            length = most
+        else:
+            length = equal if known is None else len(known) if reach <= len(known) else 2 * reach
+        if known is None or len(known) < min(length, most):
+            known = self._data.sequence(share, min(length, most), self._seed).to(self._place.device)
+            self._sequences[num_samples] = known
+        return known
 
     def positions(self, num_samples: int, batch_size: int) -> Iterator[tuple[float, int, int]]:
         """Each batch of this worker: epochs dealt to all before it, where in its order it starts, and its size."""
@@ -162,9 +174,10 @@ class Dealer:
 
     def _claim(self, share: Share, batch_size: int) -> int:
         """Where the next batch begins: that of the run which is repeated, or the first that nobody has."""
-        if self._replayed is not None:
-            return next(self._replayed, share.budget)
-        start = self._place.add(counter(share.pool), batch_size)
+        if self._starts.exhausted:
+            return share.budget
+        start = self._starts.take()
+        start = self._place.add(counter(share.pool), batch_size) if start is None else start
         if start < share.budget:
-            self._place.interleaving.claims.append(start)
+            self._starts.note(start)
         return start

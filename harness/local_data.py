@@ -20,6 +20,7 @@ from harness import splits
 from harness.data import DataPolicy, Share
 from harness.errors import UserError, require
 from harness.problems.base import Problem
+from harness.splits import IID, Split
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,18 @@ class LocalData(DataPolicy):
     """Every worker has samples of its own."""
 
     option: ClassVar[str]  # as the user types it
+    remedy: ClassVar[str] = "use fewer workers (hardware.num_workers)"  # if a worker has no samples
 
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = f"must be index or storage with {self.option}: permuting would copy all rows, and a worker has a few"
         require(self.order != "permuted", "data.order", rule, self.order)
+        self.rule.check("data")
+
+    @property
+    @abstractmethod
+    def rule(self) -> Split:
+        """Who has which."""
 
     def share(self, num_samples: int, budget: int, rank: int, nodes: Sequence[int]) -> Share:
         """Of all rows those that are the worker's, alone; the budget is everybody's."""
@@ -44,7 +52,8 @@ class LocalData(DataPolicy):
         Raises:
             UserError: if a worker has none, or the problem lacks the labels that are asked for.
         """
-        parts = [np.sort(part) for part in self.split(problem, num_workers, seed)]
+        self.rule.check_labels(problem, "data", "data=sharded")
+        parts = [np.sort(part) for part in self.rule.split(problem, num_workers, seed)]
         for rank, part in enumerate(parts):
             if not len(part):
                 raise UserError(
@@ -53,15 +62,6 @@ class LocalData(DataPolicy):
                 )
         return parts
 
-    @property
-    def remedy(self) -> str:
-        """What helps if a worker has no samples."""
-        return "use fewer workers (hardware.num_workers)"
-
-    @abstractmethod
-    def split(self, problem: Problem, num_workers: int, seed: int) -> list[np.ndarray]:
-        """The samples of every worker, int32, in any order."""
-
 
 @dataclass(frozen=True)
 class Sharded(LocalData):
@@ -69,9 +69,10 @@ class Sharded(LocalData):
 
     option: ClassVar[str] = "data=sharded"
 
-    def split(self, problem: Problem, num_workers: int, seed: int) -> list[np.ndarray]:
-        """Their sizes differ by one at most."""
-        return splits.iid(problem.num_samples, num_workers, seed)
+    @property
+    def rule(self) -> IID:
+        """Equal parts."""
+        return IID()
 
 
 @dataclass(frozen=True)
@@ -86,19 +87,15 @@ class ByLabel(LocalData):
 
     shards: int
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.shards >= 1, "data.shards", "must be >= 1", self.shards)
+    @property
+    def rule(self) -> splits.ByLabel:
+        """Shards."""
+        return splits.ByLabel(self.shards)
 
     @property
-    def remedy(self) -> str:
+    def remedy(self) -> str:  # type: ignore[override]
         """Fewer shards."""
         return f"lower data.shards={self.shards}, or use fewer workers (hardware.num_workers)"
-
-    def split(self, problem: Problem, num_workers: int, seed: int) -> list[np.ndarray]:
-        """Shards of equal size, dealt at random."""
-        labels = splits.labels_of(problem, self.option, "data=sharded")
-        return splits.by_label(labels, num_workers, self.shards, seed)
 
 
 @dataclass(frozen=True)
@@ -113,16 +110,12 @@ class Dirichlet(LocalData):
 
     alpha: float
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.alpha > 0, "data.alpha", "must be > 0", self.alpha)
+    @property
+    def rule(self) -> splits.Dirichlet:
+        """Shares."""
+        return splits.Dirichlet(self.alpha)
 
     @property
-    def remedy(self) -> str:
+    def remedy(self) -> str:  # type: ignore[override]
         """More equal shares."""
         return f"raise data.alpha={self.alpha:g}, take another seed, or use fewer workers (hardware.num_workers)"
-
-    def split(self, problem: Problem, num_workers: int, seed: int) -> list[np.ndarray]:
-        """In proportions of its own for every label."""
-        labels = splits.labels_of(problem, self.option, "data=sharded")
-        return splits.dirichlet(labels, num_workers, self.alpha, seed)

@@ -39,12 +39,19 @@ def distributions(measures: Sequence[Measures]) -> dict[str, Any]:
     Args:
         measures: of every rank.
 
+    Raises:
+        UserError: if two ranks conclude the same, of which only one would be kept.
+
     >>> distributions([{"async/staleness": [0, 1]}, {"async/staleness": [3]}])["async/staleness_hist"]
     [1, 1, 0, 1]
     """
-    concluded = {key: held for each in measures for key, held in each.items() if isinstance(held, Conclusion)}
-    found: dict[str, Any] = {key: held.value for key, held in concluded.items()}
-    for key in sorted({key for each in measures for key in each} - set(concluded)):
+    found: dict[str, Any] = {}
+    concluded = [(key, held) for each in measures for key, held in each.items() if isinstance(held, Conclusion)]
+    for key, held in concluded:
+        if key in found:
+            raise UserError(f"{key!r} is told by worker.conclude on several ranks: let one do, or use worker.measure")
+        found[key] = held.value
+    for key in sorted({key for each in measures for key in each} - set(found)):
         values = np.concatenate([np.asarray(each[key]) for each in measures if key in each])
         if len(values):
             p95 = np.percentile(values, 95, method="inverted_cdf")

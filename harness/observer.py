@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from harness.errors import Diverged
-from harness.interleaving import exhausted
+from harness.interleaving import Decisions
 from harness.place import Observation, Place
 from harness.program import Program
 
@@ -28,7 +28,7 @@ class Observer:
         self._synchronous, self._own = program.algorithm.synchronous, program.algorithm.observes_own
         self._milestones = program.milestones
         self._decides = not (self._synchronous or program.algorithm.needs_shared_memory)  # timing does, of the counts
-        self._counts = iter(program.replay[place.rank].counts) if program.replay and self._decides else None
+        self._counts = Decisions("counts", "observes its model", place.rank, place.interleaving, program.replay)
         self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
         self._model: Observed | None = None  # last observed
         self._part: torch.Tensor | None = None
@@ -58,13 +58,8 @@ class Observer:
 
     def _counted(self, samples: int, updates: int) -> tuple[int, int]:
         """What the run had got to before these; whoever is the one to reach a milestone is so again."""
-        before: tuple[int, int] | None = self._place.count(samples, updates)
-        if self._counts is not None and (before := next(self._counts, None)) is None:
-            raise exhausted(self._place.rank, "observes its model")
-        assert before is not None
-        if self._decides:
-            self._place.interleaving.counts.append(before)
-        return before
+        before = self._place.count(samples, updates, alone=self._synchronous)
+        return (self._counts.decide(before[0]), self._counts.decide(before[1])) if self._decides else before
 
     def _report_own(self, reached: int) -> None:
         for milestone in range(self._reached, reached):

@@ -81,8 +81,12 @@ class Place(ABC):
         """
 
     @abstractmethod
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
-        """Atomically add to `samples` and `updates` of the run; returns their values before."""
+    def count(self, samples: int, updates: int, alone: bool) -> tuple[int, int]:
+        """Atomically add to `samples` and `updates` of the run; returns their values before.
+
+        Args:
+            alone: whether no other rank counts, so that there is nobody to lock out.
+        """
 
     @abstractmethod
     def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:

@@ -45,6 +45,18 @@ class Program:
         """How many of these ranks are workers: the first ones."""
         return num_ranks - self.servers()
 
+    def name_of(self, rank: int, num_ranks: int, worker: str = "worker") -> str:
+        """Who a rank is, in words: "worker 1", "server 0 (rank 2)", "data server 0 (rank 3)".
+
+        Args:
+            worker: what a worker is called; "rank" where all ranks count alike.
+        """
+        number = rank - self.workers(num_ranks)
+        if number < 0:
+            return f"{worker} {rank}"
+        beyond = number - self.algorithm.servers()
+        return f"server {number} (rank {rank})" if beyond < 0 else f"data server {beyond} (rank {rank})"
+
     def share(self, place: "Place") -> tuple[int, int]:
         """Which share of the samples of a step the rank at a place takes, and of how many; a server's is beyond all."""
         num_workers = self.workers(place.num_workers)

@@ -87,7 +87,7 @@ class Stream:
         """Ask for batches, and hand them out as they are needed; what an earlier call asked for in vain is dropped.
 
         Args:
-            order: the sample at every position.
+            order: the sample at every position, where rows are wanted.
             positions: of each batch the epochs dealt before it, its place in the order and its size.
 
         Yields:
@@ -122,7 +122,7 @@ class Stream:
             layout = problem.layout(order[position : position + size])
             message = torch.empty(message_bytes(layout), dtype=torch.uint8)
             answer = self._group.recv([message], self._server, ROWS)
-            self._coming.append(_Coming(problem, elapsed, size, layout, message, request, answer))
+            self._coming.append(_Coming(problem, order.device, elapsed, size, layout, message, request, answer))
 
     def _send(self, position: int, size: int) -> dist.Work:
         """A request, or goodbye."""
@@ -134,6 +134,7 @@ class _Coming:
     """A batch that has been asked for."""
 
     problem: Problem
+    device: torch.device
     elapsed_epochs: float
     size: int
     layout: Layout
@@ -145,7 +146,8 @@ class _Coming:
         """Wait for it."""
         self.request.wait()
         self.answer.wait()
-        return self.elapsed_epochs, Batch(self.problem, unpacked(self.message, self.layout), self.size)
+        rows = tuple(row.to(self.device) for row in unpacked(self.message, self.layout))
+        return self.elapsed_epochs, Batch(self.problem, rows, self.size)
 
 
 def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: torch.Tensor, num_workers: int) -> None:

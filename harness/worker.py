@@ -19,7 +19,7 @@ from harness.batch import Samples
 from harness.clock import Clock
 from harness.dealing import Dealer
 from harness.errors import UserError, require
-from harness.interleaving import Interleaving, exhausted
+from harness.interleaving import Decisions, Interleaving
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.kernels.merge import check_mergeable
@@ -62,13 +62,13 @@ class Worker:
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
         place.interleaving, place.measures = Interleaving(), {}
-        self._sources = iter(program.replay[self.rank].sources) if program.replay else None
-        self._turns = list(program.replay[self.rank].turns) if program.replay else None
-        self._times = list(program.replay[self.rank].times) if program.replay else None
+        met = self.rank, place.interleaving, program.replay
+        self._sources = Decisions("sources", "receives", *met)
+        self._turns, self._times = Decisions("turns", "takes turns", *met), Decisions("times", "reads the clock", *met)
         self._observer, self._dealer = Observer(place, program), Dealer(place, program)
         self._data, self._stream = program.data, None
         if self.rank < self.num_workers or program.data.servers():
-            self._dealer.sequence(program.problem.num_samples)  # now, so that no clock sees it
+            self._dealer.sequence(program.problem.num_samples, reach=0)  # now, so that no clock sees it
         if isinstance(program.data, Streamed) and self.rank < self.num_workers:
             self._stream = Stream(program.data, place.all_ranks())
 
@@ -90,9 +90,11 @@ class Worker:
             UserError: where the data policy moves rows, which needs `visits`.
         """
         self._dealer.check_unmoved()
-        rows = self._dealer.sequence(problem.num_samples)
+        rows = self._dealer.sequence(problem.num_samples, reach=0)
         if self._stream is None:
             for position, size in self._dealt(problem.num_samples, batch_size):
+                if position + size > len(rows):
+                    rows = self._further(problem, position + size)
                 yield rows[position : position + size]
             return
         positions = self._dealer.positions(problem.num_samples, batch_size)
@@ -132,11 +134,14 @@ class Worker:
         """
         self._dealer.check_unmoved()
         self._dealer.check_at_hand()
-        rows = self._dealer.sequence(problem.num_samples)
+        rows = self._dealer.sequence(problem.num_samples, reach=0)
 
         def of_epoch(epoch: int, group: Iterator[tuple[int, int, int, int]]) -> Iterator[torch.Tensor]:
+            nonlocal rows
             for _, first, own, size in group:
                 self.elapsed_epochs, self.epoch, self.position = epoch + first / problem.num_samples, epoch, first
+                if own + size > len(rows):
+                    rows = self._further(problem, own + size)
                 if size:
                     yield rows[own : own + size]
 
@@ -217,16 +222,14 @@ class Worker:
         Returns:
             what waits for the message, and returns the rank of its sender; to be called in the order of beginning.
         """
-        source = None
-        if self._sources is not None and (source := next(self._sources, None)) is None:
-            raise exhausted(self.rank, "receives")
+        source = self._sources.take()
         work = dist.irecv(tensor, source, tag=tag)
         assert work is not None  # only a rank outside the group gets none
 
         def wait() -> int:
             work.wait()
             sender = work._source_rank() if source is None else source
-            self._place.interleaving.sources.append(sender)
+            self._sources.note(sender)
             return sender
 
         return wait
@@ -241,7 +244,7 @@ class Worker:
         self._place.measures.setdefault(key, []).append(value)
 
     def conclude(self, key: str, value: Any) -> None:
-        """Tell the summary something as it is: one rank of the run does, and the last time counts.
+        """Tell the summary something as it is: one rank of the run does, or the run fails, and the last time counts.
 
         Args:
             key: of docs/metrics.md.
@@ -317,14 +320,7 @@ class Worker:
 
     def read_clock(self) -> float:
         """The run's clock, for what shall depend on it; a run that is repeated reads what the first one read."""
-        times = self._place.interleaving.times
-        now_s = self.clock.now()
-        if self._times is not None:
-            if len(times) == len(self._times):
-                raise exhausted(self.rank, "reads the clock")
-            now_s = self._times[len(times)]
-        times.append(now_s)
-        return now_s
+        return self._times.decide(self.clock.now())
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -349,13 +345,11 @@ class Worker:
 
         A run that is repeated goes through these blocks in the order of the first.
         """
-        mine, turns, waits = int(threading.get_ident() != self._thread), self._place.interleaving.turns, True
+        mine, waits = int(threading.get_ident() != self._thread), True
         while waits:
             with self.lock(f"turn of rank {self.rank}"):
-                if self._turns is not None and len(turns) == len(self._turns):
-                    raise exhausted(self.rank, "takes turns")
-                if self._turns is None or self._turns[len(turns)] == mine:
-                    turns.append(mine)
+                if self._turns.foreseen() in (None, mine):
+                    self._turns.decide(mine)
                     waits = False
                     yield
 
@@ -388,6 +382,11 @@ class Worker:
         if self._stream is not None:
             self._stream.close()
         self._observer.finish()
+
+    def _further(self, problem: Problem, reach: int) -> torch.Tensor:
+        """The worker's order, so far at least."""
+        with self.clock.paused():
+            return self._dealer.sequence(problem.num_samples, reach)
 
     def _check_thread(self, call: str) -> None:
         if threading.get_ident() != self._thread:

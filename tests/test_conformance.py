@@ -57,8 +57,9 @@ def test_one_worker_equals_sequential(algorithm, hardware):
     _, _, sequential = run("sgd", hardware, 1, like=algorithm) if sgd else run(algorithm, other, 1)
     mine, reference = execution.observations[-1], sequential.observations[-1]
     assert mine.samples == reference.samples == program.budget_samples
-    # float64: the kernel and autograd sum in different orders
-    torch.testing.assert_close(mine.parameters, reference.parameters, rtol=1e-9, atol=1e-12)
+    # float64: a kernel and autograd sum in different orders; where torch computes both, a mean of one model rounds
+    rtol, atol = (1e-9, 1e-12) if algorithm in NATIVE else (1e-12, 1e-14)
+    torch.testing.assert_close(mine.parameters, reference.parameters, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)

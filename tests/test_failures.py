@@ -11,6 +11,7 @@ from harness.errors import Diverged, WorkerFailed
 SEARCH = "hyperparameter_search"  # observes when a trial ends, and takes divergence for a result
 SERVED = ("parameter_server", "elastic_averaging")
 DEATHS = [(algorithm, 1) for algorithm in SENDING] + [(algorithm, 2) for algorithm in SERVED]  # a worker, a server
+SERVER = "server 0 (rank 2)"
 LONG = ["budget.epochs=2000", "budget.observations=2000", "hardware.timeout_s=20"]
 CONSISTENCIES = ("synchronous", "backup_workers", "bounded_staleness")
 
@@ -27,7 +28,7 @@ def test_a_simulated_rank_that_dies_is_named(algorithm, rank):
     death_s = 0.7 * well.run_s
     execution = failing(algorithm, "hardware=sim_ethernet", f"hardware.deaths={{{rank}: {death_s}}}")
     assert isinstance(execution.failure, WorkerFailed)
-    assert f"rank {rank} died at {death_s:.6g} s" in str(execution.failure)
+    assert f"{SERVER if rank == 2 else 'rank 1'} died at {death_s:.6g} s" in str(execution.failure)
     assert 0 < len(execution.observations) < len(well.observations)
 
 
@@ -43,7 +44,8 @@ def test_a_real_rank_that_is_killed_is_named(algorithm, rank, tmp_path):
     target = f"problem._target_=dying.{'DyingLayers' if layered else 'Dying'}"
     victim = target, f"+problem.victim={rank}", f"+problem.pid_file={tmp_path}/pid"
     execution = failing(algorithm, "hardware=cpu", *LONG, *victim)
-    assert re.fullmatch(rf"worker {rank} \(pid \d+\) was killed by signal 9 \(SIGKILL\)", str(execution.failure))
+    who = re.escape(SERVER if rank == 2 else "worker 1")
+    assert re.fullmatch(rf"{who} \(pid \d+\) was killed by signal 9 \(SIGKILL\)", str(execution.failure))
     assert len(execution.observations) > 0
 
 

@@ -150,4 +150,6 @@ def _run(rank: int, name: str, workers: int, ranks: int, steps: int, store: str,
     LOOPS[name](own)
     if rank == 0:
         found.put(time.perf_counter() - begin_s)
+    dist.barrier()  # DistributedDataParallel aborts a process whose peer is gone
+    del own
     dist.destroy_process_group()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from hardware.base import Execution
 from hardware.real.breakdown import break_down
 from hardware.real.messages import Finished
-from harness.measures import distributions
 
 
 def conclude(execution: Execution, finished: Sequence[Finished], start_s: float, synchronous: bool) -> None:
@@ -20,7 +19,7 @@ def conclude(execution: Execution, finished: Sequence[Finished], start_s: float,
     execution.workers = breakdown.workers
     if breakdown.overlap_frac is not None:
         execution.metrics["perf/overlap_frac"] = breakdown.overlap_frac
-    execution.metrics |= distributions([each.measures for each in finished])
+    execution.told([each.measures for each in finished])
     execution.interleavings = [each.interleaving for each in finished]
     if finished[0].placement:
         execution.facts["placement"] = finished[0].placement

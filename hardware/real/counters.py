@@ -2,13 +2,14 @@
 
 import fcntl
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from threading import Lock
 from typing import Protocol
 
 from hardware.real.segment import Segment
 from harness.place import COUNTERS
+
+SAMPLES, UPDATES = COUNTERS.index("samples"), COUNTERS.index("updates")
 
 
 class Counters(Protocol):
@@ -17,7 +18,7 @@ class Counters(Protocol):
     def add(self, counter: str, amount: int) -> int:
         """Add; returns the value before."""
 
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
+    def count(self, samples: int, updates: int, alone: bool) -> tuple[int, int]:
         """Add to `samples` and `updates` at once; returns their values before."""
 
     def value(self, counter: str) -> int:
@@ -36,7 +37,7 @@ class LocalCounters:
         with self._lock:
             return self._add(counter, amount)
 
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
+    def count(self, samples: int, updates: int, alone: bool) -> tuple[int, int]:
         """Add to both; returns the values before."""
         with self._lock:
             return self._add("samples", samples), self._add("updates", updates)
@@ -61,31 +62,38 @@ class SharedCounters:
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
         self._values = memoryview(segment.map()).cast("q")
-        self._threads = Lock()  # a POSIX record lock belongs to the process: it does not hold its threads apart
+        self._lock = _RecordLock(segment.fd)
 
     def add(self, counter: str, amount: int) -> int:
         """Add; returns the value before."""
-        with self._locked():
-            return self._add(counter, amount)
+        with self._lock:
+            return self._add(COUNTERS.index(counter), amount)
 
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
+    def count(self, samples: int, updates: int, alone: bool) -> tuple[int, int]:
         """Add to both; returns the values before."""
-        with self._locked():
-            return self._add("samples", samples), self._add("updates", updates)
+        with nullcontext() if alone else self._lock:
+            return self._add(SAMPLES, samples), self._add(UPDATES, updates)
 
     def value(self, counter: str) -> int:
         """The value now."""
         return self._values[COUNTERS.index(counter)]
 
-    def _add(self, counter: str, amount: int) -> int:
-        place = COUNTERS.index(counter)
+    def _add(self, place: int, amount: int) -> int:
         before = self._values[place]
         self._values[place] = before + amount
         return before
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self._threads:
-            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX)
-            yield
-            fcntl.lockf(self._segment.fd, fcntl.LOCK_UN)
+
+class _RecordLock:
+    """A POSIX record lock. It belongs to a process: a lock more holds that one's threads apart."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd, self._threads = fd, Lock()
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        fcntl.lockf(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.lockf(self._fd, fcntl.LOCK_UN)
+        self._threads.release()

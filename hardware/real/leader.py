@@ -106,7 +106,7 @@ class _Leader:
             if beats != known:
                 self._beats[rank] = beats, now_s
             elif now_s > since_s + self._timeout_s:
-                who = f"worker {rank} on host {self._cards[rank].host} (pid {self._cards[rank].pid})"
+                who = f"{self._job.names[rank]} on host {self._cards[rank].host} (pid {self._cards[rank].pid})"
                 limit = f"hardware.timeout_s={self._timeout_s:g}"
                 raise WorkerFailed(f"{who} has given no sign of life for {limit}: see what it printed there")
 
@@ -145,7 +145,7 @@ class _Leader:
         if not isinstance(error, WorkerFailed) or not any(words in str(error) for words in lost):
             return error
         here = [(rank, card) for rank, card in enumerate(self._cards) if card.machine == self._cards[0].machine]
-        gone = [f"worker {rank} (pid {card.pid})" for rank, card in here if _is_gone(card)]
+        gone = [f"{self._job.names[rank]} (pid {card.pid})" for rank, card in here if _is_gone(card)]
         who = gone[0] if gone else "a worker on another host"
         return WorkerFailed(f"{who} was killed, or ended in mid-run: see what its launcher says", error.details)
 

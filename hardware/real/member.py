@@ -42,12 +42,14 @@ class Job:
     """What rank 0 tells the others to do.
 
     Args:
+        names: of the ranks, as errors say them.
         pickled: the program without its data, which every rank loads for itself.
         path: where rank 0 finds the modules that it needs.
         clocks: what each rank reads, see `WorldClock`.
     """
 
     crew: Crew
+    names: list[str]
     pickled: bytes
     path: list[str]
     clocks: list[str]
@@ -56,7 +58,8 @@ class Job:
     def of(cls, crew: Crew, program: Program, clocks: list[str]) -> "Job":
         """That of a program which rank 0 has loaded the data of."""
         bare = replace(program, problem=replace(program.problem))
-        return cls(crew, pickle.dumps(bare), [os.path.abspath(folder) for folder in sys.path], clocks)
+        names = [program.name_of(rank, crew.num_workers) for rank in range(crew.num_workers)]
+        return cls(crew, names, pickle.dumps(bare), [os.path.abspath(folder) for folder in sys.path], clocks)
 
     def program(self) -> Program:
         """Unpack it, on any rank."""
@@ -106,8 +109,8 @@ class StoreLine:
 class WorldPlace(RankPlace):
     """Where a rank of a world runs: what all have in common goes through the store."""
 
-    def __init__(self, rank: int, crew: Crew, line: StoreLine, store: WorldStore) -> None:
-        super().__init__(rank, crew, line, StoreCounters(store), StoreLocks(store, rank, crew.timeout_s))
+    def __init__(self, rank: int, name: str, crew: Crew, line: StoreLine, store: WorldStore) -> None:
+        super().__init__(rank, name, crew, line, StoreCounters(store), StoreLocks(store, rank, crew.timeout_s))
         self._clock = line.clock
 
     def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
@@ -128,17 +131,17 @@ def work(job: Job, rank: int, line: StoreLine, store: WorldStore, program: Progr
         program: the job's, if it is at hand.
     """
     try:
-        _work(job.crew, program or job.program(), rank, line, store)
+        _work(job, program or job.program(), rank, line, store)
     except BaseException as error:
         with suppress(dist.DistError):  # the store is gone, and with it who would hear
-            say_failed(line, as_failure(f"worker {rank}", error, traceback.format_exc()))
+            say_failed(line, as_failure(job.names[rank], error, traceback.format_exc()))
 
 
-def _work(crew: Crew, program: Program, rank: int, line: StoreLine, store: WorldStore) -> None:
-    hook = sys.excepthook
+def _work(job: Job, program: Program, rank: int, line: StoreLine, store: WorldStore) -> None:
+    hook, crew = sys.excepthook, job.crew
     os.sched_setaffinity(0, crew.cpus[rank])  # of this thread
     torch.set_num_threads(crew.intra_op_threads)
-    place = WorldPlace(rank, crew, line, store)
+    place = WorldPlace(rank, job.names[rank], crew, line, store)
     import_optimizers()
     touch(program)
     program = moved(program, place.device)

@@ -72,15 +72,15 @@ class Arrived:
         return f"{VERBS[self.place]} {self.detail}".rstrip()
 
 
-def disagreement(first: Arrived, rank: int, other: Arrived) -> UserError:
+def disagreement(first: Arrived, who: str, other: Arrived) -> UserError:
     """Workers are not where they should all be."""
     rule = "all must share the same tensors, and meet, in the same order"
-    return UserError(f"worker 0 {first}, but worker {rank} {other}: {rule}")
+    return UserError(f"worker 0 {first}, but {who} {other}: {rule}")
 
 
-def waited_in_vain(rank: int, timeout_s: float) -> WorkerFailed:
+def waited_in_vain(who: str, timeout_s: float) -> WorkerFailed:
     """A worker was the only one to meet, or one of few."""
-    return WorkerFailed(f"worker {rank} waited at worker.meet() for more than hardware.timeout_s={timeout_s:g}")
+    return WorkerFailed(f"{who} waited at worker.meet() for more than hardware.timeout_s={timeout_s:g}")
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,11 @@ class Meter:
     def finish(self, log: Log, place: int, blocked_s: float) -> None:
         """Note that the caller was blocked from `blocked_s` until now."""
         now = self.stopwatch.now()
-        log.times[place + BLOCKED] = blocked_s if self._holds_worker_up() else ASIDE
-        log.times[place + RELEASED] = now
-        if math.isnan(log.times[place + COMPLETED]):
-            log.times[place + COMPLETED] = now
+        times = log.times
+        times[place + BLOCKED] = blocked_s if self._holds_worker_up() else ASIDE
+        times[place + RELEASED] = now
+        if math.isnan(times[place + COMPLETED]):
+            times[place + COMPLETED] = now
 
     def complete(self, log: Log, place: int) -> None:
         """Note that the operation is over, whoever waits for it."""

@@ -23,6 +23,7 @@ class Launch:
     """All a worker process starts from.
 
     Args:
+        name: who it is, in words.
         environment: the parent's environment variables, which the fork server may not have.
         program: the packed `Program`.
         rendezvous: where the ranks find each other.
@@ -31,6 +32,7 @@ class Launch:
     """
 
     rank: int
+    name: str
     crew: Crew
     environment: dict[str, str]
     program: Parcel
@@ -47,7 +49,7 @@ class ProcessPlace(RankPlace):
 
     def __init__(self, launch: Launch, line: Line) -> None:
         locks = SharedLocks(launch.locks, launch.crew.timeout_s, partial(say_failed, line))
-        super().__init__(launch.rank, launch.crew, line, SharedCounters(launch.counters), locks)
+        super().__init__(launch.rank, launch.name, launch.crew, line, SharedCounters(launch.counters), locks)
         self.placement: dict[str, dict[str, object]] = {}
         self._launch = launch
         self._shared: dict[str, torch.Tensor] = {}

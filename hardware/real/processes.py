@@ -64,6 +64,7 @@ class _Parent:
     def __init__(self, crew: Crew, program: Program, parcel: Parcel) -> None:
         self._crew, self._synchronous = crew, program.algorithm.synchronous and not program.algorithm.observes_own
         self._program = parcel
+        self._names = [program.name_of(rank, crew.num_workers) for rank in range(crew.num_workers)]
         self._common = {name: Segment() for name in ("rendezvous", "locks", "shared")}
         self._common["counters"] = Segment(8 * len(COUNTERS))
         self._snapshots = [Segment() for _ in crew.cpus]
@@ -122,6 +123,7 @@ class _Parent:
         ours, theirs = self._context.Pipe()
         launch = Launch(
             rank=rank,
+            name=self._names[rank],
             crew=self._crew,
             environment=dict(os.environ) | simd.environment(self._crew.simd),
             program=self._program,
@@ -178,7 +180,7 @@ class _Parent:
 
     def _obituary(self, rank: int) -> str:
         process = self._processes[rank]
-        who, code = f"worker {rank} (pid {process.pid})", process.exitcode
+        who, code = f"{self._names[rank]} (pid {process.pid})", process.exitcode
         if code >= 0:
             return f"{who} ended with exit code {code} in mid-run: see what it printed"
         return f"{who} was killed by signal {-code} ({signal.Signals(-code).name})"
@@ -193,7 +195,7 @@ class _Parent:
         arrived = {rank: self._arrived.pop(rank) for rank in range(come)}
         for rank, place in arrived.items():
             if place != arrived[0]:
-                self._failures.append(Failed(disagreement(arrived[0], rank, place), time.perf_counter()))
+                self._failures.append(Failed(disagreement(arrived[0], self._names[rank], place), time.perf_counter()))
                 return
         answer = self._answer(arrived[0])
         for pipe in self._pipes[:come]:

@@ -24,13 +24,14 @@ class RankPlace(Place):
     """Where one rank runs. How a tensor is shared, and where a snapshot goes, is for those that derive from it to say.
 
     Args:
+        name: of the rank, as errors say it.
         line: to who runs the ranks.
         counters: common to all ranks.
         locks: common to all ranks, which say that they waited for too long by `say_failed`.
     """
 
-    def __init__(self, rank: int, crew: Crew, line: Line, counters: Counters, locks: Locks) -> None:
-        self.rank, self.num_workers = rank, crew.num_workers
+    def __init__(self, rank: int, name: str, crew: Crew, line: Line, counters: Counters, locks: Locks) -> None:
+        self.rank, self.num_workers, self._name = rank, crew.num_workers, name
         self.node, self.num_nodes = crew.nodes[rank], crew.num_nodes
         self.num_memories = len(crew.numa_nodes)
         self.device = crew.device(rank)
@@ -55,10 +56,10 @@ class RankPlace(Place):
         self._background.check()
         return self._counters.add(counter, amount)
 
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
+    def count(self, samples: int, updates: int, alone: bool) -> tuple[int, int]:
         """Atomically add to both counters; returns their values before."""
         self._background.check()
-        return self._counters.count(samples, updates)
+        return self._counters.count(samples, updates, alone)
 
     def run(
         self,
@@ -94,7 +95,7 @@ class RankPlace(Place):
             with self.waits.noted():
                 self.line.ask(Arrived("meet", num_ranks=num_workers), timeout_s)
         except TimeoutError:
-            raise waited_in_vain(self.rank, timeout_s) from None
+            raise waited_in_vain(self._name, timeout_s) from None
         self._background.check()
 
     def spend(self, seconds: float, idle: bool) -> None:
@@ -109,7 +110,7 @@ class RankPlace(Place):
         """A block of one thread at a time, of all processes."""
         self._background.check()
         self.settle()
-        return held(self._locks, name, f"worker {self.rank}", self.waits)
+        return held(self._locks, name, self._name, self.waits)
 
     def settle(self) -> None:
         """Wait for the device, if it is not the CPU."""
@@ -125,7 +126,7 @@ class RankPlace(Place):
             raise UserError(f"{what}, which a CUDA device does not have: use hardware=cpu")
 
     def _tell(self, error: BaseException, details: str) -> None:
-        say_failed(self.line, as_failure(f"a background activity of worker {self.rank}", error, details))
+        say_failed(self.line, as_failure(f"a background activity of {self._name}", error, details))
 
 
 def say_failed(line: Line, failure: Exception) -> None:

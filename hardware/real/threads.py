@@ -29,7 +29,7 @@ from hardware.real.waits import Waits
 from harness.errors import WorkerFailed
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model, SplitModel
-from harness.measures import Measures, distributions
+from harness.measures import Measures
 from harness.place import Observation, Place
 from harness.program import Program
 from harness.rows import Rows
@@ -140,12 +140,12 @@ class _Run:
             self._meeting.wait(timeout_s)
         except threading.BrokenBarrierError:
             if timeout_s is not None and time.perf_counter() - begin_s >= timeout_s:
-                raise waited_in_vain(rank, timeout_s) from None
+                raise waited_in_vain(f"worker {rank}", timeout_s) from None
             raise _Stopped from None
         together = [arrivals[len(self._arrivals[rank]) - 1] for arrivals in self._arrivals]
         for other, place in enumerate(together):
             if place != together[0]:
-                raise disagreement(together[0], other, place)
+                raise disagreement(together[0], f"worker {other}", place)
 
     def holds(self, model: Model) -> bool:
         """Whether other workers see the model too, or what of it is not replicated."""
@@ -168,7 +168,7 @@ class _Run:
             return execution
         ledgers = [self._ledgers[rank] for rank in range(self.crew.num_workers)]
         execution.workers = break_down(ledgers, self.start_s, self.program.algorithm.synchronous).workers
-        execution.metrics |= distributions([self._measures[rank] for rank in sorted(self._measures)])
+        execution.told([self._measures[rank] for rank in sorted(self._measures)])
         if self.may_lose == {False}:
             execution.metrics["async/lost_frac"] = 0.0
         if tensors := [*self.shared, *self._private()]:
@@ -250,10 +250,10 @@ class ThreadPlace(Place):
         self._leave_if_stopping()
         return self._run.counters.add(counter, amount)
 
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
+    def count(self, samples: int, updates: int, alone: bool) -> tuple[int, int]:
         """Atomically add to both counters; returns their values before."""
         self._leave_if_stopping()
-        return self._run.counters.count(samples, updates)
+        return self._run.counters.count(samples, updates, alone)
 
     def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
         """One tensor of this process, placed on the node or by the policy, and initialised by rank 0."""

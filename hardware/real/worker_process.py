@@ -42,7 +42,7 @@ def main(launch: Launch) -> None:
         try:
             _work(launch, line)
         except BaseException as error:
-            failure = as_failure(f"worker {launch.rank}", error, traceback.format_exc())
+            failure = as_failure(launch.name, error, traceback.format_exc())
             line.say(Failed(failure, time.perf_counter()))
 
 

@@ -124,8 +124,8 @@ class StoreCounters:
             return self.count(*((amount, 0) if counter == "samples" else (0, amount)))[COUNTERS.index(counter) - 1]
         return self._store.add(f"counter {counter}", amount) - amount
 
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
-        """Add to both; returns the values before."""
+    def count(self, samples: int, updates: int, alone: bool = False) -> tuple[int, int]:
+        """Add to both; returns the values before, whether or not anybody else counts."""
         amount = (samples << UPDATE_BITS) + updates
         before = self._store.add("counters", amount) - amount
         return before >> UPDATE_BITS, before & ((1 << UPDATE_BITS) - 1)

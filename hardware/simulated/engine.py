@@ -50,6 +50,7 @@ class Engine:
         mortal: whether waits with one of torch's usual time-outs time out too: where a rank or a link may fail.
             Otherwise such a wait without end is a deadlock, and known as such the moment no event is left; one that
             ends late times out all the same.
+        named: who a rank is, in words.
 
     Attributes:
         env: SimPy's environment; whoever runs may schedule events there.
@@ -58,10 +59,15 @@ class Engine:
         events: what happened: SimPy's events, actions and turns of activities.
     """
 
-    def __init__(self, deaths: Mapping[int, float] | None = None, mortal: bool = False) -> None:
+    def __init__(
+        self,
+        deaths: Mapping[int, float] | None = None,
+        mortal: bool = False,
+        named: Callable[[int], str] = "rank {}".format,
+    ) -> None:
         self.env = simpy.Environment()
         self.current: Activity
-        self.deaths, self._mortal = deaths or {}, mortal or bool(deaths)
+        self.deaths, self._mortal, self.named = deaths or {}, mortal or bool(deaths), named
         self.events = 0
         self._activities: list[Activity] = []
         self._alive = 0

@@ -91,14 +91,14 @@ class Fabric:
         if dead := self._dead(concerned, by_s):
             return self._deaths(dead)
         if missing:
-            who = f"rank {missing[0]} has" if len(missing) == 1 else f"ranks {listed(missing)} have"
+            who = f"{self.engine.named(missing[0])} has" if len(missing) == 1 else f"ranks {listed(missing)} have"
             others = self._dead(anyone, by_s)  # for whom those may wait who have not come
             return f"{who} not come" + (f", and {self._deaths(others)}" if others else "")
         broken = self.links.broken()
         return f"nothing passes link {', '.join(broken)}" if broken else ""
 
     def _deaths(self, ranks: Sequence[int]) -> str:
-        return ", ".join(f"rank {rank} died at {self.engine.deaths[rank]:.6g} s" for rank in ranks)
+        return ", ".join(f"{self.engine.named(rank)} died at {self.engine.deaths[rank]:.6g} s" for rank in ranks)
 
     def _dead(self, ranks: Sequence[int], by_s: float) -> list[int]:
         """Those of them that have died by then."""
@@ -211,7 +211,7 @@ class Channel:
     def post(self, sends: bool, rank: int, peer: int | None, tag: int, tensor: torch.Tensor) -> Post:
         """Post one side of a message, now; once its other side is posted its exchange is known."""
         engine, device = self._fabric.engine, None if peer is None else self.ranks[peer]
-        other = "anyone" if device is None else f"rank {device}"
+        other = "anyone" if device is None else engine.named(device)
         words = f"{'send' if sends else 'receive'} {described(tensor)} {'to' if sends else 'from'} {other}, tag {tag}"
         if sends:
             self._fabric.sent_bytes[self.ranks[rank]] += tensor.nbytes
@@ -229,10 +229,10 @@ class Channel:
         sender, receiver = (post, opposite) if post.sends else (opposite, post)
         source, target = self.ranks[sender.rank], self.ranks[receiver.rank]
         if described(sender.tensor) != described(receiver.tensor):
+            one, other = map(self._fabric.engine.named, (source, target))
             raise WorkerFailed(
-                f"ranks disagree on a message, tag {post.tag}: rank {source} sends {described(sender.tensor)}, "
-                f"rank {target} receives {described(receiver.tensor)} (rank {source}{sender.place}; rank {target}"
-                f"{receiver.place})"
+                f"ranks disagree on a message, tag {post.tag}: {one} sends {described(sender.tensor)}, {other} "
+                f"receives {described(receiver.tensor)} ({one}{sender.place}; {other}{receiver.place})"
             )
         receiver.tensor.data.copy_(sender.tensor)  # which autograd does not see
         receiver.peer = sender.rank

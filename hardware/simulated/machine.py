@@ -22,7 +22,6 @@ from hardware.simulated.place import Machine, SimulatedPlace
 from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.streams import StreamDevice
 from harness.errors import TwinclockError, require
-from harness.measures import distributions
 from harness.program import Program
 from harness.worker import Worker
 
@@ -101,7 +100,8 @@ class Simulated(Hardware):
                     program.touch(place.device)
             program.run(Worker(place, program))
 
-        simulation = self.simulation(program.seed)
+        named = partial(program.name_of, num_ranks=self.workers_offered, worker="rank")
+        simulation = self.simulation(program.seed, named)
         machine = simulation.machine
         peers = machine.num_ranks - program.data.servers()
         simulation.run(body, lambda: progress(machine.counters["samples"]), peers)
@@ -111,7 +111,7 @@ class Simulated(Hardware):
         execution.observations = sorted(machine.observations, key=lambda seen: seen.samples)
         execution.metrics = _metrics(simulation, execution.run_s, time.perf_counter() - begin_s)
         if execution.failure is None:
-            execution.metrics |= distributions([place.measures for place in simulation.places])
+            execution.told([place.measures for place in simulation.places])
             execution.interleavings = [place.interleaving for place in simulation.places]
         execution.timeline = partial(timeline.write, accounts=[place.timelines.account for place in simulation.places])
         if self.memory is not None:
@@ -122,9 +122,13 @@ class Simulated(Hardware):
             execution.facts["links"] = {name: asdict(carried) for name, carried in traffic.items()}
         return execution
 
-    def simulation(self, seed: int) -> "Simulation":
-        """A fresh machine, idle at virtual time 0."""
-        engine, num_ranks = Engine(self.deaths, mortal=self.network.breaks), self.workers_offered
+    def simulation(self, seed: int, named: Callable[[int], str] = "rank {}".format) -> "Simulation":
+        """A fresh machine, idle at virtual time 0.
+
+        Args:
+            named: who a rank is, in words.
+        """
+        engine, num_ranks = Engine(self.deaths, self.network.breaks, named), self.workers_offered
         fabric = Fabric(engine, self.network, self.protocol, num_ranks)
         paces = [self._pace(rank, seed) for rank in range(num_ranks)]
         models = None
@@ -170,7 +174,7 @@ class Simulation:
         engine = self.machine.engine
         for place in self.places:
             life = partial(place.live, partial(body, place), len(self.places) if num_peers is None else num_peers)
-            engine.spawn(place.rank, f"rank {place.rank}", life, start_s=0.0)
+            engine.spawn(place.rank, engine.named(place.rank), life, start_s=0.0)
         try:
             with torch_world.isolated(self._seed):
                 engine.run(look)

@@ -131,7 +131,7 @@ class SimulatedPlace(Place):
         self._machine.counters[counter] = before + amount
         return before
 
-    def count(self, samples: int, updates: int) -> tuple[int, int]:
+    def count(self, samples: int, updates: int, alone: bool) -> tuple[int, int]:
         """Add to both counters, at this rank's virtual time."""
         return self.add("samples", samples), self.add("updates", updates)  # no time passes between the two
 
@@ -289,7 +289,7 @@ class SimulatedPlace(Place):
             engine.sync()
             engine.happen(ended)
 
-        engine.spawn(self.rank, f"rank {self.rank} (background)", body, self.clock.now())
+        engine.spawn(self.rank, f"{engine.named(self.rank)} (background)", body, self.clock.now())
 
     def all_ranks(self) -> dist.ProcessGroup:
         """All ranks."""

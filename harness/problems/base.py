@@ -110,7 +110,7 @@ class Problem(ABC):
 
         Args:
             samples: int32 or int64 indices into the training set, shape (batch,); or, if there is a method `gather`,
-                rows that came by message: `rows_of` makes one of both.
+                rows that came by message: `rows_of` makes one of both, on the model's device.
 
         Returns:
             scalar, differentiable with respect to the model's parameters.

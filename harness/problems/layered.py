@@ -37,8 +37,7 @@ class Layered(Problem):
 
     def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Mean loss over a batch."""
-        device = next(model.parameters()).device
-        inputs, targets = (part.to(device) for part in self.rows_of(samples))
+        inputs, targets = self.rows_of(samples)
         return self.objective(model(inputs), targets)
 
     def tensor_plan(self) -> Mapping[str, str]:

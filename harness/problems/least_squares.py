@@ -106,15 +106,14 @@ class LeastSquares(Problem):
 
     def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Rows of A and entries of b."""
-        return self.matrix[samples], self.labels[samples]
+        return self.matrix.index_select(0, samples), self.labels.index_select(0, samples)
 
     def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """1/2 mean (a_i . w - b_i)^2 over the batch, and the regulariser."""
-        weight = next(model.parameters())
-        rows, labels = (part.to(weight.device) for part in self.rows_of(samples))
+        rows, labels = self.rows_of(samples)
         errors = model(rows) - labels  # (batch,)
         mean = 0.5 * errors.square().mean()
-        return mean + 0.5 * self.l2 * weight.square().sum() if self.l2 else mean
+        return mean + 0.5 * self.l2 * next(model.parameters()).square().sum() if self.l2 else mean
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

@@ -149,8 +149,7 @@ class MatrixCompletion(Problem):
 
     def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Half the mean squared error over the batch, and its share of the regulariser."""
-        device = next(model.parameters()).device
-        rows, values, *shares = (part.to(device) for part in self.rows_of(samples))
+        rows, values, *shares = self.rows_of(samples)
         left, right = model(rows[:, 0], rows[:, 1] - self.num_users)  # (batch, rank) each
         errors = (left * right).sum(1) - values  # (batch,)
         mean = 0.5 * errors.square().mean()

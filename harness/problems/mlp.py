@@ -74,7 +74,7 @@ class DigitsMLP(Layered):
     def gather(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Images and classes."""
         images, classes = self.train
-        return images[samples], classes[samples]
+        return images.index_select(0, samples), classes.index_select(0, samples)
 
     def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross entropy over the batch."""

@@ -140,10 +140,9 @@ class SparseLinear(Problem):
 
     def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Mean of l over the batch, and the regulariser."""
-        weight = next(model.parameters())
-        *rows, labels = (part.to(weight.device) for part in self.rows_of(samples))
+        *rows, labels = self.rows_of(samples)
         mean = self.pointwise(model(*rows), labels).mean()
-        return mean + 0.5 * self.l2 * weight.square().sum() if self.l2 else mean
+        return mean + 0.5 * self.l2 * next(model.parameters()).square().sum() if self.l2 else mean
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The objective over the training set; mean of l, and accuracy, on the test set if there is one."""

@@ -52,6 +52,13 @@ def test_momentum_and_scaled_steps_are_those_of_all_reduce():
     )
 
 
+def test_of_several_passes_the_last_one_sends(sequential):
+    weights, sent, _ = run("sim_ethernet", 2, "algorithm=ddp", SMALL, "algorithm.accumulate=5")
+    torch.testing.assert_close(weights, sequential, rtol=1e-12, atol=1e-13)  # of sums in another order
+    gradients = STEPS * PARAMETERS * 8
+    assert sent == [gradients + order(BUCKETS), gradients]
+
+
 def test_buckets_travel_while_gradients_are_computed():
     layers = "hardware=sim_ethernet", "problem.hidden_sizes=[256,256,256,256]"
     bucketed = run("sim_ethernet", 2, "algorithm=ddp", "algorithm.bucket_bytes=300000", *layers)[2]

@@ -15,8 +15,10 @@ CHOSEN += ["problem=digits_mlp", "problem.dtype=float64", f"algorithm.batch_size
 CHOSEN += [f"algorithm.learning_rate={STEP}", "budget.epochs=0.2", "budget.observations=2"]
 
 
-def test_one_worker_is_algorithm_1_written_by_hand():
-    done = execution(*CHOSEN, "hardware=sim_ethernet", "hardware.num_workers=1")
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_one_worker_is_algorithm_1_written_by_hand(decay):
+    schedule = "algorithm/schedule=step_decay", f"algorithm.schedule.decay={decay}", "algorithm.schedule.every=0.05"
+    done = execution(*CHOSEN, *schedule, "hardware=sim_ethernet", "hardware.num_workers=1")
     composed = setup(*CHOSEN)
     problem, samples = composed.problem, composed.program().budget_samples
     policy = Partitioned("index")
@@ -30,7 +32,7 @@ def test_one_worker_is_algorithm_1_written_by_hand():
             pull = ELASTICITY * (weights - centre)
             weights -= pull
             centre += pull
-        weights -= STEP * gradient
+        weights -= STEP * decay ** (step * BATCH / problem.num_samples // 0.05) * gradient
     centre += ELASTICITY * (weights - centre)  # as the worker leaves
     assert done.failure is None and done.observations[-1].samples == samples
     # the same operations in the same order, but for the products of the step

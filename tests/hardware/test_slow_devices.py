@@ -1,5 +1,6 @@
 """Slower devices and idleness: run time that a worker spends on threads, on processes and in virtual time."""
 
+from array import array
 from dataclasses import replace
 
 import pytest
@@ -84,8 +85,8 @@ def test_a_run_that_is_repeated_reads_the_clock_of_the_first():
         worker.observe(torch.zeros(1), samples=1)
 
     first = execute(body, 1)
-    assert first.interleavings[0].times == [1.0] and first.run_s == 2.0
-    again = replace(simulated_program(body), replay=[Interleaving(counts=[(0, 0)], times=[0.25])])
+    assert list(first.interleavings[0].times) == [1.0] and first.run_s == 2.0
+    again = replace(simulated_program(body), replay=[Interleaving(counts=array("q", [0, 0]), times=array("d", [0.25]))])
     done = simulated(1).execute(again, no_progress)
     assert read == [1.0, 0.25] and done.run_s == 1.25 and done.interleavings == again.replay
     short = replace(again, replay=[Interleaving()])
@@ -117,3 +118,10 @@ def test_a_key_is_measured_or_concluded(order):
             getattr(worker, call)("toy/value", 1.0)
 
     assert "told both by worker.measure and by worker.conclude" in str(execute(body, 1).failure)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_one_rank_concludes(num_ranks):
+    done = execute(lambda worker: worker.conclude("toy/value", worker.rank), num_ranks)
+    words = "'toy/value' is told by worker.conclude on several ranks: let one do, or use worker.measure"
+    assert str(done.failure or "") == ("" if num_ranks == 1 else words)

@@ -721,5 +721,6 @@ class Telling(Averaging):
     """Rank 0 says with which vector instructions torch computes."""
 
     def train(self, worker, problem):
-        worker.conclude("toy/capability", torch.backends.cpu.get_cpu_capability().lower())
+        if worker.rank == 0:
+            worker.conclude("toy/capability", torch.backends.cpu.get_cpu_capability().lower())
         super().train(worker, problem)

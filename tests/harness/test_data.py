@@ -39,7 +39,7 @@ class Counting(Place):
         self.counters[counter] = before + amount
         return before
 
-    def count(self, samples, updates):
+    def count(self, samples, updates, alone):
         return self.add("samples", samples), self.add("updates", updates)
 
     def shared(self, name, tensor, node):

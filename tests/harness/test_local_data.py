@@ -7,11 +7,15 @@ import pytest
 import torch
 from composed import execution, setup
 
+from algorithms.optimizers import PlainSGD
 from harness.data import Partitioned
+from harness.dealing import Dealer
 from harness.errors import UserError
+from harness.interleaving import Interleaving
 from harness.local_data import ByLabel, Dirichlet, Sharded
+from harness.program import Program
 from harness.trial import averaged, evaluate
-from tests.harness.test_data import SAMPLES, Claiming, deal
+from tests.harness.test_data import CONSTANT, SAMPLES, Claiming, Counting, deal
 
 LABELS = torch.tensor([0, 1, 2] * (SAMPLES // 3))
 LABELLED = SimpleNamespace(num_samples=SAMPLES, labels=LABELS)
@@ -63,6 +67,17 @@ def test_a_fast_worker_does_more_of_its_own():
     assert taken == [32, 16]
     fast = [row for batch in batches if set(batch.tolist()) <= parts[0] for row in batch.tolist()]
     assert sorted(fast[:6]) == sorted(fast[6:12]) == sorted(parts[0])
+
+
+def test_a_worker_has_its_order_as_far_as_it_needs_it():
+    """Of a budget of 48 samples a fourth, and one for each worker, by which budgets are rounded up."""
+    chosen = Claiming(1.0, 2, accumulate=1, optimizer=PlainSGD(0.0), schedule=CONSTANT)
+    place = Counting(0, (0,) * 4, {})
+    place.interleaving = Interleaving()
+    dealer = Dealer(place, Program(chosen, LABELLED, Sharded("index"), 0, 48, [48]))
+    orders = [dealer.sequence(SAMPLES, reach).tolist() for reach in (0, 16, 17, 30, 40, None)]
+    assert [len(order) for order in orders] == [16, 16, 34, 34, 52, 52]
+    assert all(order == orders[-1][: len(order)] for order in orders)
 
 
 def test_order_depends_on_seed_rank_and_round_and_nothing_else():

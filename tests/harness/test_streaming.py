@@ -195,11 +195,19 @@ def test_workers_meet_without_servers_and_begin_again_without_what_they_left(har
     assert (sizes == 50).all()  # 7 batches of 7, and what was left of a half
 
 
+def test_who_a_rank_is_depends_on_what_it_does():
+    chosen = ["algorithm=parameter_server", "algorithm.num_servers=2", STREAMED, SIM, "hardware.num_workers=1"]
+    program = setup(*MLP, *chosen).program()
+    names = ["worker 0", "server 0 (rank 1)", "server 1 (rank 2)", "data server 0 (rank 3)"]
+    assert [program.name_of(rank, 4) for rank in range(4)] == names
+    assert program.name_of(0, 4, worker="rank") == "rank 0"
+
+
 def test_a_dead_data_server_ends_a_simulated_run():
     done = execution(
         *MLP, "algorithm=all_reduce", STREAMED, SIM, "hardware.num_workers=2", "hardware.deaths={2: 0.001}"
     )
-    assert isinstance(done.failure, WorkerFailed) and "rank 2 died" in str(done.failure)
+    assert isinstance(done.failure, WorkerFailed) and "data server 0 (rank 2) died" in str(done.failure)
 
 
 def test_a_dead_data_server_ends_a_real_run():
@@ -207,7 +215,7 @@ def test_a_dead_data_server_ends_a_real_run():
     composed = replace(composed, problem=DyingServer("float64", 0.1, 1, 0.1, 0.0))
     begin_s = time.perf_counter()
     done = composed.machine.execute(composed.program(), lambda samples: None)
-    assert str(done.failure).startswith("worker 2 (pid ") and "SIGKILL" in str(done.failure)
+    assert str(done.failure).startswith("data server 0 (rank 2) (pid ") and "SIGKILL" in str(done.failure)
     assert time.perf_counter() - begin_s < composed.hardware.timeout_s
 
 
