@@ -11,8 +11,9 @@ way to those who keep them (reduce-scatter). In bytes of the model n, each worke
 
 Torch pads: of a tensor with r rows a worker keeps r / S, rounded up, and sends as many; the last workers may keep less,
 or nothing. On a ring these are n (S - 1) / S, the same, n (S - 1) / S and 2 n (R - 1) / (R S) bytes on the wire: with
-R = 1 in all 1.5 times the 2 n (P - 1) / P of an all-reduce, or as many if layers are not resharded. A worker alone
-sends nothing. `fsdp_plain` is the same without torch's FSDP.
+R = 1 in all 1.5 times the 2 n (P - 1) / P of an all-reduce, or as many if layers are not resharded. (gloo does a
+reduce-scatter as an all-reduce: twice as many, or 1.5 times.) A worker alone sends nothing. `fsdp_plain` is the same
+without torch's FSDP.
 """
 
 from collections.abc import Sequence
@@ -22,11 +23,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from algorithms.base import Algorithm
+from algorithms.footprint import Footprint
 from algorithms.optimizers import Optimizer
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards, check_layered, layers_of
@@ -118,12 +121,17 @@ class FSDP(Algorithm):
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i, each worker of its own shard."""
-        model = self.sharded(problem.build_model(worker.device, worker.seed), worker)
+        with worker.clock.paused():
+            model = self.sharded(problem.build_model(worker.device, worker.seed), worker)
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
-        shards = Shards(model, self.optimizer, learning_rate)
+        shards, footprint = Shards(model, self.optimizer, learning_rate), Footprint(worker)
         for batch in worker.batches(problem, self.batch_size):
-            problem.loss(model, batch).backward()
+            with footprint.forward(model.parameters()):
+                loss = problem.loss(model, batch)
+            loss.backward()
             shards.step(learning_rate * self.schedule.at(worker))
+            footprint.tell(shards.own, shards.optimizer.state)
+            shards.optimizer.zero_grad()
             worker.observe(shards.flat, samples=len(batch), part=shards.positions)
 
     def sharded(self, model: nn.Module, worker: Worker) -> nn.Module:
@@ -152,7 +160,8 @@ class FSDP(Algorithm):
 
     def _mesh(self, worker: Worker) -> DeviceMesh:
         size = self.shards(worker.num_workers)
-        if size == worker.num_workers:
-            return init_device_mesh(worker.device.type, (size,))
         replicas = worker.num_workers // size
-        return init_device_mesh(worker.device.type, (replicas, size), mesh_dim_names=("replicate", "shard"))
+        with unset_fake_temporarily():  # it reads the ranks that it is made of, also where the model has no values
+            if replicas == 1:
+                return init_device_mesh(worker.device.type, (size,))
+            return init_device_mesh(worker.device.type, (replicas, size), mesh_dim_names=("replicate", "shard"))

@@ -32,6 +32,7 @@ class Layer:
     def __init__(self, module: nn.Module, shard: torch.Tensor, gradient: torch.Tensor) -> None:
         self.module, self.shard, self.gradient = module, shard, gradient
         self.whole, self.whole_gradient = flatten_(module, shard.new_zeros(dist.get_world_size() * len(shard)))
+        self.give_up()
 
     def gather(self) -> None:
         """Have the whole layer."""
@@ -39,8 +40,9 @@ class Layer:
         dist.all_gather_single(self.whole, self.shard)
 
     def give_up(self) -> None:
-        """Keep the shard alone."""
-        self.whole.untyped_storage().resize_(0)
+        """Keep the shards alone."""
+        for vector in (self.whole, self.whole_gradient):
+            vector.untyped_storage().resize_(0)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs to outputs."""
@@ -57,7 +59,6 @@ class Layer:
         self.whole_gradient.zero_()
         self.outputs.backward(gradient)
         dist.reduce_scatter_single(self.gradient, self.whole_gradient)
-        self.whole_gradient.untyped_storage().resize_(0)
         self.give_up()
         return self.inputs.grad
 
@@ -101,7 +102,7 @@ class PlainFSDP(Algorithm):
             worker.observe(shards.kept, samples=len(batch), part=shards.positions)
 
     def _backpropagate(self, layers: list[Layer], problem: Layered, batch: Samples) -> None:
-        passed, targets = problem.rows_of(batch)
+        passed, targets = (rows.to(layers[0].shard.device) for rows in problem.rows_of(batch))
         for layer in layers:
             passed = layer.forward(passed)
         outputs = passed.detach().requires_grad_()

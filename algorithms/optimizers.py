@@ -10,8 +10,9 @@ An algorithm applies one wherever its paper takes a step: on every worker, at a 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -127,6 +128,11 @@ class Descent:
     ) -> None:
         self._weights, self._gradient, self._learning_rate = weights, gradient, learning_rate
         self._torch = None if optimizer.is_plain else optimizer.over([_parameter(weights, gradient)], learning_rate)
+
+    @property
+    def state(self) -> Mapping[Any, Any]:
+        """What is kept from step to step, as torch's optimisers do."""
+        return {} if self._torch is None else self._torch.state
 
     def step(self, learning_rate: float | None = None) -> None:
         """Take one.

@@ -31,7 +31,7 @@ class Killing(Problem):
             Path(self.pid_file).write_text(str(os.getpid()))
         return super().build_model(device, seed)
 
-    def gather(self, samples):
+    def gather(self, samples):  # whatever is done with them
         if dist.is_initialized() and dist.get_rank() == 0:
             steps = self.__dict__["steps"] = self.__dict__.get("steps", 0) + 1
             if steps == STEPS:
