@@ -114,6 +114,10 @@ class Algorithm(ABC):
         """
         return None
 
+    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+        """As `bytes_per_update`, for those who send what a problem's layers give too."""
+        return self.bytes_per_update(weights, num_workers)
+
     def staleness_bound(self, num_workers: int) -> int | None:
         """How many updates there can be between the weights that a gradient is of and the step along it, at most.
 

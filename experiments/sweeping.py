@@ -59,6 +59,7 @@ KEYS = (
     "mem/activation_bytes_max",
     "async/staleness_mean",
     "async/dropped_mean",
+    "pipeline/bubble_frac",
 )
 
 

@@ -86,3 +86,8 @@ class LanguageModel(Layered):
     def tensor_plan(self) -> Mapping[str, str]:
         """Heads and hidden units are split."""
         return tensor_plan(self.shape)
+
+    def tensor_divisors(self, sequence_parallel: bool) -> Mapping[str, int]:
+        """Heads, hidden units and, where activations are split by position, tokens."""
+        names = ("heads", "key_value_heads", "hidden", *(("context",) if sequence_parallel else ()))
+        return {f"problem.{name}": getattr(self, name) for name in names}

@@ -49,3 +49,11 @@ class Layered(Problem):
             Modules that are not named are kept whole; empty where layers cannot be split.
         """
         return {}
+
+    def tensor_divisors(self, sequence_parallel: bool) -> Mapping[str, int]:
+        """What the number of workers that share a layer must divide, by name of the setting.
+
+        Args:
+            sequence_parallel: whether what modules of "sequence" work on is split too.
+        """
+        return {}

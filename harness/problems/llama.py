@@ -64,6 +64,10 @@ class Llama(LanguageModel):
         """Heads, hidden units and the vocabulary are split: each worker looks up, and scores, some of the tokens."""
         return {**super().tensor_plan(), "0": "row", f"{self.layers + 1}.output": "column"}
 
+    def tensor_divisors(self, sequence_parallel: bool) -> Mapping[str, int]:
+        """The vocabulary too."""
+        return {**super().tensor_divisors(sequence_parallel), "problem.vocabulary": self.vocabulary}
+
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The objective over all samples."""
         loss, _ = measure(model, (self.gather(part) for part in torch.arange(self.samples).split(AT_ONCE)))

@@ -86,6 +86,11 @@ class DigitsMLP(Layered):
         pairs = zip(linear[::2], linear[1::2], strict=False)
         return {str(layer): how for pair in pairs for layer, how in zip(pair, ("column", "row"), strict=True)}
 
+    def tensor_divisors(self, sequence_parallel: bool) -> Mapping[str, int]:
+        """The first hidden layer of each pair."""
+        split = range(0, len(self.hidden_sizes), 2)
+        return {f"problem.hidden_sizes[{layer}]": self.hidden_sizes[layer] for layer in split}
+
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Cross entropy on both sets, and the share of test images classified correctly."""
         train, test = (zip(*(part.split(AT_ONCE) for part in each), strict=True) for each in (self.train, self.test))

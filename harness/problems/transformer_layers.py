@@ -96,14 +96,13 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shape (B, T, W) to (B, T, W), or to the part of a sum that these heads make."""
-        batch, length = x.shape[:2]
         query, key, value = (
-            project(x).view(batch, length, -1, self.head_size).transpose(1, 2)
+            project(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for project in (self.query, self.key, self.value)
         )  # (B, H, T, S), (B, K, T, S) twice
         query, key = self._rotated(query), self._rotated(key)
         mixed = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-        return self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return self.output(mixed.transpose(1, 2).flatten(2))
 
     def _rotated(self, x: torch.Tensor) -> torch.Tensor:
         cosine, sine = self.rotation[:, : x.shape[2]]  # (T, S / 2) each

@@ -157,6 +157,23 @@ def test_fedbuff_takes_more_rounds_and_less_time():
     )  # a round is ten clients' changes in both
 
 
+def test_micro_batches_win_until_they_are_too_small():
+    one_batch = ("budget.epochs=0.7",)
+    whole, some, tiny = (
+        run("pipeline_depth", *one_batch, workers=2, micro_batches=m)["perf/samples_per_s"] for m in (1, 4, 64)
+    )
+    assert some > 1.3 * max(whole, tiny)
+
+
+def test_orders_with_less_bubble_win():
+    one_batch = ("budget.epochs=0.7",)
+    pace = [
+        run("pipeline_depth", *one_batch, order=order)["perf/samples_per_s"]
+        for order in ("model parallel", "GPipe", "interleaved", "ZB-H1")
+    ]
+    assert pace == sorted(pace) and pace[1] > 2.5 * pace[0]
+
+
 def test_what_is_sharded_is_divided_by_the_workers_and_checkpointing_forgets_activations():
     whole, optimizer, sharded, forgetful = (
         run("sharding_memory", "problem.layers=2", "problem.samples=4", method=method, workers=2)

@@ -1,0 +1,226 @@
+"""Layers that several workers split among them (Shoeybi et al., arXiv:1909.08053, section 3).
+
+    column  y_t = f(x) A_t         rows of torch's weight (outputs by inputs) are split, and so are outputs
+    row     z = g(sum_t y_t B_t)   columns of it are split, as their inputs are; what comes out is summed
+
+What is between a column and a row works on parts; f and g are `enter` and `leave` of activations.py. That makes an
+all-reduce of activations for each pair and pass, four for a layer of a transformer and step. Columns that take the
+same tensor, as query, key and value do, share one f.
+
+With sequence parallelism (Korthikanti et al., arXiv:2205.05198, section 4.2.2) what is between a row and the next
+column is split by position, in layers that have a "sequence" in the plan. Over a ring that sends what the all-reduces
+did. Weights that are kept whole there have seen some of the positions, and their gradients are summed at the end of
+the step. Before the first such layer positions are cut, behind the last one gathered. We keep what a column gathers
+for the backward pass, where the paper gathers it once more.
+
+An embedding whose vocabulary is split ("row") looks up what it has, zeros else, and sums. A last layer whose outputs
+are split ("column", and no row follows) has them gathered, for any loss to see; Shoeybi et al. fuse it with the loss.
+
+Weights are cut as torch's DTensors are, without communication: all workers have built the same ones. Torch's own styles
+compute on DTensors, at a cost of the host's, and by collectives that tensors without values never reach; ours compute
+on the local tensors.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
+from torch.distributed.tensor.placement_types import Placement
+from torch.nn.functional import embedding, linear
+
+from algorithms.activations import Exchange
+from algorithms.mesh import mesh_of
+from harness.errors import UserError, require
+from harness.problems.base import Problem
+from harness.problems.layered import Layered
+
+COLUMN, ROW, SEQUENCE = "column", "row", "sequence"
+
+
+class LayerSplit:
+    """How the layers of a model are split among the workers of a group.
+
+    Args:
+        plan: of the problem (`Layered.tensor_plan`).
+        group: of those who split each layer; None for a worker by itself, which splits nothing.
+        sequence_parallel: whether activations are split by position where the plan lets them.
+        device: where models live.
+    """
+
+    def __init__(
+        self, plan: Mapping[str, str], group: dist.ProcessGroup | None, sequence_parallel: bool, device: torch.device
+    ) -> None:
+        self._plan = {} if group is None else plan
+        self._shared: list[
+            tuple[nn.Module, str]
+        ] = []  # whole parameters that each worker's positions have a gradient of
+        if group is not None:
+            self._exchange = Exchange(group, sequence_parallel)
+            self._mesh = mesh_of(group, device)
+
+    def positions(self, model: nn.Module) -> list[torch.Tensor]:
+        """Of this worker's part of each parameter among the flat ones of a model that is not split yet, int64."""
+        found, start = [], 0
+        for name, parameter in model.named_parameters():
+            whole = torch.arange(start, start + parameter.numel()).view(parameter.shape)
+            own = _own(whole, self._mesh, placement(model, self._plan, name)) if self._plan else whole
+            found.append(own.flatten())
+            start += parameter.numel()
+        return found
+
+    def split_(self, model: nn.Sequential) -> None:
+        """Split layers in place."""
+        if not self._plan:
+            return
+        inside = by_position(self._plan) if self._exchange.by_position else set()
+        for module, _, name in (name.rpartition(".") for name in seen_in_part(model, self._plan, inside)):
+            self._shared.append((model.get_submodule(module), name))
+        styles: dict[str, ParallelStyle] = {
+            name: _Split(how, self._exchange) for name, how in self._plan.items() if how != SEQUENCE
+        }
+        parallelize_module(model, self._mesh, styles, src_data_rank=None)
+        self._cut_and_join(model, inside)
+
+    def sum_gradients(self) -> None:
+        """Of whole parameters that have seen some of the positions, after the backward pass of a batch."""
+        given = [getattr(module, name).grad for module, name in self._shared]
+        gradients = [each.to_local() if isinstance(each, DTensor) else each for each in given if each is not None]
+        if gradients:
+            flat = torch.cat([gradient.flatten() for gradient in gradients])
+            dist.all_reduce(flat, group=self._exchange.group)
+            for gradient, summed in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
+
+    def handed_on(self, model: nn.Sequential, layer: int, output: torch.Tensor) -> torch.Tensor:
+        """What a worker has of the output of a layer, before that is joined.
+
+        Args:
+            layer: number of the layer in the chain.
+            output: of the whole layer, on the device "meta".
+        """
+        if not self._plan:
+            return output
+        name = [name for name, _ in model.named_children()][layer]
+        if self._exchange.by_position and name in by_position(self._plan):
+            return self._exchange.cut(output)
+        is_open = ends_open(model[: layer + 1], self._plan)
+        return self._exchange.cut(output, output.dim() - 1) if is_open else output
+
+    def _cut_and_join(self, model: nn.Sequential, inside: set[str]) -> None:
+        """Let activations be split by position where they are to be, and the model's outputs be whole."""
+        exchange, before = self._exchange, False
+        for name, layer in model.named_children():
+            if name in inside and not before and not isinstance(layer, nn.Embedding):
+                layer.register_forward_pre_hook(lambda _, given: exchange.cut_positions(*given))
+            elif before and name not in inside:
+                layer.register_forward_pre_hook(lambda _, given: exchange.join_positions(*given))
+            before = name in inside
+        if ends_open(model, self._plan):
+            model[-1].register_forward_hook(lambda _, given, output: exchange.join_features(output))
+        elif before:
+            model[-1].register_forward_hook(lambda _, given, output: exchange.join_positions(output))
+
+
+class _Split(ParallelStyle):
+    """Of one module of the plan, of which each worker keeps a part."""
+
+    def __init__(self, how: str, exchange: Exchange) -> None:
+        self._how, self._exchange = how, exchange
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, nn.Linear | nn.Embedding)
+        rows = len(module.weight) // self._exchange.size
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            where = _placement(self._how, module, name)
+            if isinstance(where, Shard):
+                setattr(module, name, nn.Parameter(_own(parameter.detach(), device_mesh, where)))
+        if isinstance(module, nn.Embedding):
+            module.forward = partial(_looked_up, module, self._exchange, rows * self._exchange.rank)  # type: ignore[method-assign]
+        else:
+            module.forward = partial(_column if self._how == COLUMN else _row, module, self._exchange)  # type: ignore[method-assign]
+        return module
+
+
+def placement(model: nn.Module, plan: Mapping[str, str], parameter: str) -> Placement:
+    """Of a parameter of the model, by its name."""
+    name, _, own = parameter.rpartition(".")
+    return _placement(plan.get(name, SEQUENCE), model.get_submodule(name), own)
+
+
+def _placement(how: str, module: nn.Module, parameter: str) -> Placement:
+    if how == COLUMN or (how == ROW and isinstance(module, nn.Embedding)):
+        return Shard(0)
+    return Shard(1) if how == ROW and parameter == "weight" else Replicate()
+
+
+def by_position(plan: Mapping[str, str]) -> set[str]:
+    """Layers of the chain whose activations sequence parallelism splits by position."""
+    return {name.partition(".")[0] for name, how in plan.items() if how == SEQUENCE or (how == ROW and "." not in name)}
+
+
+def seen_in_part(model: nn.Module, plan: Mapping[str, str], inside: set[str]) -> list[str]:
+    """Whole parameters of layers that work on some positions, by name."""
+    names = [name for name, _ in model.named_parameters() if name.partition(".")[0] in inside]
+    return [name for name in names if isinstance(placement(model, plan, name), Replicate)]
+
+
+def ends_open(model: nn.Module, plan: Mapping[str, str]) -> bool:
+    """Whether the last layer's outputs are split by feature."""
+    split = [how for name, _ in model.named_modules() if (how := plan.get(name, SEQUENCE)) != SEQUENCE]
+    return split[-1:] == [COLUMN]
+
+
+def _own(whole: torch.Tensor, mesh: DeviceMesh, where: Placement) -> torch.Tensor:
+    """This worker's part."""
+    return distribute_tensor(whole, mesh, [where], src_data_rank=None).to_local()
+
+
+def _column(module: nn.Linear, exchange: Exchange, x: torch.Tensor) -> torch.Tensor:
+    return linear(exchange.enter(x), module.weight, module.bias)
+
+
+def _row(module: nn.Linear, exchange: Exchange, x: torch.Tensor) -> torch.Tensor:
+    y = exchange.leave(linear(x, module.weight))
+    return y if module.bias is None else y + module.bias
+
+
+def _looked_up(module: nn.Embedding, exchange: Exchange, first: int, tokens: torch.Tensor) -> torch.Tensor:
+    """Rows of an embedding whose own ones begin at `first`."""
+    own = tokens - first
+    elsewhere = (own < 0) | (own >= len(module.weight))
+    found = embedding(own.masked_fill(elsewhere, 0), module.weight)
+    return exchange.leave(found.masked_fill(elsewhere[..., None], 0))
+
+
+def check_plan(problem: Problem, algorithm: str, sequence_parallel: bool) -> Layered:
+    """The problem, whose layers can be split.
+
+    Raises:
+        UserError: if they cannot, or not by position where that is asked for.
+    """
+    plan = problem.tensor_plan() if isinstance(problem, Layered) else {}
+    name = type(problem).__name__
+    if not isinstance(problem, Layered) or not plan:
+        raise UserError(
+            f"algorithm={algorithm} splits layers, and {name} has no plan of how: choose a problem that has a "
+            "`tensor_plan`, such as digits_mlp"
+        )
+    rule = f"must be false, as the layers of {name} have no positions to split"
+    require(not sequence_parallel or SEQUENCE in plan.values(), "algorithm.sequence_parallel", rule, True)
+    return problem
+
+
+def check_degree(problem: Problem, degree: int, field: str, sequence_parallel: bool) -> None:
+    """Refuse a number of workers that layers cannot be split among.
+
+    Raises:
+        UserError: naming the setting that gives it, and what it has to divide.
+    """
+    assert isinstance(problem, Layered)
+    for name, size in problem.tensor_divisors(sequence_parallel).items():
+        require(size % degree == 0, field, f"must divide {name}={size}, which it splits", degree)

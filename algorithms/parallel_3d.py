@@ -1,0 +1,133 @@
+"""Data, tensor and pipeline parallelism at once, in a mesh (Megatron-LM: Narayanan et al., SC 2021, section 3).
+
+Workers that differ in their place along one axis of the mesh only do to each other what that axis says: they split
+layers (layer_split.py), are stages that hand on micro-batches (micro_batches.py), or average the gradients of batches
+of their own: by one all-reduce once a batch's backward passes are over, or, where they shard what they have in common,
+by those of torch's FSDP2 (Zhao et al., VLDB 2023).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from algorithms.balance import BALANCES
+from algorithms.base import Algorithm
+from algorithms.copies import Copies, sharded
+from algorithms.handed_on import HandedOn, of_stages
+from algorithms.layer_split import LayerSplit, check_degree, check_plan
+from algorithms.mesh import Mesh, mesh_of
+from algorithms.micro_batches import Passes
+from algorithms.optimizers import Optimizer
+from algorithms.pipeline_schedules import PipelineSchedule
+from algorithms.schedules import Schedule
+from algorithms.shards import Shards
+from algorithms.split_traffic import bytes_of_batch, bytes_of_gradients
+from algorithms.stages import check_layered, check_stages, costs_of, split
+from harness.errors import require
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+
+@dataclass(frozen=True)
+class Parallel3D(Algorithm):
+    """Workers in a mesh of data, tensor and pipeline parallelism.
+
+    Args:
+        mesh: workers along each axis.
+        sequence_parallel: whether activations outside of split layers are split by position.
+        shard_data: whether those who take batches of their own share one copy of what they train (FSDP2).
+        micro_batches: of a batch, >= 1.
+        balance: by what layers of stages cost the same: layers, parameters, flops or measured.
+        pipeline_schedule: the order of passes.
+        optimizer: what makes a step of the gradient, on each worker's part.
+        schedule: factor of the step as training goes on.
+    """
+
+    synchronous: ClassVar[bool] = True
+    splits_model: ClassVar[bool] = True
+
+    mesh: Mesh
+    sequence_parallel: bool
+    shard_data: bool
+    micro_batches: int
+    balance: str
+    pipeline_schedule: PipelineSchedule
+    optimizer: Optimizer
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = f"must be from 1 to {self.batch_size}, the samples of a batch (algorithm.batch_size)"
+        require(1 <= self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
+        require(self.balance in BALANCES, "algorithm.balance", f"must be one of {', '.join(BALANCES)}", self.balance)
+
+    def share(self, rank: int, num_workers: int) -> tuple[int, int]:
+        """That of its place along the axis of data."""
+        shape = self.mesh.shape(num_workers)
+        return shape.place(rank).data, shape.data
+
+    def check(self, problem: Problem) -> None:
+        """Its model is a chain of layers."""
+        check_layered(problem, "parallel_3d")
+
+    def check_workers(self, problem: Problem, num_workers: int) -> None:
+        """They fill the mesh, and each axis has what it splits."""
+        shape = self.mesh.shape(num_workers)
+        if shape.tensor > 1:
+            check_plan(problem, "parallel_3d", self.sequence_parallel)
+            check_degree(problem, shape.tensor, "algorithm.mesh.tensor", self.sequence_parallel)
+        self.pipeline_schedule.check(shape.pipeline, self.micro_batches)
+        check_stages(problem, shape.pipeline, self.pipeline_schedule.stages_per_worker, "parallel_3d")
+
+    def constants(self, num_workers: int) -> dict[str, float]:
+        """The share of time in which workers with uniform stages wait for each other."""
+        stages = self.mesh.shape(num_workers).pipeline
+        return {"pipeline/bubble_frac": self.pipeline_schedule.bubble_frac(stages, self.micro_batches)}
+
+    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+        """Activations of batches and gradients; not where stages send, or FSDP2 does."""
+        shape = self.mesh.shape(num_workers)
+        if shape.pipeline > 1 or (self.shard_data and shape.data > 1):
+            return None
+        layered = check_layered(problem, "parallel_3d")
+        activations = shape.data * bytes_of_batch(layered, shape.tensor, self.batch_size, self.sequence_parallel)
+        return activations + bytes_of_gradients(layered, shape)
+
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """Take steps along the mean gradient of all batches."""
+        problem = check_layered(problem, "parallel_3d")
+        model = problem.build_model(worker.device, worker.seed)
+        shape, order = self.mesh.shape(worker.num_workers), self.pipeline_schedule
+        costs = costs_of(model, self.balance, problem, -(-self.batch_size // self.micro_batches), worker)
+        with worker.clock.paused():
+            groups = {axis: shape.group(axis, worker.rank) for axis in shape._fields}
+            line = groups["pipeline"] or dist.new_group([worker.rank], use_local_synchronization=True)
+            layers = LayerSplit(problem.tensor_plan(), groups["tensor"], self.sequence_parallel, worker.device)
+            parts = layers.positions(model)
+            stages = split(model, order.stages_per_worker * shape.pipeline, costs)
+            handed_on = HandedOn(problem, model, stages, layers)
+            layers.split_(model)
+            held = order.held(shape.place(worker.rank).pipeline, shape.pipeline)
+            part = of_stages(parts, model, [stages[number] for number in held])
+            shared = self._shared(stages, held, groups["data"], worker.device)
+        passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, line)
+        for batch in worker.batches(problem, self.batch_size):
+            passes.run(batch)
+            layers.sum_gradients()
+            shared.step(self.learning_rate * self.schedule.at(worker))
+            worker.observe(shared.flat, samples=len(batch), part=part[shared.positions])
+
+    def _shared(
+        self, stages: list[nn.Sequential], held: list[int], group: dist.ProcessGroup | None, device: torch.device
+    ) -> Shards | Copies:
+        """What steps on a worker's stages, which others have too; they are sharded in place."""
+        if group is None or not self.shard_data:
+            own = nn.ModuleList(stages[number] for number in held)
+            return Copies(own, self.optimizer, self.learning_rate, group)
+        mesh = mesh_of(group, device)
+        for number in held:
+            stages[number] = sharded(stages[number], mesh, reshard=len(stages) == 1)
+        return Shards(nn.ModuleList(stages[number] for number in held), self.optimizer, self.learning_rate)

@@ -1,0 +1,98 @@
+"""Pipeline parallelism: workers hold the stages of one model, and a batch goes through them in micro-batches.
+
+(GPipe: Huang et al., NeurIPS 2019, section 2.2.) A worker works on one micro-batch while the others work on those
+before and after it. Gradients of a batch's micro-batches are summed before its step, so that P workers do what one
+would do with the same batch: minibatch SGD. Stages, orders of passes and messages are torch.distributed.pipelining's.
+
+With one micro-batch it is model parallelism: at any time one worker works, and the others wait.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from algorithms.balance import BALANCES
+from algorithms.base import Algorithm
+from algorithms.flat import flatten_
+from algorithms.micro_batches import Passes
+from algorithms.optimizers import Descent, Optimizer
+from algorithms.pipeline_schedules import PipelineSchedule
+from algorithms.schedules import Schedule
+from algorithms.stages import bytes_handed_on, check_layered, check_stages, costs_of, positions, split
+from harness.errors import require
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+
+@dataclass(frozen=True)
+class Pipeline(Algorithm):
+    """Stages of one model on all workers, a batch in micro-batches.
+
+    Args:
+        micro_batches: of a batch, >= 1.
+        balance: by what layers cost the same: layers, parameters, flops or measured.
+        pipeline_schedule: the order of passes.
+        optimizer: what makes a step of the gradient, on every worker for its own stages.
+        schedule: factor of the step as training goes on.
+    """
+
+    synchronous: ClassVar[bool] = True
+    splits_model: ClassVar[bool] = True
+
+    micro_batches: int
+    balance: str
+    pipeline_schedule: PipelineSchedule
+    optimizer: Optimizer
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.micro_batches >= 1, "algorithm.micro_batches", "must be >= 1", self.micro_batches)
+        require(self.balance in BALANCES, "algorithm.balance", f"must be one of {', '.join(BALANCES)}", self.balance)
+
+    def share(self, rank: int, num_workers: int) -> tuple[int, int]:
+        """All work on the same samples."""
+        return 0, 1
+
+    def check(self, problem: Problem) -> None:
+        """Its model is a chain of layers, and a batch of it has a sample for every micro-batch."""
+        check_layered(problem, "pipeline")
+        rule = f"must be <= {self.batch_size}, the samples of a batch (algorithm.batch_size)"
+        require(self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
+
+    def check_workers(self, problem: Problem, num_workers: int) -> None:
+        """There is a layer for every stage."""
+        check_stages(problem, num_workers, self.pipeline_schedule.stages_per_worker, "pipeline")
+
+    def constants(self, num_workers: int) -> dict[str, float]:
+        """The share of time in which workers with uniform stages wait for each other."""
+        self.pipeline_schedule.check(num_workers, self.micro_batches)
+        return {"pipeline/bubble_frac": self.pipeline_schedule.bubble_frac(num_workers, self.micro_batches)}
+
+    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+        """Activations of a batch that go from worker to worker, and their gradients."""
+        order, size = self.pipeline_schedule, -(-self.batch_size // self.micro_batches)
+        layered = check_layered(problem, "pipeline")
+        handed_on = bytes_handed_on(layered, self.balance, order.holders(num_workers), size)
+        return None if handed_on is None else self.micro_batches * handed_on
+
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """Take steps along the gradient of each batch."""
+        problem = check_layered(problem, "pipeline")
+        model = problem.build_model(worker.device, worker.seed)
+        order, samples = self.pipeline_schedule, -(-self.batch_size // self.micro_batches)
+        costs = costs_of(model, self.balance, problem, samples, worker)
+        stages = split(model, order.stages_per_worker * worker.num_workers, costs)
+        held = order.held(worker.rank, worker.num_workers)
+        own = nn.ModuleList(stages[number] for number in held)
+        part = positions(model, own)
+        weights, gradient = flatten_(own)
+        descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
+        passes = Passes(problem, stages, held, order, self.micro_batches, worker)
+        for batch in worker.batches(problem, self.batch_size):
+            passes.run(batch)
+            descent.step(self.learning_rate * self.schedule.at(worker))
+            gradient.zero_()
+            worker.observe(weights, samples=len(batch), part=part)

@@ -1,0 +1,197 @@
+"""In which order the stages of a pipeline work on the micro-batches of a batch, by torch.distributed.pipelining.
+
+    p: workers;  m: micro-batches;  v: stages per worker;  a backward pass takes twice as long as a forward pass
+
+                   share of a step in which a worker waits, of uniform stages
+    gpipe          (p - 1) / (m + p - 1)       Huang et al., NeurIPS 2019, section 2.3
+    one_f_one_b    (p - 1) / (m + p - 1)       PipeDream-flush: Narayanan et al., ICML 2021, section 2.2
+    interleaved    (p - 1) / (v m + p - 1)     Narayanan et al., SC 2021, section 2.2.2
+    zero_bubble    (p - 1) / (3 v m + p - 1)   ZB-H1: Qi et al., ICLR 2024, section 2.1, as torch interleaves it
+    zero_bubble_v  0                           ZB-V: Qi et al., section 6
+
+The last two pass backward in two steps: first what the worker before waits for, the gradient of the inputs; that of the
+weights when there is nothing else to do. Their shares are those of steps in which both take as long as a forward pass.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed.pipelining import (
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
+from torch.distributed.pipelining.stage import PipelineStage
+
+from harness.errors import require
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PipelineSchedule(ABC):
+    """An order of forward and backward passes."""
+
+    @property
+    def stages_per_worker(self) -> int:
+        """v."""
+        return 1
+
+    def held(self, rank: int, num_workers: int) -> list[int]:
+        """The stages of a worker, in order."""
+        return [rank + turn * num_workers for turn in range(self.stages_per_worker)]
+
+    def holders(self, num_workers: int) -> list[int]:
+        """The worker of each stage."""
+        held = [(stage, rank) for rank in range(num_workers) for stage in self.held(rank, num_workers)]
+        return [rank for _, rank in sorted(held)]
+
+    def check(self, num_workers: int, micro_batches: int) -> None:  # noqa: B027 - some do any number
+        """Refuse a number of micro-batches.
+
+        Raises:
+            UserError: naming the field.
+        """
+
+    @abstractmethod
+    def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
+        """Share of a step in which a worker waits, of uniform stages without communication."""
+
+    @abstractmethod
+    def over(self, stages: Sequence[PipelineStage], micro_batches: int, loss: Loss) -> Any:
+        """Torch's schedule of a worker's stages.
+
+        Args:
+            loss: of the outputs of the last stage and its targets, of one micro-batch; gradients are summed.
+        """
+
+
+@dataclass(frozen=True)
+class GPipe(PipelineSchedule):
+    """All forward passes, then all backward passes: every micro-batch's activations are held at once."""
+
+    def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
+        """One forward and one backward pass for each worker before."""
+        return (num_workers - 1) / (micro_batches + num_workers - 1)
+
+    def over(self, stages: Sequence[PipelineStage], micro_batches: int, loss: Loss) -> ScheduleGPipe:
+        """With one stage."""
+        return ScheduleGPipe(stages[0], micro_batches, loss, scale_grads=False)
+
+
+@dataclass(frozen=True)
+class OneFOneB(PipelineSchedule):
+    """A backward pass after each forward pass, once the pipeline is full: p - rank micro-batches are held at most."""
+
+    def check(self, num_workers: int, micro_batches: int) -> None:
+        """The pipeline gets full."""
+        rule = f"must be >= {num_workers}, the number of workers, with algorithm/pipeline_schedule=one_f_one_b"
+        require(micro_batches >= num_workers, "algorithm.micro_batches", rule, micro_batches)
+
+    def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
+        """As GPipe."""
+        return (num_workers - 1) / (micro_batches + num_workers - 1)
+
+    def over(self, stages: Sequence[PipelineStage], micro_batches: int, loss: Loss) -> Schedule1F1B:
+        """With one stage."""
+        return Schedule1F1B(stages[0], micro_batches, loss, scale_grads=False)
+
+
+@dataclass(frozen=True)
+class Interleaved(PipelineSchedule):
+    """1F1B in which every worker has several stages, each a p-th of the chain after the other: shorter waits.
+
+    Args:
+        stages: of a worker, >= 2.
+    """
+
+    stages: int
+
+    def __post_init__(self) -> None:
+        require(self.stages >= 2, "algorithm.pipeline_schedule.stages", "must be >= 2", self.stages)
+
+    @property
+    def stages_per_worker(self) -> int:
+        """v."""
+        return self.stages
+
+    def check(self, num_workers: int, micro_batches: int) -> None:
+        """Workers take turns with micro-batches in rounds of p."""
+        _check_rounds(num_workers, micro_batches, "interleaved")
+
+    def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
+        """Passes of a v-th of a worker's layers."""
+        return (num_workers - 1) / (self.stages * micro_batches + num_workers - 1)
+
+    def over(self, stages: Sequence[PipelineStage], micro_batches: int, loss: Loss) -> ScheduleInterleaved1F1B:
+        """With several stages."""
+        return ScheduleInterleaved1F1B([*stages], micro_batches, loss, scale_grads=False)
+
+
+@dataclass(frozen=True)
+class ZeroBubble(PipelineSchedule):
+    """1F1B that fills waits with gradients of weights; with several stages of a worker, interleaved.
+
+    Args:
+        stages: of a worker, >= 1.
+    """
+
+    stages: int
+
+    def __post_init__(self) -> None:
+        require(self.stages >= 1, "algorithm.pipeline_schedule.stages", "must be >= 1", self.stages)
+
+    @property
+    def stages_per_worker(self) -> int:
+        """v."""
+        return self.stages
+
+    def check(self, num_workers: int, micro_batches: int) -> None:
+        """As interleaved."""
+        _check_rounds(num_workers, micro_batches, "zero_bubble")
+
+    def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
+        """A third of that of 1F1B's passes: only the gradients of inputs are waited for."""
+        return (num_workers - 1) / (3 * self.stages * micro_batches + num_workers - 1)
+
+    def over(self, stages: Sequence[PipelineStage], micro_batches: int, loss: Loss) -> ScheduleInterleavedZeroBubble:
+        """With one stage or several."""
+        return ScheduleInterleavedZeroBubble([*stages], micro_batches, loss, scale_grads=False)
+
+
+@dataclass(frozen=True)
+class ZeroBubbleV(PipelineSchedule):
+    """Zero bubble with two stages of a worker, which lie in a V: the first worker has the first stage and the last."""
+
+    @property
+    def stages_per_worker(self) -> int:
+        """Down, and up again."""
+        return 2
+
+    def held(self, rank: int, num_workers: int) -> list[int]:
+        """One on each leg."""
+        return [rank, 2 * num_workers - 1 - rank]
+
+    def check(self, num_workers: int, micro_batches: int) -> None:
+        """The V gets full."""
+        fewest = 2 * num_workers - 1
+        rule = f"must be >= {fewest}, 2 * {num_workers} workers - 1, with algorithm/pipeline_schedule=zero_bubble_v"
+        require(micro_batches >= fewest, "algorithm.micro_batches", rule, micro_batches)
+
+    def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
+        """None, once the pipeline is full: a worker goes on to the next step as soon as it is done with this one."""
+        return 0.0
+
+    def over(self, stages: Sequence[PipelineStage], micro_batches: int, loss: Loss) -> ScheduleZBVZeroBubble:
+        """With two stages."""
+        return ScheduleZBVZeroBubble([*stages], micro_batches, loss, scale_grads=False)
+
+
+def _check_rounds(num_workers: int, micro_batches: int, name: str) -> None:
+    rule = f"must be a multiple of {num_workers}, the number of workers, with algorithm/pipeline_schedule={name}"
+    require(micro_batches % num_workers == 0, "algorithm.micro_batches", rule, micro_batches)

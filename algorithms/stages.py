@@ -1,0 +1,159 @@
+"""The stages of a pipeline: parts of a chain of layers, in order, each on one worker.
+
+A chain is cut before layers that have parameters: what has none, such as an activation, stays with the layer before
+it, so that every stage has something to learn and may work in place on what it has computed itself.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from algorithms.balance import cut, flops, parameters, seconds, shadow
+from harness.errors import UserError
+from harness.problems.base import Problem
+from harness.problems.layered import Layered
+from harness.worker import Worker
+
+
+def check_layered(problem: Problem, algorithm: str) -> Layered:
+    """The problem, if its model is a chain of layers.
+
+    Raises:
+        UserError: if it is not.
+    """
+    if not isinstance(problem, Layered):
+        raise UserError(
+            f"algorithm={algorithm} splits a model between its layers, and that of problem={type(problem).__name__} is "
+            "no chain of layers: use a problem whose model is, such as problem=digits_mlp"
+        )
+    return problem
+
+
+def check_stages(problem: Problem, num_workers: int, stages_per_worker: int, algorithm: str) -> None:
+    """Refuse more stages than there are layers to cut before.
+
+    Raises:
+        UserError: naming the largest number of workers.
+    """
+    layers = len(units(check_layered(problem, algorithm).build_model(torch.device("meta"), 0)))
+    most, needed = layers // stages_per_worker, num_workers * stages_per_worker
+    if needed > layers:
+        fewer = f"set hardware.num_workers to at most {most}, or use" if most else "use"
+        raise UserError(
+            f"algorithm={algorithm} with hardware.num_workers={num_workers} needs {needed} layers with parameters, "
+            f"one for each stage, and the model has {layers}: {fewer} a deeper model"
+        )
+
+
+def units(model: nn.Sequential) -> list[nn.Sequential]:
+    """What is never cut: a layer that has parameters, and those after it that have none."""
+    layers = [*model]
+    begins = [place for place, layer in enumerate(layers) if parameters(layer)]
+    begins[:1] = [0]
+    return [nn.Sequential(*layers[begin:end]) for begin, end in zip(begins, [*begins[1:], len(layers)], strict=True)]
+
+
+def split(model: nn.Sequential, num_stages: int, costs: Sequence[float]) -> list[nn.Sequential]:
+    """The stages of a model, which share its parameters.
+
+    Args:
+        costs: of each of its units.
+
+    Raises:
+        UserError: if a parameter would be in two of them.
+    """
+    parts = units(model)
+    stages = [chain(parts[place] for place in part) for part in cut(costs, num_stages)]
+    owners = [id(parameter) for stage in stages for parameter in stage.parameters()]
+    if len(set(owners)) < len(owners):
+        raise UserError("a pipeline must have each parameter in one stage, got a model whose layers share some")
+    return stages
+
+
+def chain(parts: Iterable[nn.Sequential]) -> nn.Sequential:
+    """All layers of several parts."""
+    return nn.Sequential(*[layer for part in parts for layer in part])
+
+
+def costs_of(model: nn.Sequential, balance: str, problem: Layered, samples: int, worker: Worker) -> list[float]:
+    """What each unit of a model costs, known to all workers; on the clock if it is measured.
+
+    Args:
+        balance: one of `BALANCES`.
+        samples: that go through it at once.
+    """
+    if balance == "measured":
+        return _measured(units(model), inputs_like(problem, samples, worker.device), worker)
+    with worker.clock.paused():
+        return _counted(units(model), balance, problem, samples)
+
+
+def _counted(parts: Sequence[nn.Module], balance: str, problem: Layered, samples: int) -> list[float]:
+    if balance == "layers":
+        return [1.0] * len(parts)
+    if balance == "parameters":
+        return [float(parameters(part)) for part in parts]
+    return flops(parts, inputs_like(problem, samples, torch.device("meta")))
+
+
+def _measured(parts: Sequence[nn.Module], inputs: torch.Tensor, worker: Worker) -> list[float]:
+    """By rank 0, who tells the others."""
+
+    def read_clock() -> float:
+        worker.settle()
+        return worker.read_clock()
+
+    told = torch.zeros(len(parts), dtype=torch.float64, device=worker.device)
+    if worker.rank == 0:
+        told.copy_(torch.tensor(seconds(parts, inputs, read_clock)))
+    dist.broadcast(told, 0)
+    return told.tolist()
+
+
+def inputs_like(problem: Layered, samples: int, device: torch.device) -> torch.Tensor:
+    """Zeros of the shape and dtype of what the first layer takes."""
+    shape, dtype = problem.layout(torch.zeros(samples, dtype=torch.int32))[0]
+    return torch.zeros(shape, dtype=dtype, device=device)
+
+
+def passed(stages: Sequence[nn.Module], inputs: torch.Tensor) -> list[torch.Tensor]:
+    """What each stage takes, and what the last one gives, on the device "meta".
+
+    Args:
+        inputs: on the device "meta".
+    """
+    tensors = [inputs]
+    for stage in stages:
+        tensors.append(shadow(stage)(tensors[-1]).detach().requires_grad_())
+    return tensors
+
+
+def bytes_handed_on(problem: Layered, balance: str, holders: Sequence[int], samples: int) -> float | None:
+    """What crosses from worker to worker while samples go through all stages and back: activations, then gradients.
+
+    Args:
+        holders: the worker of each stage.
+
+    Returns:
+        None where time decides where the model is cut.
+    """
+    if balance == "measured":
+        return None
+    model = problem.build_model(torch.device("meta"), 0)
+    stages = split(model, len(holders), _counted(units(model), balance, problem, samples))
+    given = passed(stages, inputs_like(problem, samples, torch.device("meta")))[1:-1]
+    crosses = [before != after for before, after in pairwise(holders)]
+    return float(sum(2 * each.nbytes for each, across in zip(given, crosses, strict=True) if across))
+
+
+def positions(model: nn.Module, part: nn.Module) -> torch.Tensor:
+    """Of a part's parameters among the flat ones of the model, int64."""
+    begins, begin = {}, 0
+    for parameter in model.parameters():
+        begins[id(parameter)] = begin
+        begin += parameter.numel()
+    own = [torch.arange(each.numel()) + begins[id(each)] for each in part.parameters()]
+    return torch.cat(own)

@@ -1,0 +1,74 @@
+"""Tensor parallelism: all workers compute one batch with one model, whose layers they split among them.
+
+(Megatron-LM: Shoeybi et al., arXiv:1909.08053, section 3; sequence parallelism: Korthikanti et al., arXiv:2205.05198.)
+Workers do what one would do with the same batch. They exchange activations in the midst of every layer, and wait for
+them: what they send grows with the batch, not with the model (layer_split.py). What is not split, all compute alike.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+
+from algorithms.base import Algorithm
+from algorithms.flat import flatten_
+from algorithms.layer_split import LayerSplit, check_degree, check_plan
+from algorithms.optimizers import Descent, Optimizer
+from algorithms.schedules import Schedule
+from algorithms.split_traffic import bytes_of_batch
+from harness.problems.base import Problem
+from harness.worker import Worker
+
+
+@dataclass(frozen=True)
+class TensorParallel(Algorithm):
+    """Split each layer among all workers.
+
+    Args:
+        sequence_parallel: whether activations outside of split layers are split by position.
+        optimizer: what makes a step of the gradient, on each worker's part.
+        schedule: factor of the step as training goes on.
+    """
+
+    synchronous: ClassVar[bool] = True
+    splits_model: ClassVar[bool] = True
+
+    sequence_parallel: bool
+    optimizer: Optimizer
+    schedule: Schedule
+
+    def share(self, rank: int, num_workers: int) -> tuple[int, int]:
+        """All work on the same samples."""
+        return 0, 1
+
+    def check(self, problem: Problem) -> None:
+        """Its layers can be split."""
+        check_plan(problem, "tensor_parallel", self.sequence_parallel)
+
+    def check_workers(self, problem: Problem, num_workers: int) -> None:
+        """They divide what is split."""
+        check_degree(problem, num_workers, "hardware.num_workers", self.sequence_parallel)
+
+    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
+        """Activations of the batch, in both passes."""
+        problem = check_plan(problem, "tensor_parallel", self.sequence_parallel)
+        return bytes_of_batch(problem, num_workers, self.batch_size, self.sequence_parallel)
+
+    def train(self, worker: Worker, problem: Problem) -> None:
+        """Take steps along the gradient of each batch."""
+        problem = check_plan(problem, "tensor_parallel", self.sequence_parallel)
+        model = problem.build_model(worker.device, worker.seed)
+        with worker.clock.paused():
+            group = dist.group.WORLD if worker.num_workers > 1 else None
+            split = LayerSplit(problem.tensor_plan(), group, self.sequence_parallel, worker.device)
+            part = torch.cat(split.positions(model))
+            split.split_(model)
+        weights, gradient = flatten_(model)
+        descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
+        for batch in worker.batches(problem, self.batch_size):
+            problem.loss(model, batch).backward()
+            split.sum_gradients()
+            descent.step(self.learning_rate * self.schedule.at(worker))
+            gradient.zero_()
+            worker.observe(weights, samples=len(batch), part=part)
