@@ -32,7 +32,8 @@ from algorithms.base import Algorithm
 from algorithms.footprint import Footprint
 from algorithms.optimizers import Optimizer
 from algorithms.schedules import Schedule
-from algorithms.shards import Shards, check_layered, layers_of
+from algorithms.shards import Shards, layers_of
+from algorithms.stages import check_layered
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -113,6 +114,14 @@ class FSDP(Algorithm):
         if shards < num_workers:
             own_bytes += summed_bytes / shards
         return num_workers * own_bytes
+
+    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+        """The same with it."""
+        shards = self.shards(num_workers)
+        model = check_layered(problem, "fsdp").build_model(torch.device("meta"), 0)
+        rows = [(len(parameter), parameter.shape[1:].numel()) for parameter in model.parameters()]
+        padded = sum(-(-count // shards) * shards * elements for count, elements in rows)
+        return self.bytes_per_update(torch.empty(padded, dtype=weights.dtype, device="meta"), num_workers)
 
     @staticmethod
     def _dtype(own: torch.dtype, *names: str | None) -> torch.dtype:

@@ -19,7 +19,8 @@ from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters, flatten_
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
-from algorithms.shards import JoinedShards, check_layered, layers_of
+from algorithms.shards import JoinedShards, layers_of
+from algorithms.stages import check_layered
 from harness.batch import Samples
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
@@ -88,7 +89,7 @@ class PlainFSDP(Algorithm):
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i, each worker of its own shards."""
-        assert isinstance(problem, Layered)
+        problem = check_layered(problem, "fsdp_plain")
         modules = layers_of(problem.build_model(worker.device, worker.seed))
         shards = JoinedShards([flat_parameters(module) for module in modules], worker.rank, worker.num_workers)
         gradient = torch.zeros_like(shards.flat)

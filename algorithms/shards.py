@@ -8,22 +8,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 
 from algorithms.optimizers import Optimizer
-from harness.errors import UserError
-from harness.problems.base import Problem
-from harness.problems.layered import Layered
-
-
-def check_layered(problem: Problem, algorithm: str) -> None:
-    """Refuse a problem whose model is no chain of layers.
-
-    Raises:
-        UserError: naming both.
-    """
-    if not isinstance(problem, Layered):
-        raise UserError(
-            f"algorithm={algorithm} gathers one layer at a time, and the model of {type(problem).__name__} is no chain "
-            "of layers: choose a problem whose model is, such as problem=digits_mlp"
-        )
 
 
 def layers_of(model: nn.Module) -> list[nn.Sequential]:

@@ -38,8 +38,6 @@ FEW_UPDATES = {  # unless there are many, slack would hide a wrong size
     "federated": ["algorithm.local_epochs=1", "algorithm.batch_size=10", "budget.epochs=40"],
     "local_sgd": ["budget.epochs=20"],
 }
-WIDE = ["problem.hidden_sizes=[96]"]  # of which 10 rows that 3 workers share as 12 are few
-FEW_UPDATES |= {"fsdp": WIDE, "fsdp_plain": WIDE}
 
 
 def name(value):

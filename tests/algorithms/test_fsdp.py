@@ -155,7 +155,7 @@ def test_groups_that_do_not_make_up_the_workers_are_refused():
 @pytest.mark.parametrize("algorithm", ["fsdp", "fsdp_plain"])
 def test_a_model_without_layers_is_refused(algorithm):
     with pytest.raises(
-        UserError, match="the model of LeastSquares is no chain of layers: choose a problem whose model is"
+        UserError, match="that of problem=LeastSquares is no chain of layers: use a problem whose model is"
     ):
         setup(f"algorithm={algorithm}", "problem=least_squares", "hardware=sim_ethernet")
 
