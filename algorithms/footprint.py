@@ -6,7 +6,7 @@ gathered for a moment, and what computing needs in passing.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,7 +24,7 @@ class Footprint:
         loss = problem.loss(model, batch)
     loss.backward()
     optimizer.step()
-    footprint.tell(kept, optimizer)
+    footprint.tell(kept, optimizer.state)
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -48,23 +48,22 @@ class Footprint:
             alive.pop(id(parameter.untyped_storage()), None)
         self._activation_bytes += sum(storage.nbytes() for storage in alive.values())
 
-    def tell(self, parameters: Iterable[torch.Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+    def tell(self, parameters: Iterable[torch.Tensor], state: Mapping[Any, Any]) -> None:
         """Tell what the step took, as it is over and the gradients are there yet.
 
         Args:
             parameters: that the worker keeps, each with its gradient.
-            optimizer: whose state the worker keeps; None where there is none.
+            state: of the optimiser, by parameter.
         """
         if self._told:
             return
         self._told = True
         kept = list(parameters)
-        states = [] if optimizer is None else list(optimizer.state.values())
-        state = [leaf for leaf in tree_leaves(states) if isinstance(leaf, torch.Tensor)]
+        states = [leaf for leaf in tree_leaves(list(state.values())) if isinstance(leaf, torch.Tensor)]
         bytes_of = {
             "parameter": _nbytes(kept),
             "gradient": _nbytes(each.grad for each in kept),
-            "optimizer": _nbytes(state),
+            "optimizer": _nbytes(states),
         }
         for name, taken_bytes in (bytes_of | {"activation": self._activation_bytes}).items():
             self._worker.measure(f"mem/{name}_bytes", float(taken_bytes))

@@ -11,8 +11,9 @@ way to those who keep them (reduce-scatter). In bytes of the model n, each worke
 
 Torch pads: of a tensor with r rows a worker keeps r / S, rounded up, and sends as many; the last workers may keep less,
 or nothing. On a ring these are n (S - 1) / S, the same, n (S - 1) / S and 2 n (R - 1) / (R S) bytes on the wire: with
-R = 1 in all 1.5 times the 2 n (P - 1) / P of an all-reduce, or as many if layers are not resharded. A worker alone
-sends nothing. `fsdp_plain` is the same without torch's FSDP.
+R = 1 in all 1.5 times the 2 n (P - 1) / P of an all-reduce, or as many if layers are not resharded. (gloo does a
+reduce-scatter as an all-reduce: twice as many, or 1.5 times.) A worker alone sends nothing. `fsdp_plain` is the same
+without torch's FSDP.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,8 @@ from algorithms.base import Algorithm
 from algorithms.footprint import Footprint
 from algorithms.optimizers import Optimizer
 from algorithms.schedules import Schedule
-from algorithms.shards import Shards, check_layered, layers_of
+from algorithms.shards import Shards, layers_of
+from algorithms.stages import check_layered
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
@@ -120,6 +122,14 @@ class FSDP(Algorithm):
             own_bytes += summed_bytes / shards
         return num_workers * own_bytes
 
+    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+        """The same with it."""
+        shards = self.shards(num_workers)
+        model = check_layered(problem, "fsdp").build_model(torch.device("meta"), 0)
+        rows = [(len(parameter), parameter.shape[1:].numel()) for parameter in model.parameters()]
+        padded = sum(-(-count // shards) * shards * elements for count, elements in rows)
+        return self.bytes_per_update(torch.empty(padded, dtype=weights.dtype, device="meta"), num_workers)
+
     @staticmethod
     def _dtype(own: torch.dtype, *names: str | None) -> torch.dtype:
         """The first that is named, or the problem's."""
@@ -127,7 +137,8 @@ class FSDP(Algorithm):
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i, each worker of its own shard."""
-        model = self.sharded(problem.build_model(worker.device, worker.seed), worker)
+        with worker.clock.paused():
+            model = self.sharded(problem.build_model(worker.device, worker.seed), worker)
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
         shards, footprint = Shards(model, self.optimizer, learning_rate), Footprint(worker)
         for batch in worker.batches(problem, self.batch_size):
@@ -135,7 +146,7 @@ class FSDP(Algorithm):
                 loss = problem.loss(model, batch)
             loss.backward()
             shards.step(learning_rate * self.schedule.at(worker))
-            footprint.tell(shards.own, shards.optimizer)
+            footprint.tell(shards.own, shards.optimizer.state)
             shards.optimizer.zero_grad()
             part = shards.positions if worker.sees_values else None
             worker.observe(shards.flat, samples=len(batch), part=part)

@@ -19,7 +19,8 @@ from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters, flatten_
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
-from algorithms.shards import JoinedShards, check_layered, layers_of
+from algorithms.shards import JoinedShards, layers_of
+from algorithms.stages import check_layered
 from harness.batch import Samples
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
@@ -32,6 +33,7 @@ class Layer:
     def __init__(self, module: nn.Module, shard: torch.Tensor, gradient: torch.Tensor) -> None:
         self.module, self.shard, self.gradient = module, shard, gradient
         self.whole, self.whole_gradient = flatten_(module, shard.new_zeros(dist.get_world_size() * len(shard)))
+        self.give_up()
 
     def gather(self) -> None:
         """Have the whole layer."""
@@ -39,8 +41,9 @@ class Layer:
         dist.all_gather_single(self.whole, self.shard)
 
     def give_up(self) -> None:
-        """Keep the shard alone."""
-        self.whole.untyped_storage().resize_(0)
+        """Keep the shards alone."""
+        for vector in (self.whole, self.whole_gradient):
+            vector.untyped_storage().resize_(0)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Inputs to outputs."""
@@ -57,7 +60,6 @@ class Layer:
         self.whole_gradient.zero_()
         self.outputs.backward(gradient)
         dist.reduce_scatter_single(self.gradient, self.whole_gradient)
-        self.whole_gradient.untyped_storage().resize_(0)
         self.give_up()
         return self.inputs.grad
 
@@ -87,7 +89,7 @@ class PlainFSDP(Algorithm):
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i, each worker of its own shards."""
-        assert isinstance(problem, Layered)
+        problem = check_layered(problem, "fsdp_plain")
         modules = layers_of(problem.build_model(worker.device, worker.seed))
         shards = JoinedShards([flat_parameters(module) for module in modules], worker.rank, worker.num_workers)
         gradient = torch.zeros_like(shards.flat)
@@ -101,7 +103,7 @@ class PlainFSDP(Algorithm):
             worker.observe(shards.kept, samples=len(batch), part=shards.positions)
 
     def _backpropagate(self, layers: list[Layer], problem: Layered, batch: Samples) -> None:
-        passed, targets = problem.rows_of(batch)
+        passed, targets = (rows.to(layers[0].shard.device) for rows in problem.rows_of(batch))
         for layer in layers:
             passed = layer.forward(passed)
         outputs = passed.detach().requires_grad_()

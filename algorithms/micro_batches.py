@@ -20,7 +20,15 @@ from harness.worker import Worker
 
 
 class KnownStage(PipelineStage):
-    """A stage of known shapes: torch's vote on whether they are, which takes messages, is not held."""
+    """A stage of known shapes: torch's vote on whether they are, which takes messages, is not held.
+
+    Torch detaches outputs in place after a backward pass to inputs alone, which views do not bear: they are copied.
+    """
+
+    def forward_maybe_with_nosync(self, *args: Any, **options: Any) -> torch.Tensor:
+        """The outputs, in memory of their own."""
+        outputs = super().forward_maybe_with_nosync(*args, **options)
+        return outputs.clone() if outputs._is_view() else outputs
 
     def _warmup_forward_vote(self, has_backward: bool, received_acc: torch.Tensor | None = None) -> torch.Tensor:
         return torch.ones(1, dtype=torch.int32)

@@ -10,8 +10,9 @@ An algorithm applies one wherever its paper takes a step: on every worker, at a 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -120,16 +121,18 @@ class Descent:
         weights: shape (parameters,), written in place.
         gradient: shape (parameters,), read at every step; the caller sets it to zero.
         learning_rate: of the first step.
-
-    Attributes:
-        optimizer: torch's.
     """
 
     def __init__(
         self, optimizer: Optimizer, weights: torch.Tensor, gradient: torch.Tensor, learning_rate: float
     ) -> None:
         self._weights, self._gradient, self._learning_rate = weights, gradient, learning_rate
-        self.optimizer = None if optimizer.is_plain else optimizer.over([_parameter(weights, gradient)], learning_rate)
+        self._torch = None if optimizer.is_plain else optimizer.over([_parameter(weights, gradient)], learning_rate)
+
+    @property
+    def state(self) -> Mapping[Any, Any]:
+        """What is kept from step to step, as torch's optimisers do."""
+        return {} if self._torch is None else self._torch.state
 
     def step(self, learning_rate: float | None = None) -> None:
         """Take one.
@@ -139,11 +142,11 @@ class Descent:
         """
         if learning_rate is not None:
             self._learning_rate = learning_rate
-        if self.optimizer is None:
+        if self._torch is None:
             self._weights.add_(self._gradient, alpha=-self._learning_rate)
             return
-        self.optimizer.param_groups[0]["lr"] = self._learning_rate
-        self.optimizer.step()
+        self._torch.param_groups[0]["lr"] = self._learning_rate
+        self._torch.step()
 
 
 def _parameter(weights: torch.Tensor, gradient: torch.Tensor) -> nn.Parameter:

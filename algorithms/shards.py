@@ -9,35 +9,26 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 
 from algorithms.optimizers import Optimizer
-from harness.errors import UserError
-from harness.problems.base import Problem
-from harness.problems.layered import Layered
-
-
-def check_layered(problem: Problem, algorithm: str) -> None:
-    """Refuse a problem whose model is no chain of layers.
-
-    Raises:
-        UserError: naming both.
-    """
-    if not isinstance(problem, Layered):
-        raise UserError(
-            f"algorithm={algorithm} gathers one layer at a time, and the model of {type(problem).__name__} is no chain "
-            "of layers: choose a problem whose model is, such as problem=digits_mlp"
-        )
 
 
 def layers_of(model: nn.Module) -> list[nn.Sequential]:
     """The model's layers, each with those without parameters that come after it.
 
+    What flattens comes before a layer: FSDP2 wants no view of something else from a layer, which could be overwritten.
+
     >>> [len(layer) for layer in layers_of(nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)))]
     [3, 1]
     """
+    assert isinstance(model, nn.Sequential)
     found: list[list[nn.Module]] = []
-    for module in model.children():
-        if not found or (_has_parameters(module) and any(map(_has_parameters, found[-1]))):
+    for module in model:  # children() would leave out what is there twice
+        begins = _has_parameters(module) or isinstance(module, nn.Flatten)
+        if not found or (begins and any(map(_has_parameters, found[-1]))):
             found.append([])
         found[-1].append(module)
+    if len(found) > 1 and not any(map(_has_parameters, found[-1])):
+        last = found.pop()
+        found[-1] += last
     return [nn.Sequential(*layer) for layer in found]
 
 

@@ -59,6 +59,6 @@ class Zero1(Algorithm):
             gradient /= worker.num_workers
             sharded.param_groups[0]["lr"] = learning_rate * self.schedule.at(worker)
             sharded.step()
-            footprint.tell(model.parameters(), sharded.optim)
+            footprint.tell(model.parameters(), sharded.optim.state)
             gradient.zero_()
             worker.observe(weights, samples=len(batch))

@@ -61,7 +61,7 @@ class PlainZero1(Algorithm):
             dist.reduce_scatter_single(shard_gradient, gradient)
             shard_gradient /= worker.num_workers
             descent.step(learning_rate * self.schedule.at(worker))
-            footprint.tell(model.parameters(), descent.optimizer)
+            footprint.tell(model.parameters(), descent.state)
             dist.all_gather_single(whole, shard)
             gradient.zero_()
             worker.observe(whole[: len(flat)], samples=len(batch))

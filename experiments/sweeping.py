@@ -49,11 +49,17 @@ KEYS = (
     "perf/compute_frac",
     "perf/comm_frac",
     "perf/idle_frac",
+    "perf/overlap_frac",
     "progress/epoch",
     "progress/update",
     "comm/bytes_per_update",
+    "mem/parameter_bytes_max",
+    "mem/gradient_bytes_max",
+    "mem/optimizer_bytes_max",
+    "mem/activation_bytes_max",
     "async/staleness_mean",
     "async/dropped_mean",
+    "pipeline/bubble_frac",
 )
 
 

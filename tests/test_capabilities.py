@@ -38,8 +38,6 @@ FEW_UPDATES = {  # unless there are many, slack would hide a wrong size
     "federated": ["algorithm.local_epochs=1", "algorithm.batch_size=10", "budget.epochs=40"],
     "local_sgd": ["budget.epochs=20"],
 }
-WIDE = ["problem.hidden_sizes=[96]"]  # of which 10 rows that 3 workers share as 12 are few
-FEW_UPDATES |= {"fsdp": WIDE, "fsdp_plain": WIDE}
 
 
 def name(value):
@@ -81,7 +79,7 @@ def test_staleness_is_bounded_as_declared(variant, hardware, workers):
     if bound is not None and composed.algorithm.servers():  # without servers nobody measures it
         assert execution.metrics["async/staleness_max"] <= bound
     if composed.algorithm.synchronous:
-        assert bound == 0
+        assert bound == (workers - 1 if algorithm == "pipedream" else 0)
 
 
 def test_a_straggler_makes_gradients_as_stale_as_the_bound_lets_it():

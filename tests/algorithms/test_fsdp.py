@@ -1,10 +1,15 @@
 """Sharded data parallelism: what all_reduce computes, with a shard on each worker, and what that sends and keeps."""
 
 from dataclasses import dataclass, replace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+import torch.distributed as dist
 from composed import execution, setup
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from algorithms.shards import JoinedShards, layers_of, shard_of
 from harness.errors import UserError
@@ -42,16 +47,25 @@ def minibatch_sgd():
     return run("sgd", "sim_ethernet", 1)[0]
 
 
-VARIANTS = [("fsdp",), ("fsdp", KEPT), ("fsdp", AHEAD), ("fsdp", AGAIN), ("fsdp", KEPT, AHEAD, AGAIN), ("fsdp_plain",)]
-VARIANTS += [("zero1",), ("zero1_plain",)]
-PLACES = [("sim_ethernet", 1), ("sim_ethernet", 2), ("sim_ethernet", 4), ("sim_dgx", 4), ("cpu", 2)]
-CASES = [(variant, *place) for variant in VARIANTS for place in PLACES]
-CASES += [
-    (("fsdp", HYBRID, *more), *place) for more in [(), (AHEAD,)] for place in [("sim_ethernet", 4), ("sim_dgx", 4)]
+ALL = ("fsdp", KEPT, AHEAD, AGAIN)
+VARIANTS = [
+    ("fsdp",),
+    ("fsdp", KEPT),
+    ("fsdp", AHEAD),
+    ("fsdp", AGAIN),
+    ALL,
+    ("fsdp_plain",),
+    ("zero1",),
+    ("zero1_plain",),
 ]
+SIMULATED = [("sim_ethernet", 1), ("sim_ethernet", 2), ("sim_ethernet", 4), ("sim_dgx", 4)]
+CASES = [(variant, *place) for variant in VARIANTS for place in SIMULATED]
+CASES += [(("fsdp", HYBRID, *more), *place) for more in [(), (AHEAD,)] for place in SIMULATED[2:]]
 CASES += [(("fsdp", "algorithm.shard_size=1"), "sim_ethernet", 2), (("fsdp", HYBRID), "sim_ethernet", 1)]
-CASES += [(variant, "cpu", 1) for variant in [("fsdp",), ("fsdp_plain",)]]
-CASES += [(variant, "cpu", 4) for variant in [("fsdp", HYBRID, AHEAD, AGAIN), ("fsdp_plain",)]]
+QUICK = [(variant, "cpu", 2) for variant in [ALL, ("fsdp_plain",), ("zero1",), ("zero1_plain",)]]
+QUICK += [(("fsdp",), "cpu", 1), (("fsdp", HYBRID, AHEAD, AGAIN), "cpu", 4), (("fsdp_plain",), "cpu", 4)]
+REAL = [(variant, "cpu", workers) for variant in VARIANTS for workers in (1, 2, 4)] + [(("fsdp", HYBRID), "cpu", 4)]
+CASES += QUICK + [pytest.param(*case, marks=pytest.mark.slow) for case in REAL if case not in QUICK]
 
 
 @pytest.mark.parametrize(
@@ -71,15 +85,49 @@ def test_its_optimizer_and_schedule_are_those_of_all_reduce(algorithm):
     torch.testing.assert_close(weights, reference, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("problem", ["transformer", "cnn"])
+@pytest.mark.parametrize("variant", [ALL, ("fsdp_plain",)], ids=str)
+def test_any_chain_of_layers_will_do(variant, problem):
+    chosen = [f"problem={problem}", "problem.dtype=float64", "problem.evaluated_samples=1", "budget.observations=1"]
+    chosen += ["hardware=sim_ethernet", "hardware.num_workers=3", "algorithm.batch_size=4", "tracking=none"]
+    chosen += ["budget.epochs=0.01" if problem == "transformer" else "budget.epochs=0.03"]
+    found = []
+    for algorithm, *more in (variant, ("all_reduce",)):
+        done = execution(f"algorithm={algorithm}", *chosen, *more)
+        assert done.failure is None, done.failure
+        found.append(averaged(done.observations, 3)[0][-1].parameters)
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("algorithm", ["fsdp", "zero1", "zero1_plain"])
+def test_its_step_may_grow_with_the_workers(algorithm):
+    weights, _ = run(algorithm, "sim_ethernet", 2, "algorithm.linear_scaling=true")
+    reference, _ = run("all_reduce", "sim_ethernet", 2, "algorithm.linear_scaling=true")
+    torch.testing.assert_close(weights, reference, rtol=1e-12, atol=1e-13)
+
+
+def test_prefetch_hides_what_a_host_would_wait_for():
+    waits_s, hides_s = (run("fsdp", "sim_ethernet", 2, *chosen)[1].run_s for chosen in [(), (AHEAD,)])
+    assert hides_s < waits_s
+
+
+def test_groups_in_a_host_are_faster_than_a_shard_on_every_one():
+    hosts = ["hardware.network.devices_per_host=2", "hardware.network.bandwidth_bytes_per_s=1e7"]
+    wide_s, hybrid_s = (run("fsdp", "sim_dgx", 4, *hosts, *chosen)[1].run_s for chosen in [(), (HYBRID,)])
+    assert hybrid_s < wide_s
+
+
 def test_layers_keep_what_has_no_parameters_and_the_order_of_parameters():
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
-    layers = layers_of(model)
-    assert [[type(module).__name__ for module in layer] for layer in layers] == [
-        ["Flatten", "Linear", "ReLU"],
-        ["Linear"],
+    flatten, relu, first, second = nn.Flatten(), nn.ReLU(), nn.Linear(2, 3), nn.Linear(3, 1)
+    assert [list(layer) for layer in layers_of(nn.Sequential(flatten, first, relu, second))] == [
+        [flatten, first, relu],
+        [second],
     ]
-    whole = [id(parameter) for parameter in model.parameters()]
-    assert [id(parameter) for layer in layers for parameter in layer.parameters()] == whole
+    assert [list(layer) for layer in layers_of(nn.Sequential(first, relu, flatten, second, flatten))] == [
+        [first, relu],
+        [flatten, second, flatten],
+    ]
+    assert [list(layer) for layer in layers_of(nn.Sequential(relu, flatten, first))] == [[relu, flatten, first]]
 
 
 def test_shards_are_equal_and_filled_up():
@@ -107,7 +155,7 @@ def test_groups_that_do_not_make_up_the_workers_are_refused():
 @pytest.mark.parametrize("algorithm", ["fsdp", "fsdp_plain"])
 def test_a_model_without_layers_is_refused(algorithm):
     with pytest.raises(
-        UserError, match="the model of LeastSquares is no chain of layers: choose a problem whose model is"
+        UserError, match="that of problem=LeastSquares is no chain of layers: use a problem whose model is"
     ):
         setup(f"algorithm={algorithm}", "problem=least_squares", "hardware=sim_ethernet")
 
@@ -206,10 +254,10 @@ class Deep(Layered):
     def build_model(self, device, seed):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return torch.nn.Sequential(*(self.block() for _ in range(4)))
+            return nn.Sequential(*(self.block() for _ in range(4)))
 
     def block(self):
-        return torch.nn.Sequential(*(part for _ in range(3) for part in (torch.nn.Linear(96, 96), torch.nn.Tanh())))
+        return nn.Sequential(*(part for _ in range(3) for part in (nn.Linear(96, 96), nn.Tanh())))
 
     def gather(self, samples):
         inputs = torch.arange(96.0).add(samples[:, None]).cos()
@@ -258,3 +306,36 @@ def test_checkpointing_computes_a_third_more_and_keeps_the_layers_inputs():
     # of 32 samples, 96 values each: the inputs of 4 blocks and the difference to the targets; else, of the 12 layers,
     # what tanh gives and the next one takes, and the first one's inputs; 4 bytes of loss
     assert (kept["whole"], kept["again"]) == (14 * 4 * 32 * 96 + 4, 5 * 4 * 32 * 96 + 4)
+
+
+@pytest.fixture
+def of_eight():
+    """The rank in a group of 8 whose collectives do nothing, as fake tensors ask for."""
+    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=8)
+    yield 3
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, ("fsdp", HYBRID, AHEAD, "algorithm.param_dtype=bfloat16")], ids=str)
+def test_nothing_asks_for_values(variant, of_eight):
+    algorithm, *chosen = variant
+    composed = setup(f"algorithm={algorithm}", *MLP, "hardware=sim_dgx", "hardware.num_workers=8", *chosen)
+    batch, observed = torch.zeros(4), []
+    with FakeTensorMode() as fake:
+        worker = MagicMock(
+            rank=of_eight, num_workers=8, device=torch.device("cpu"), seed=0, elapsed_epochs=0, total_epochs=1
+        )
+        worker.batches.return_value = [fake.from_tensor(batch)] * 2
+        worker.observe = lambda model, samples, part=None: observed.append(samples)
+        composed.algorithm.train(worker, Deep("float32", 0.1, 32, 0.1, 0.0))
+    assert observed == [4, 4]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("workers", "backend"), [(1, "nccl"), (2, "gloo")])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_devices_compute_the_same(minibatch_sgd, variant, workers, backend):
+    """To rtol 1e-12: sums are in another order, exponentials and logarithms another library's."""
+    weights, done = run(variant[0], "gpus", workers, f"hardware.backend={backend}", *variant[1:])
+    torch.testing.assert_close(weights, minibatch_sgd, rtol=1e-12, atol=1e-12)
+    assert workers == 1 or sum(worker.sent_bytes for worker in done.workers) > 0
