@@ -1,6 +1,6 @@
 """Data, tensor and pipeline parallelism at once, in a mesh (Megatron-LM: Narayanan et al., SC 2021, section 3).
 
-Workers that differ in their place along one axis of the mesh only do to each other what that axis says: they split
+Workers that differ in their seat along one axis of the mesh only do to each other what that axis says: they split
 layers (layer_split.py), are stages that hand on micro-batches (micro_batches.py), or average the gradients of batches
 of their own: by one all-reduce once a batch's backward passes are over, or, where they shard what they have in common,
 by those of torch's FSDP2 (Zhao et al., VLDB 2023).
@@ -65,9 +65,9 @@ class Parallel3D(Algorithm):
         require(self.balance in BALANCES, "algorithm.balance", f"must be one of {', '.join(BALANCES)}", self.balance)
 
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
-        """That of its place along the axis of data."""
+        """That of its seat along the axis of data."""
         shape = self.mesh.shape(num_workers)
-        return shape.place(rank).data, shape.data
+        return shape.seat(rank).data, shape.data
 
     def check(self, problem: Problem) -> None:
         """Its model is a chain of layers."""
@@ -110,7 +110,7 @@ class Parallel3D(Algorithm):
             stages = split(model, order.stages_per_worker * shape.pipeline, costs)
             handed_on = HandedOn(problem, model, stages, layers)
             layers.split_(model)
-            held = order.held(shape.place(worker.rank).pipeline, shape.pipeline)
+            held = order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
             part = of_stages(parts, model, [stages[number] for number in held])
             shared = self._shared(stages, held, groups["data"], worker.device)
         passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, line)
