@@ -27,8 +27,11 @@ from typing import TYPE_CHECKING, ClassVar
 from harness.errors import require
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
+    from harness.alike import Axis
     from harness.problems.base import Problem
     from harness.worker import Worker
 
@@ -57,6 +60,7 @@ class Algorithm(ABC):
     takes_all: ClassVar[bool] = False  # batch_size may be 0, for the whole training set
     decentralised: ClassVar[bool] = False  # every worker has a model of its own, and the run's is their average
     splits_model: ClassVar[bool] = False  # every worker observes the part of the model that it holds
+    supports_fake_tensors: ClassVar[bool] = False  # reads no value of a tensor, so that there need be none
 
     learning_rate: float
     batch_size: int
@@ -90,6 +94,13 @@ class Algorithm(ABC):
             index from 0, and shares; indices are in the order of ranks where every worker has its own.
         """
         return rank, num_workers
+
+    def alike(self, num_workers: int) -> Sequence[Axis]:
+        """The mesh of the workers, row-major, and along which of its axes they behave alike; empty where none do.
+
+        A simulation of fake tensors may then do with one of those that do; see `harness.alike`.
+        """
+        return ()
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """What is known beforehand of a run on so many workers, by key of docs/metrics.md, for its summary.

@@ -126,6 +126,11 @@ class Hardware(ABC):
         """Whether native kernels can run here."""
         return True
 
+    @property
+    def why_no_fake_tensors(self) -> str:
+        """Why it cannot run a model that has shapes and no values; empty where it can."""
+        return "computes with values"
+
     def sequential(self) -> Self:
         """The same with one worker, and nothing in it parallel: what a baseline runs on."""
         return replace(self, num_workers=1)

@@ -93,7 +93,7 @@ def find_references(setup: Setup, index: RunIndex, progress: Progress) -> Refere
         WorkerFailed: if a baseline does not finish.
     """
     wanted = setup.settings.baseline
-    if wanted == "none" or not setup.algorithm.trains:
+    if wanted == "none" or not setup.algorithm.trains or setup.problem.is_fake:
         return None
     if wanted == "auto" and setup.algorithm.own_baseline:
         itself = _find_or_run(in_sequence(setup), setup, index, progress)

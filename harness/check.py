@@ -45,11 +45,17 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
 
 
 def _check_values(setup: Setup) -> None:
-    if setup.problem.is_fake:
+    if not setup.problem.is_fake:
+        return
+    algorithm, hardware, problem = (f"{group}={setup.choices[group]}" for group in ("algorithm", "hardware", "problem"))
+    reason = setup.hardware.why_no_fake_tensors
+    if reason:
         raise UserError(
-            f"problem={setup.choices['problem']} has shapes and no values, which no hardware runs: set "
-            "problem.fake=false, and layers, width, hidden and vocabulary such that it fits into memory"
+            f"{problem} has shapes and no values, and {hardware} {reason}: use hardware=sim_dgx, or problem.fake=false"
         )
+    if not setup.algorithm.supports_fake_tensors:
+        able = names_of("algorithm", lambda each: each.supports_fake_tensors)
+        raise UserError(f"{problem} has shapes and no values, which {algorithm} needs: use algorithm={able}")
 
 
 def _check_memory(setup: Setup) -> None:

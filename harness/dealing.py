@@ -35,6 +35,7 @@ class Dealer:
         self._replayed = iter(program.replay[place.rank].claims) if program.replay else None
         self._synchronous, self._budget = program.algorithm.synchronous, program.budget_samples
         self._sequences: dict[int, torch.Tensor] = {}
+        self._fake = program.problem.is_fake
 
     def sequence(self, num_samples: int) -> torch.Tensor:
         """The row at every position of the worker's order, from the first one of its share, int32, on its device."""
@@ -42,8 +43,14 @@ class Dealer:
             share = self._share(num_samples, self._index)
             rounds = -(-self._budget // self._num_workers) * share.workers
             length = (rounds if self._synchronous else share.budget) + self._num_workers  # budgets are rounded up
-            self._sequences[num_samples] = self._data.sequence(share, length, self._seed).to(self._place.device)
+            self._sequences[num_samples] = self._rows(share, length).to(self._place.device)
         return self._sequences[num_samples]
+
+    def _rows(self, share: Share, length: int) -> torch.Tensor:
+        """The rows of a share's order; of a problem without values, as many without them."""
+        if self._fake:
+            return torch.empty(length, dtype=torch.int32)
+        return self._data.sequence(share, length, self._seed)
 
     def positions(self, num_samples: int, batch_size: int) -> Iterator[tuple[float, int, int]]:
         """Each batch of this worker: epochs dealt to all before it, where in its order it starts, and its size."""

@@ -20,7 +20,7 @@ class Observer:
     """What one worker has done, as the run counts it.
 
     In a synchronous algorithm rank 0 speaks for all; in a decentralised one every worker's own model is copied, and
-    where the model is split its own part.
+    where the model is split its own part. Of a model without values there is nothing to copy: rank 0 counts.
     """
 
     def __init__(self, place: Place, program: Program) -> None:
@@ -30,6 +30,7 @@ class Observer:
         self._decides = not (self._synchronous or program.algorithm.needs_shared_memory)  # timing does, of the counts
         self._counts = iter(program.replay[place.rank].counts) if program.replay and self._decides else None
         self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
+        self._fake = program.problem.is_fake
         self._model: Observed | None = None  # last observed
         self._part: torch.Tensor | None = None
 
@@ -37,7 +38,7 @@ class Observer:
         """Hear of `samples` processed in `updates` updates of `model`; see `Worker.observe`."""
         rank = self._place.rank
         if self._synchronous:
-            if rank > 0 and not self._own:
+            if rank > 0 and (self._fake or not self._own):
                 return
             samples *= self._shares
         if self._synchronous and rank > 0:
@@ -46,14 +47,18 @@ class Observer:
             before, updates_before = self._counted(samples, updates)
         self._seen, self._model, self._part = (before + samples, updates_before + updates), model, part
         reached = bisect_right(self._milestones, before + samples)
+        if self._fake:
+            return
         if self._own:
             self._report_own(reached)
         elif bisect_right(self._milestones, before) < reached:
             self._report(reached - 1)
 
     def finish(self) -> None:
-        """What others have yet to reach, this worker's own model is for as it is now."""
-        if self._own and self._model is not None:
+        """What others have yet to reach, this worker's own model is for as it is now; one without values is nothing."""
+        if self._fake and self._model is not None:
+            self._report_fake()
+        elif self._own and self._model is not None:
             self._report_own(len(self._milestones))
 
     def _counted(self, samples: int, updates: int) -> tuple[int, int]:
@@ -70,6 +75,12 @@ class Observer:
         for milestone in range(self._reached, reached):
             self._report(milestone, self._place.rank)
         self._reached = max(self._reached, reached)
+
+    def _report_fake(self) -> None:
+        """There are no parameters; to look at the time before would hold the host up."""
+        self._place.settle()
+        time_s, nothing = self._place.clock.now(), torch.Tensor()
+        self._place.report(Observation(time_s, time.perf_counter(), *self._seen, nothing))
 
     def _report(self, milestone: int, member: int | None = None) -> None:
         self._place.settle()

@@ -65,6 +65,8 @@ class Program:
 
     def touch(self, device: torch.device, samples: int = 1) -> None:
         """Do what only the first worker in a process would pay for: load data, and pass once through a model."""
+        if self.problem.is_fake:
+            return
         self.algorithm.releases_gil(self.problem)  # which makes the kernel
         with torch.random.fork_rng(devices=[]):
             model = self.problem.build_model(device, self.seed)

@@ -23,6 +23,8 @@ from harness.problems.base import Problem
 from harness.program import Program
 from harness.tracking import Tracking
 
+FAKE_STEPS = 3  # of a run without values, whose steps are alike but for the first
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -111,6 +113,8 @@ class Setup:
     def program(self) -> Program:
         """What the hardware executes. Loads the data."""
         budget = max(1, round(self.settings.budget.epochs * self.problem.num_samples))
+        if self.problem.is_fake:
+            budget = min(budget, FAKE_STEPS * self.algorithm.batch_size * self.algorithm.share(0, self.num_workers)[1])
         count = min(self.settings.budget.observations, budget)
         milestones = sorted({round(budget * (i + 1) / count) for i in range(count)})
         replay = self._replay() if self.settings.replay else ()

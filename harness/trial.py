@@ -83,9 +83,9 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     with announced(progress.say), progress.phase(label, program.budget_samples, virtual) as update:
         execution = setup.machine.execute(program, update)
     seen, spreads = averaged(execution.observations, setup.num_workers)
-    trains, seed = setup.algorithm.trains, setup.settings.seed
+    trains, seed = setup.algorithm.trains and not problem.is_fake, setup.settings.seed
     observations = [_initial_observation(problem, setup.algorithm.seeds(seed), start_host_s), *seen]
-    losses = evaluate(problem, seed, observations) if trains else [{}]
+    losses = evaluate(problem, seed, observations) if trains else [{} for _ in observations]
     evaluations = [values | spread for values, spread in zip(losses, [{}, *spreads], strict=True)]
     rows = history(observations, evaluations, problem.num_samples, start_host_s)
     target = setup.settings.target.loss if trains else None
@@ -177,6 +177,8 @@ def _rank(seen: Observation) -> int:
 
 
 def _initial_observation(problem: Problem, seeds: Sequence[int], start_host_s: float) -> Observation:
+    if problem.is_fake:
+        return Observation(0.0, start_host_s, 0, 0, torch.Tensor())
     models = [problem.build_model(torch.device("cpu"), seed) for seed in seeds]
     rows = torch.stack([parameters_to_vector(model.parameters()).detach() for model in models])
     return Observation(0.0, start_host_s, 0, 0, rows if len(rows) > 1 else rows[0])

@@ -1,7 +1,7 @@
 """Where the virtual time of one rank went: each second computes, communicates, issues work to a device or is idle."""
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,10 @@ class Split:
     issuing_s: float
     idle_s: float
     hidden_s: float
+
+    def since(self, before: "Split") -> "Split":
+        """What came after an earlier time, up to which it was `before`."""
+        return Split(*[getattr(self, field.name) - getattr(before, field.name) for field in fields(self)])
 
 
 class Exchanged(NamedTuple):

@@ -22,6 +22,7 @@ from hardware.simulated.operators import (
     PICK,
     Operators,
     effects,
+    wraps_others,
 )
 from hardware.simulated.optimizers import StepCounters
 from hardware.simulated.pace import drawn
@@ -29,6 +30,7 @@ from harness.errors import UserError, require
 from harness.kernels.base import Kernel
 
 Charge = Callable[[float, float], None]  # seconds to launch an operator, seconds to run it
+Made = Callable[[Any], None]  # what an operator returns
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Compute(ABC):
 
     @abstractmethod
     def watch(
-        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool]
+        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool], made: Made | None = None
     ) -> AbstractContextManager[object]:
         """A block of the calling thread in which torch operators are charged.
 
@@ -82,6 +84,7 @@ class Compute(ABC):
             charge: called with the seconds that an operator takes to launch, and to run.
             read: called when the host reads the value of a tensor.
             free: whether operators cost nothing just now.
+            made: called with what each operator returns that is no view.
         """
 
     @property
@@ -113,7 +116,7 @@ class Fixed(Compute):
         return num_samples * self.seconds_per_sample
 
     def watch(
-        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool]
+        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool], made: Made | None = None
     ) -> AbstractContextManager[object]:
         """Charges nothing."""
         return _Reader(read) if self.streams else nullcontext()
@@ -147,6 +150,7 @@ class Roofline(Compute):
         backward_overhead_s: dispatch of one operator in a backward pass, beyond `operator_overhead_s`, >= 0: of the
             autograd engine, which runs in a thread of its own where there is a device.
         attention_efficiency: share of `flops_per_s` that fused attention reaches, in (0, 1].
+        memory_bytes: of the device's own memory, > 0; None where nothing is said of it.
     """
 
     flops_per_s: dict[str, float]
@@ -156,6 +160,7 @@ class Roofline(Compute):
     kernel_latency_s: float = 0.0
     backward_overhead_s: float = 0.0
     attention_efficiency: float = 1.0
+    memory_bytes: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -164,6 +169,8 @@ class Roofline(Compute):
         bandwidth, efficiency = self.memory_bytes_per_s, self.attention_efficiency
         require(bandwidth > 0, "hardware.compute.memory_bytes_per_s", "must be > 0", bandwidth)
         require(0 < efficiency <= 1, "hardware.compute.attention_efficiency", "must be in (0, 1]", efficiency)
+        held = self.memory_bytes
+        require(held is None or held > 0, "hardware.compute.memory_bytes", "must be > 0, or null", held)
         for name in ("operator_overhead_s", "kernel_latency_s", "backward_overhead_s"):
             require(getattr(self, name) >= 0, f"hardware.compute.{name}", "must be >= 0", getattr(self, name))
         require(
@@ -175,10 +182,10 @@ class Roofline(Compute):
         return 0.0
 
     def watch(
-        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool]
+        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool], made: Made | None = None
     ) -> AbstractContextManager[object]:
         """Charges every operator as it is called, those of backward passes too."""
-        return _Meter(self, charge, read, free)
+        return _Meter(self, charge, read, free, made)
 
     @property
     def launch_s(self) -> float:
@@ -341,7 +348,7 @@ class Measured(Compute):
         return 0.0
 
     def watch(
-        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool]
+        self, charge: Charge, read: Callable[[], None], free: Callable[[], bool], made: Made | None = None
     ) -> AbstractContextManager[object]:
         """Charges nothing by itself."""
         return nullcontext()
@@ -355,13 +362,19 @@ class Measured(Compute):
 class _Meter(Operators):
     """Charges operators, and announces those that hand a value to the host."""
 
-    def __init__(self, roofline: Roofline, charge: Charge, read: Callable[[], None], free: Callable[[], bool]) -> None:
+    def __init__(
+        self, roofline: Roofline, charge: Charge, read: Callable[[], None], free: Callable[[], bool], made: Made | None
+    ) -> None:
         super().__init__()
-        self._roofline, self._charge, self._read, self._free = roofline, charge, read, free
+        self._roofline, self._charge, self._read, self._free, self._made = roofline, charge, read, free, made
         self._steps = StepCounters()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if types and any(map(wraps_others, types)):
+            return NotImplemented  # what a wrapper such as a DTensor makes of it comes here itself
         output = func(*args, **(kwargs or {}))
+        if self._made is not None and not func.is_view:
+            self._made(output)
         on_host = self._roofline.streams and self._steps.concern(func, args, output)
         if not (func.is_view or func.namespace in _UNLAUNCHED or func in ALIAS or self._free()):
             run_s = 0.0 if on_host else self._roofline.operator_s(func, args, kwargs or {}, output)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from hardware.simulated.account import Account
 from hardware.simulated.activity import Signal, TimedOut
+from hardware.simulated.device_memory import DeviceMemory
 from hardware.simulated.engine import Engine
 from hardware.simulated.exchange import Part
 from hardware.simulated.futures import ExchangeFuture, Outstanding
@@ -44,12 +45,14 @@ class Device(ABC):
         streams: whether the host issues ahead and streams execute.
         account: where the time goes.
         futures: of exchanges, without a value yet.
+        memory: what is in it, where tensors are fake.
     """
 
     streams: ClassVar[bool]
 
     def __init__(self, engine: Engine) -> None:
         self.account, self.futures = Account(), Outstanding(engine)
+        self.memory = DeviceMemory()
         self._engine = engine
 
     def host_work(
@@ -104,6 +107,10 @@ class Device(ABC):
     def synchronize(self) -> None:
         """Let the host wait for all that the device has been given."""
 
+    @abstractmethod
+    def mark(self) -> Signal:
+        """What happens when the device has done what it was given so far."""
+
 
 class HostDevice(Device):
     """A CPU: computing and issuing are one timeline, and `wait` blocks it."""
@@ -142,6 +149,12 @@ class HostDevice(Device):
 
     def synchronize(self) -> None:
         """Nothing is under way."""
+
+    def mark(self) -> Signal:
+        """Now."""
+        signal = Signal()
+        signal.happen(self._engine.current.now())
+        return signal
 
 
 class ExchangeWork(dist.Work):

@@ -177,6 +177,11 @@ class Engine:
         self._fail(WorkerFailed(message if placed else f"{message}{self.place()}"))
         raise Aborted
 
+    def refuse(self, error: TwinclockError) -> NoReturn:
+        """End the run with an error, whatever the current activity, or whoever runs events, catches."""
+        self._fail(error)
+        raise error
+
     def place(self) -> CodePlace:
         """Where the current activity is."""
         return code_place(sys._getframe())

@@ -13,15 +13,18 @@ from typing import NoReturn
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from hardware.simulated.engine import Engine
 from hardware.simulated.exchange import Carry, Exchange, Part, Post
 from hardware.simulated.network.base import Network
+from hardware.simulated.network.collapsed import CollapsedLinks
 from hardware.simulated.network.links import Links
 from hardware.simulated.network.plans import Plan
 from hardware.simulated.network.protocol import Protocol
-from hardware.simulated.values import Call, described, nbytes
-from harness.errors import WorkerFailed
+from hardware.simulated.symmetry import HINT, Symmetry
+from hardware.simulated.values import Call, described, is_fake, nbytes
+from harness.errors import UserError, WorkerFailed
 
 _KEPT_BYTES = 32 * 2**20  # of plans: a program repeats itself
 _LISTED = 16  # ranks that are named one by one
@@ -31,15 +34,24 @@ GroupKey = tuple[str, tuple[int, ...]]  # torch's name of a group, its global ra
 class Fabric:
     """What connects the ranks of one run.
 
+    Args:
+        symmetry: of the ranks, of which the first of each class is simulated; None if all are.
+
     Attributes:
         links: what carries the plans.
         sent_bytes: payload each rank has handed in for others.
     """
 
-    def __init__(self, engine: Engine, network: Network, protocol: Protocol, num_ranks: int) -> None:
-        self.engine, self.protocol = engine, protocol
+    def __init__(
+        self, engine: Engine, network: Network, protocol: Protocol, num_ranks: int, symmetry: Symmetry | None = None
+    ) -> None:
+        self.engine, self.protocol, self.symmetry = engine, protocol, symmetry
         self.sent_bytes = [0] * num_ranks
-        self.links = Links(network, engine, num_ranks)
+        self.links: Links | CollapsedLinks
+        if symmetry is None:
+            self.links = Links(network, engine, num_ranks)
+        else:
+            self.links = CollapsedLinks(network, engine, symmetry)
         self.hosts = network.hosts(num_ranks)
         self._channels: dict[GroupKey, list[Channel]] = defaultdict(list)
         self._plans: dict[Hashable, Plan] = {}
@@ -56,6 +68,10 @@ class Fabric:
             channels.append(channel)
         channel.members.add(rank)
         return channel
+
+    def simulated(self, ranks: np.ndarray) -> np.ndarray:
+        """Those of a group that are simulated, by their rank in the group."""
+        return np.arange(len(ranks)) if self.symmetry is None else np.flatnonzero(self.symmetry.classes[ranks] == ranks)
 
     def carry(
         self, kind: str, payload_bytes: float, root: int, parts: Callable[[], np.ndarray] | None, devices: np.ndarray
@@ -74,14 +90,22 @@ class Fabric:
             table = None if parts is None else parts()
             if table is not None and (table == table[0, 0]).all():
                 table = None  # they might differ, and do not
+            if table is not None and self.symmetry is not None:
+                self.engine.refuse(UserError(f"collapse: {kind} of parts that differ in size is not modelled: {HINT}"))
             plan = self._plan(kind, payload_bytes, root, table, devices)
             if exchange.began_s <= env.now:
-                self.links.carry(plan, devices, ended)
+                self._begin(plan, devices, ended)
             else:
                 begin = env.timeout(exchange.began_s - env.now)
-                begin.callbacks.append(lambda _: self.links.carry(plan, devices, ended))
+                begin.callbacks.append(lambda _: self._begin(plan, devices, ended))
 
         return carry
+
+    def _begin(self, plan: Plan, devices: np.ndarray, ended: Callable[[np.ndarray], None]) -> None:
+        try:
+            self.links.carry(plan, devices, ended)
+        except UserError as refusal:
+            self.engine.refuse(refusal)
 
     def why(self, part: Part, by_s: float) -> str:
         """Why a part has not ended by then, in words; empty if that is not known."""
@@ -127,7 +151,7 @@ class _Meeting:
 
 def _parts(calls: dict[int, Call]) -> np.ndarray:
     """Bytes from each rank to each, shape (ranks, ranks); who gives one tensor gives it to all."""
-    rows = [[nbytes(tensor) for tensor in calls[rank].inputs] for rank in range(len(calls))]
+    rows = [[nbytes(tensor) for tensor in calls[rank].inputs] for rank in sorted(calls)]
     return np.broadcast_to(np.array(rows, np.float64), (len(calls), len(calls)))
 
 
@@ -145,6 +169,11 @@ class Channel:
         self.ranks = ranks
         self.members: set[int] = set()
         self._fabric, self._devices = fabric, np.array(ranks)
+        simulated = fabric.simulated(self._devices)
+        self._simulated = [ranks[index] for index in simulated]
+        self._places = {
+            rank: place for place, rank in enumerate(simulated.tolist())
+        }  # among them, by rank in the group
         self._words = listed(ranks)
         self._meetings: dict[int, _Meeting] = {}
         self._posts: list[Post] = []
@@ -184,7 +213,7 @@ class Channel:
             calls: dict[int, Call] = {}
             carry = fabric.carry(kind, payload_bytes, root, partial(_parts, calls) if unequal else None, self._devices)
             words = f"{call}, collective {number} of ranks {self._words}"
-            meeting = self._meetings[number] = _Meeting(words, Exchange(self.ranks, carry), rank, calls)
+            meeting = self._meetings[number] = _Meeting(words, Exchange(self._simulated, carry), rank, calls)
         elif not call.agrees(first := meeting.calls[meeting.first]):
             one, other = self.ranks[meeting.first], self.ranks[rank]
             engine.fail(
@@ -193,24 +222,37 @@ class Channel:
                 placed=True,
             )
         meeting.calls[rank] = call
-        part = meeting.exchange.parts[rank] = Part(meeting.description, self, fabric.why, meeting.exchange)
+        place = self._places[rank]
+        part = meeting.exchange.parts[place] = Part(meeting.description, self, fabric.why, meeting.exchange)
         if len(self.ranks) > 1:
             fabric.sent_bytes[self.ranks[rank]] += call.sent_bytes
-        if len(meeting.calls) == len(self.ranks):
+        if len(meeting.calls) == len(self._simulated):
             del self._meetings[number]
-            with torch.no_grad(), engine.uncharged():
-                try:
-                    combine([meeting.calls[i] for i in range(len(self.ranks))])
-                except WorkerFailed as disagreement:
-                    engine.fail(str(disagreement), placed=True)
-                except Exception as error:
-                    engine.fail(f"{meeting.description} cannot be computed: {type(error).__name__}: {error}")
+            if not call.is_fake:
+                self._combine(meeting, combine)
             meeting.exchange.moved(engine.env.now)
         return part
+
+    def _combine(self, meeting: _Meeting, combine: Callable[[Sequence[Call]], None]) -> None:
+        """Let values move."""
+        engine = self._fabric.engine
+        if self._fabric.symmetry is not None and any(call.inputs or call.outputs for call in meeting.calls.values()):
+            what = f"{meeting.description} has values, those of ranks that are not simulated among them"
+            engine.refuse(UserError(f"collapse: {what}: {HINT}, or let its tensors be fake"))
+        with torch.no_grad(), engine.uncharged(), unset_fake_temporarily():
+            try:
+                combine([meeting.calls[i] for i in sorted(meeting.calls)])
+            except WorkerFailed as disagreement:
+                engine.fail(str(disagreement), placed=True)
+            except Exception as error:
+                engine.fail(f"{meeting.description} cannot be computed: {type(error).__name__}: {error}")
 
     def post(self, sends: bool, rank: int, peer: int | None, tag: int, tensor: torch.Tensor) -> Post:
         """Post one side of a message, now; once its other side is posted its exchange is known."""
         engine, device = self._fabric.engine, None if peer is None else self.ranks[peer]
+        if self._fabric.symmetry is not None and peer not in self._places:
+            whom = "anyone" if peer is None else f"rank {device}, which is not simulated"
+            engine.refuse(UserError(f"collapse: rank {self.ranks[rank]} exchanges messages with {whom}: {HINT}"))
         other = "anyone" if device is None else f"rank {device}"
         words = f"{'send' if sends else 'receive'} {described(tensor)} {'to' if sends else 'from'} {other}, tag {tag}"
         if sends:
@@ -234,7 +276,9 @@ class Channel:
                 f"rank {target} receives {described(receiver.tensor)} (rank {source}{sender.place}; rank {target}"
                 f"{receiver.place})"
             )
-        receiver.tensor.data.copy_(sender.tensor)  # which autograd does not see
+        if not is_fake(sender.tensor):
+            with unset_fake_temporarily():  # whoever runs this may have it set
+                receiver.tensor.data.copy_(sender.tensor)  # which autograd does not see
         receiver.peer = sender.rank
         carry = self._fabric.carry("message", sender.tensor.nbytes, 0, None, np.array([source, target]))
         exchange = Exchange((source, target), carry)

@@ -1,27 +1,33 @@
 """Simulated hardware: a described machine or cluster on which the same program runs in virtual time."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
+
+import numpy as np
 
 from hardware.base import Execution, Hardware, WorkerReport
 from hardware.simulated import timeline, torch_world
 from hardware.simulated.account import Split
-from hardware.simulated.compute import Compute
+from hardware.simulated.compute import Compute, Roofline
 from hardware.simulated.device import Device, HostDevice
 from hardware.simulated.engine import Engine
 from hardware.simulated.fabric import Fabric
+from hardware.simulated.fake_tensors import FakeTensors
 from hardware.simulated.memory import SharedMemory
 from hardware.simulated.network.base import Network
 from hardware.simulated.network.links import Traffic
 from hardware.simulated.network.protocol import Protocol
 from hardware.simulated.pace import Pace
 from hardware.simulated.place import Machine, SimulatedPlace
+from hardware.simulated.prediction import Predicted
 from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.streams import StreamDevice
-from harness.errors import TwinclockError, require
+from hardware.simulated.symmetry import Symmetry
+from harness.errors import TwinclockError, UserError, require
 from harness.measures import distributions
 from harness.program import Program
 from harness.worker import Worker
@@ -39,6 +45,7 @@ class Simulated(Hardware):
         stragglers: factor of a rank's computing time, by rank: 4 is four times as slow, 0.5 a device twice as fast.
         slowdowns: by rank, further factors, each from a virtual time in seconds on.
         deaths: virtual time in seconds at which a rank dies, by rank.
+        collapse: auto, to simulate one rank for all that the algorithm says are alike where tensors are fake; or none.
     """
 
     kind: ClassVar[str] = "simulated"
@@ -51,12 +58,14 @@ class Simulated(Hardware):
     stragglers: dict[int, float]
     slowdowns: dict[int, dict[float, float]]
     deaths: dict[int, float]
+    collapse: str = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_all(self.stragglers.items(), "stragglers", "must be > 0", lambda factor: factor > 0)
         for rank, changes in self.slowdowns.items():
             _require_all(changes.items(), f"slowdowns.{rank}", "must be > 0", lambda factor: factor > 0)
+        require(self.collapse in ("auto", "none"), "hardware.collapse", "must be auto or none", self.collapse)
         _require_all(self.deaths.items(), "deaths", "must be > 0 s", lambda time_s: time_s > 0)
         if self.memory is not None:
             self.memory.check(self.workers_offered)
@@ -78,6 +87,13 @@ class Simulated(Hardware):
         return self.num_workers
 
     @property
+    def why_no_fake_tensors(self) -> str:
+        """Costs are those of operators, by their shapes."""
+        if not isinstance(self.compute, Roofline):
+            return "does not know what an operator costs by the shapes of its tensors (hardware/compute)"
+        return "shares memory, whose cost depends on values" if self.shares_memory else ""
+
+    @property
     def runs_kernels(self) -> bool:
         """Whether it is known what a kernel costs."""
         return self.compute.kernel is not None
@@ -94,15 +110,18 @@ class Simulated(Hardware):
     def execute(self, program: Program, progress: Callable[[int], None]) -> Execution:
         """Run the program in virtual time."""
         execution, begin_s = Execution(), time.perf_counter()
+        fake = FakeTensors() if program.problem.is_fake else None
 
         def body(place: SimulatedPlace) -> None:
             if place.rank == 0:  # the first, who would else pay for what all find done, in the first execution only
                 with simulation.machine.engine.uncharged():
                     program.touch(place.device)
-            program.run(Worker(place, program))
+            with fake or nullcontext():
+                program.run(Worker(place, program))
 
-        simulation = self.simulation(program.seed)
+        simulation = self.simulation(program.seed, self._symmetry(program))
         machine = simulation.machine
+        machine.fake = fake is not None
         peers = machine.num_ranks - program.data.servers()
         simulation.run(body, lambda: progress(machine.counters["samples"]), peers)
         execution.failure = simulation.failure
@@ -113,6 +132,8 @@ class Simulated(Hardware):
         if execution.failure is None:
             execution.metrics |= distributions([place.measures for place in simulation.places])
             execution.interleavings = [place.interleaving for place in simulation.places]
+        if machine.fake and execution.failure is None:
+            self._predict(simulation, program, execution)
         execution.timeline = partial(timeline.write, accounts=[place.timelines.account for place in simulation.places])
         if self.memory is not None:
             execution.facts["sockets"] = [self.memory.socket(rank) for rank in range(machine.num_ranks)]
@@ -122,14 +143,47 @@ class Simulated(Hardware):
             execution.facts["links"] = {name: asdict(carried) for name, carried in traffic.items()}
         return execution
 
-    def simulation(self, seed: int) -> "Simulation":
-        """A fresh machine, idle at virtual time 0."""
+    def _predict(self, simulation: "Simulation", program: Program, execution: Execution) -> None:
+        assert isinstance(self.compute, Roofline)
+        machine, places = simulation.machine, simulation.places
+        samples = machine.counters["samples"] / max(1, machine.counters["updates"])
+        steps = {place.rank: place.steps for place in places if place.steps.begins}
+        predicted = Predicted(steps, [place.finish_s for place in places], machine.num_ranks, samples)
+        execution.metrics |= predicted.metrics(program.problem, self.compute)
+        execution.failure = predicted.shortage(self.compute)
+
+    def _symmetry(self, program: Program) -> Symmetry | None:
+        """Of the ranks, where one of those that are alike is to stand for all."""
+        axes = program.algorithm.alike(self.workers_offered) if program.problem.is_fake else ()
+        if self.collapse == "none" or not any(axis.alike and axis.size > 1 for axis in axes):
+            return None
+        for field_name, differs in {
+            "stragglers": self.stragglers,
+            "slowdowns": self.slowdowns,
+            "deaths": self.deaths,
+            "network.background": self.network.background,
+            "network.changes": self.network.changes,
+            "compute.jitter": self.compute.jitter != "none",
+        }.items():
+            if differs:
+                raise UserError(
+                    f"hardware.{field_name} makes ranks differ that would be simulated as one: set "
+                    "hardware.collapse=none, or leave it out"
+                )
+        return Symmetry(axes)
+
+    def simulation(self, seed: int, symmetry: Symmetry | None = None) -> "Simulation":
+        """A fresh machine, idle at virtual time 0.
+
+        Args:
+            symmetry: of its ranks, to simulate the first of each class alone.
+        """
         engine, num_ranks = Engine(self.deaths, mortal=self.network.breaks), self.workers_offered
-        fabric = Fabric(engine, self.network, self.protocol, num_ranks)
-        paces = [self._pace(rank, seed) for rank in range(num_ranks)]
+        fabric = Fabric(engine, self.network, self.protocol, num_ranks, symmetry)
+        paces = {rank: self._pace(rank, seed) for rank in fabric.simulated(np.arange(num_ranks)).tolist()}
         models = None
         if self.memory is not None:
-            models = SharedModels(engine, self.memory, self.compute.kernel, paces)
+            models = SharedModels(engine, self.memory, self.compute.kernel, [*paces.values()])
         return Simulation(Machine(engine, fabric, self.compute, num_ranks, self.memory, models), paces, seed)
 
     def _pace(self, rank: int, seed: int) -> Pace:
@@ -142,24 +196,27 @@ class Simulation:
 
     Args:
         machine: at virtual time 0.
-        paces: of the ranks.
+        paces: of the ranks that are simulated, by rank.
         seed: of torch's global random numbers.
 
     Attributes:
-        places: of the ranks.
+        places: of the ranks that are simulated.
         failure: why it did not end well, or None.
     """
 
-    def __init__(self, machine: Machine, paces: Sequence[Pace], seed: int) -> None:
+    def __init__(self, machine: Machine, paces: Mapping[int, Pace], seed: int) -> None:
         self.machine = machine
-        self.places = [SimulatedPlace(machine, rank, _device(machine, pace)) for rank, pace in enumerate(paces)]
+        self.places = [SimulatedPlace(machine, rank, _device(machine, pace)) for rank, pace in paces.items()]
         for place in self.places:
             place.timelines.account.exchanges_kept = max(64, timeline.MAX_EVENTS // len(self.places))
         self.failure: BaseException | None = None
         self._seed = seed
 
     def run(
-        self, body: Callable[[SimulatedPlace], None], look: Callable[[], None], num_peers: int | None = None
+        self,
+        body: Callable[[SimulatedPlace], None],
+        look: Callable[[], None],
+        num_peers: int | None = None,
     ) -> None:
         """Run `body` on every rank, from virtual time 0 to the end.
 
@@ -169,16 +226,26 @@ class Simulation:
         """
         engine = self.machine.engine
         for place in self.places:
-            life = partial(place.live, partial(body, place), len(self.places) if num_peers is None else num_peers)
+            num_ranks = self.machine.num_ranks
+            life = partial(place.live, partial(body, place), num_ranks if num_peers is None else num_peers)
             engine.spawn(place.rank, f"rank {place.rank}", life, start_s=0.0)
         try:
-            with torch_world.isolated(self._seed):
+            with torch_world.isolated(self._seed, self.machine.fake):
                 engine.run(look)
         except (TwinclockError, KeyboardInterrupt) as failure:
             self.failure = failure
+        if self.failure is None and (doubt := self.machine.fabric.links.verdict()):
+            self.failure = UserError(doubt)
 
     def reports(self) -> list[WorkerReport]:
-        """Where the time of each rank went."""
+        """Where the time of each rank went; ranks that are not simulated are as the first of their class."""
+        symmetry = self.machine.fabric.symmetry
+        simulated = {report.rank: report for report in self._simulated_reports()}
+        if symmetry is None:
+            return [*simulated.values()]
+        return [replace(simulated[first], rank=rank) for rank, first in enumerate(symmetry.classes.tolist())]
+
+    def _simulated_reports(self) -> list[WorkerReport]:
         sent_bytes = self.machine.fabric.sent_bytes
         return [
             WorkerReport(

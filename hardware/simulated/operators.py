@@ -4,7 +4,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 
 # operators that take no more than the shape of their first argument
 LIKE = ("empty_like", "full_like", "ones_like", "rand_like", "randn_like", "zeros_like")
@@ -36,6 +36,12 @@ def effects(operator: Any) -> tuple[frozenset[int | str], frozenset[int | str]]:
             if argument.kwarg_only:
                 fills |= {position, argument.name}
     return frozenset(writes), frozenset(fills)
+
+
+@cache
+def wraps_others(kind: type) -> bool:
+    """Whether it is a kind of tensor that is made of others, with which it computes: a DTensor is."""
+    return is_traceable_wrapper_subclass_type(kind)
 
 
 class Operators(TorchDispatchMode):

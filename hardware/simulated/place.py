@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -17,6 +18,7 @@ from hardware.simulated.engine import Engine
 from hardware.simulated.fabric import Fabric
 from hardware.simulated.landing import Landing
 from hardware.simulated.memory import SharedMemory
+from hardware.simulated.prediction import Steps
 from hardware.simulated.process_group import BACKEND, SimulatedGroup
 from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.store import SimulatedStore
@@ -61,6 +63,7 @@ class Machine:
     counters: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTERS, 0))
     tensors: dict[str, SharedTensor] = field(default_factory=dict)
     rows: dict[str, Kernel] = field(default_factory=dict)  # copies of rows, by name
+    fake: bool = False  # whether tensors have no values
     placement: dict[str, dict[str, object]] = field(default_factory=dict)  # of rows, for the manifest
     observations: list[Observation] = field(default_factory=list)
 
@@ -92,7 +95,7 @@ class SimulatedPlace(Place):
         self._machine = machine
         self.finish_s = 0.0  # when `live`'s body ended, well or not
         self._world = torch_world.RankWorld(machine.fabric, device)
-        self.timelines = device
+        self.timelines, self.steps = device, Steps(device)
         self._helpers: list[Signal] = []
 
     def live(self, body: Callable[[], None], num_peers: int) -> None:
@@ -315,12 +318,24 @@ class SimulatedPlace(Place):
             self.timelines.account.computing.add(begin_s, activity.local_s)
 
     def dealt(self, num_samples: int) -> None:
-        """Owe the cost of a batch; where memory is shared, first let others' writes land."""
+        """Owe the cost of a batch; where memory is shared, first let others' writes land.
+
+        Of tensors without values it is the beginning of a step; all ranks begin the first together.
+        """
         engine = self._machine.engine
+        if self._machine.fake:
+            if not self.steps.begins:
+                self._begin_together()
+            self.steps.begin()
         if self._machine.models is not None:
             engine.sync()
         engine.current.now()
         engine.current.owe(self._machine.compute.batch_s(num_samples))
+
+    def _begin_together(self) -> None:
+        self.settle()
+        self._machine.fabric.links.begin_together()
+        self._machine.meeting.meet(self.rank, len(self._machine.fabric.simulated(np.arange(self.num_workers))))
 
     def settle(self) -> None:
         """Wait for all streams."""
@@ -337,8 +352,9 @@ class SimulatedPlace(Place):
         activity.pay = spend = partial(self.timelines.charge, 0.0)
         activity.measure = self._machine.compute.meter()
         landing = nullcontext() if models is None else Landing(self._machine.engine, models, self.rank, spend)
+        device, made = self.timelines, self.timelines.memory.seen if self._machine.fake else None
         with (
-            self._machine.compute.watch(self.timelines.charge, self.timelines.read, lambda: activity.uncharged > 0),
+            self._machine.compute.watch(device.charge, device.read, lambda: activity.uncharged > 0, made),
             landing,
         ):
             yield

@@ -306,6 +306,8 @@ class SimulatedGroup(dist.ProcessGroup):
         return by, values.factor(op)
 
     def _chunks(self, tensor: Tensor) -> list[Tensor]:
+        if values.is_fake(tensor):
+            return [tensor]  # nothing is in its parts
         return list(tensor.detach().view(-1).chunk(self._num_ranks))
 
     def _rows(self, tensor: Tensor, sizes: list[int]) -> list[Tensor]:

@@ -24,6 +24,7 @@ from hardware.simulated.device import Device, ExchangeTimedOut, ExchangeWork
 from hardware.simulated.engine import Engine
 from hardware.simulated.exchange import Part
 from hardware.simulated.pace import Pace
+from hardware.simulated.values import is_fake
 
 Task = Callable[["Stream"], None]
 
@@ -189,7 +190,9 @@ class StreamDevice(Device):
         return ExchangeWork(self, part, tensors, source, timeout_s, partial(self._let_stream_wait, part, blocks))
 
     def handed(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A copy: its sender's host goes on."""
+        """A copy: its sender's host goes on, and may write it."""
+        if is_fake(tensor):
+            return tensor
         with self._engine.uncharged():
             return tensor.detach().clone()
 
@@ -197,6 +200,10 @@ class StreamDevice(Device):
         """Let the host wait for all streams."""
         for signal in [stream.mark() for stream in self._streams]:
             self.block(signal)
+
+    def mark(self) -> Signal:
+        """On the current stream."""
+        return self.current_stream().mark()
 
     def new_stream(self) -> Stream:
         """Another stream, idle."""

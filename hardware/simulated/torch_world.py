@@ -3,7 +3,9 @@
 `torch.distributed` keeps its groups in one world object per process. Here the world is looked up by thread, so that
 each simulated rank has its own; threads outside the simulation keep theirs. Everything is put back on exit.
 
-Touched: the stream calls of `torch.cpu` (in torch_streams.py), waits for futures and works (in futures.py),
+Touched: the stream calls of `torch.cpu` (in torch_streams.py), waits for futures and works (in futures.py), where
+tensors are fake methods of `DeviceMesh` and of pipelining (in real_values.py) and of storages (in
+device_memory.py),
 `distributed_c10d._world`, `_backend` and `_default_pg_init_method`, the thread isolation mode of the registry of group
 names, `sys.excepthook` (which `init_process_group` wraps anew for every rank), `_register_process_group` and
 `_unregister_all_process_groups`.
@@ -14,7 +16,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +25,7 @@ import torch.distributed.nn.functional  # while there is no group that its defau
 from torch._C import _distributed_c10d as native
 from torch.distributed import distributed_c10d as c10d
 
-from hardware.simulated import futures, torch_streams
+from hardware.simulated import device_memory, futures, torch_streams
 from harness.errors import UserError
 
 _thread = threading.local()
@@ -85,8 +87,11 @@ class _WorldByThread:
 
 
 @contextmanager
-def isolated(seed: int) -> Iterator[None]:
+def isolated(seed: int, fake: bool = False) -> Iterator[None]:
     """A block in which threads may have worlds of their own.
+
+    Args:
+        fake: whether their tensors are.
 
     Torch computes in one thread meanwhile, so that results depend on no core count, and its global random numbers
     begin at `seed`.
@@ -97,7 +102,13 @@ def isolated(seed: int) -> Iterator[None]:
     native._set_thread_isolation_mode(True)
     torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]), torch_streams.simulated(_device), futures.simulated(_outstanding):
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch_streams.simulated(_device),
+            futures.simulated(_outstanding),
+            _real_values() if fake else nullcontext(),
+            device_memory.resizes_seen(_memory) if fake else nullcontext(),
+        ):
             torch.manual_seed(seed)
             yield
     finally:
@@ -106,9 +117,20 @@ def isolated(seed: int) -> Iterator[None]:
         c10d._world, c10d._backend, c10d._default_pg_init_method, sys.excepthook = kept
 
 
+def _real_values() -> AbstractContextManager[None]:
+    from hardware.simulated import real_values  # noqa: PLC0415 - torch's pipelining takes a second to import
+
+    return real_values.kept()
+
+
 def _device() -> Any:
     """What the calling thread's rank computes on; None outside the simulation."""
     return _thread.world.device if hasattr(_thread, "world") else None
+
+
+def _memory() -> Any:
+    """That of the calling thread's rank; None outside the simulation."""
+    return _thread.world.device.memory if hasattr(_thread, "world") else None
 
 
 def _outstanding() -> Any:

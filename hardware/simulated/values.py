@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, cast
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed import ReduceOp
 
 from harness.errors import WorkerFailed
@@ -40,6 +41,11 @@ class Call:
         """Payload this rank hands in for others, whatever the plan then makes of it."""
         return sum([nbytes(tensor) for tensor in self.inputs]) if self.gives else 0
 
+    @property
+    def is_fake(self) -> bool:
+        """Whether its tensors have no values."""
+        return any(is_fake(tensor) for tensor in (*self.inputs[:1], *self.outputs[:1]))
+
     def multiple(self, place: int) -> torch.Tensor:
         """The input at a place, times the factor."""
         return self.inputs[place] if self.factor is None else self.inputs[place] * self.factor
@@ -59,6 +65,11 @@ class Call:
 def described(tensor: torch.Tensor) -> str:
     """Its dtype and shape: "float32[2, 3]"."""
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether it has no values."""
+    return isinstance(tensor, FakeTensor)
 
 
 def nbytes(tensor: torch.Tensor) -> int:
