@@ -22,14 +22,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from algorithms.base import Algorithm
+from algorithms.footprint import Footprint
 from algorithms.optimizers import Optimizer
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards, check_layered, layers_of
+from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -56,6 +59,7 @@ class FSDP(Algorithm):
 
     synchronous: ClassVar[bool] = True
     splits_model: ClassVar[bool] = True
+    supports_fake_tensors: ClassVar[bool] = True
 
     linear_scaling: bool
     reshard_after_forward: bool
@@ -79,6 +83,11 @@ class FSDP(Algorithm):
     def is_sgd(self) -> bool:  # type: ignore[override]
         """In the problem's own precision."""
         return self.param_dtype is None and self.reduce_dtype is None
+
+    def alike(self, num_workers: int) -> list[Axis]:
+        """All workers, of groups that shard a model."""
+        size = self.shards(num_workers)
+        return [Axis(num_workers // size, alike=True), Axis(size, alike=True)]
 
     def check(self, problem: Problem) -> None:
         """Layers are what is gathered."""
@@ -120,10 +129,14 @@ class FSDP(Algorithm):
         """Take steps along 1/P sum_i g_i, each worker of its own shard."""
         model = self.sharded(problem.build_model(worker.device, worker.seed), worker)
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
-        shards = Shards(model, self.optimizer, learning_rate)
+        shards, footprint = Shards(model, self.optimizer, learning_rate), Footprint(worker)
         for batch in worker.batches(problem, self.batch_size):
-            problem.loss(model, batch).backward()
+            with footprint.forward(model.parameters()):
+                loss = problem.loss(model, batch)
+            loss.backward()
             shards.step(learning_rate * self.schedule.at(worker))
+            footprint.tell(shards.own, shards.optimizer)
+            shards.optimizer.zero_grad()
             worker.observe(shards.flat, samples=len(batch), part=shards.positions)
 
     def sharded(self, model: nn.Module, worker: Worker) -> nn.Module:
@@ -152,7 +165,8 @@ class FSDP(Algorithm):
 
     def _mesh(self, worker: Worker) -> DeviceMesh:
         size = self.shards(worker.num_workers)
-        if size == worker.num_workers:
-            return init_device_mesh(worker.device.type, (size,))
         replicas = worker.num_workers // size
-        return init_device_mesh(worker.device.type, (replicas, size), mesh_dim_names=("replicate", "shard"))
+        with unset_fake_temporarily():  # it reads the ranks that it is made of, also where the model has no values
+            if replicas == 1:
+                return init_device_mesh(worker.device.type, (size,))
+            return init_device_mesh(worker.device.type, (replicas, size), mesh_dim_names=("replicate", "shard"))

@@ -117,6 +117,9 @@ class Descent:
         weights: shape (parameters,), written in place.
         gradient: shape (parameters,), read at every step; the caller sets it to zero.
         learning_rate: of the first step.
+
+    Attributes:
+        optimizer: torch's.
     """
 
     def __init__(
@@ -124,7 +127,7 @@ class Descent:
     ) -> None:
         parameter = nn.Parameter(weights)
         parameter.grad = gradient
-        self._torch = optimizer.over([parameter], learning_rate)
+        self.optimizer = optimizer.over([parameter], learning_rate)
 
     def step(self, learning_rate: float | None = None) -> None:
         """Take one.
@@ -133,5 +136,5 @@ class Descent:
             learning_rate: from this step on; None for that of the step before.
         """
         if learning_rate is not None:
-            self._torch.param_groups[0]["lr"] = learning_rate
-        self._torch.step()
+            self.optimizer.param_groups[0]["lr"] = learning_rate
+        self.optimizer.step()

@@ -26,6 +26,7 @@ from algorithms.schedules import Schedule
 from algorithms.shards import Shards
 from algorithms.split_traffic import bytes_of_batch, bytes_of_gradients
 from algorithms.stages import check_layered, check_stages, costs_of, split
+from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -48,6 +49,7 @@ class Parallel3D(Algorithm):
 
     synchronous: ClassVar[bool] = True
     splits_model: ClassVar[bool] = True
+    supports_fake_tensors: ClassVar[bool] = True
 
     mesh: Mesh
     sequence_parallel: bool
@@ -68,6 +70,11 @@ class Parallel3D(Algorithm):
         """That of its seat along the axis of data."""
         shape = self.mesh.shape(num_workers)
         return shape.seat(rank).data, shape.data
+
+    def alike(self, num_workers: int) -> list[Axis]:
+        """Those of a stage."""
+        shape = self.mesh.shape(num_workers)
+        return [Axis(shape.pipeline, alike=False), Axis(shape.data, alike=True), Axis(shape.tensor, alike=True)]
 
     def check(self, problem: Problem) -> None:
         """Its model is a chain of layers."""

@@ -1,12 +1,10 @@
 """What a worker keeps of a model that all share: its layers, its shard of them, and where that lies in the whole."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.functional import pad
 
 from algorithms.optimizers import Optimizer
@@ -91,34 +89,36 @@ class Shards:
         learning_rate: of the first step.
 
     Attributes:
+        own: the shards, as parameters.
+        optimizer: torch's, of them.
         positions: int64, of the shards' elements among the flat parameters of the whole model.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, learning_rate: float) -> None:
         self._sharded: list[DTensor] = list(model.parameters())  # type: ignore[arg-type]
-        self._own = [nn.Parameter(parameter.to_local().detach()) for parameter in self._sharded]
-        self._torch = optimizer.over(self._own, learning_rate)
+        self.own = [nn.Parameter(parameter.to_local().detach()) for parameter in self._sharded]
+        self.optimizer = optimizer.over(self.own, learning_rate)
         self.positions = _positions(self._sharded)
 
     def step(self, learning_rate: float) -> None:
-        """Take a step along the gradients of the backward pass, and forget them."""
-        for own, sharded in zip(self._own, self._sharded, strict=True):
+        """Take a step along the gradients of the backward pass, which the shards keep until they are set to zero."""
+        for own, sharded in zip(self.own, self._sharded, strict=True):
             own.grad, sharded.grad = sharded.grad.to_local(), None  # type: ignore[union-attr]
-        self._torch.param_groups[0]["lr"] = learning_rate
-        self._torch.step()
-        self._torch.zero_grad()
+        self.optimizer.param_groups[0]["lr"] = learning_rate
+        self.optimizer.step()
 
     def flat(self) -> torch.Tensor:
         """The shards, one after the other, shape (elements,)."""
-        return torch.cat([own.detach().flatten() for own in self._own])
+        return torch.cat([own.detach().flatten() for own in self.own])
 
 
 def _positions(parameters: Sequence[DTensor]) -> torch.Tensor:
-    """Of this worker's rows, which lie in one piece of each parameter."""
+    """Of this worker's rows, which lie in one piece of each parameter; the last workers may have fewer, or none."""
     found, start = [], 0
     for each in parameters:
-        shape, offset = compute_local_shape_and_global_offset(each.shape, each.device_mesh, each.placements)
-        begin = start + offset[0] * each.shape[1:].numel()
-        found.append(torch.arange(begin, begin + math.prod(shape)))
+        mesh, rows = each.device_mesh, len(each)
+        begin = min(mesh.get_local_rank(mesh.ndim - 1) * -(-rows // mesh.size(-1)), rows)
+        first = start + begin * each.shape[1:].numel()
+        found.append(torch.arange(first, first + each.to_local().numel()))
         start += each.numel()
     return torch.cat(found)

@@ -17,6 +17,7 @@ from algorithms.layer_split import LayerSplit, check_degree, check_plan
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
 from algorithms.split_traffic import bytes_of_batch
+from harness.alike import Axis
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -33,6 +34,7 @@ class TensorParallel(Algorithm):
 
     synchronous: ClassVar[bool] = True
     splits_model: ClassVar[bool] = True
+    supports_fake_tensors: ClassVar[bool] = True
 
     sequence_parallel: bool
     optimizer: Optimizer
@@ -41,6 +43,10 @@ class TensorParallel(Algorithm):
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
         """All work on the same samples."""
         return 0, 1
+
+    def alike(self, num_workers: int) -> list[Axis]:
+        """All workers."""
+        return [Axis(num_workers, alike=True)]
 
     def check(self, problem: Problem) -> None:
         """Its layers can be split."""

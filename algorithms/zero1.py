@@ -16,6 +16,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
+from algorithms.footprint import Footprint
 from algorithms.optimizers import Optimizer
 from algorithms.schedules import Schedule
 from harness.problems.base import Problem
@@ -49,11 +50,15 @@ class Zero1(Algorithm):
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
         made: Any = lambda parameters, **_: self.optimizer.over(parameters, learning_rate)  # noqa: E731 - a class
         sharded = ZeroRedundancyOptimizer(list(model.parameters()), made)
+        footprint = Footprint(worker)
         for batch in worker.batches(problem, self.batch_size):
-            problem.loss(model, batch).backward()
+            with footprint.forward([weights]):
+                loss = problem.loss(model, batch)
+            loss.backward()
             dist.all_reduce(gradient)
             gradient /= worker.num_workers
             sharded.param_groups[0]["lr"] = learning_rate * self.schedule.at(worker)
             sharded.step()
+            footprint.tell(model.parameters(), sharded.optim)
             gradient.zero_()
             worker.observe(weights, samples=len(batch))

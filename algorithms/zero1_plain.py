@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters, flatten_
+from algorithms.footprint import Footprint
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
 from algorithms.shards import shard_of
@@ -52,11 +53,15 @@ class PlainZero1(Algorithm):
         shard_gradient = torch.zeros_like(shard)
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
         descent = Descent(self.optimizer, shard, shard_gradient, learning_rate)
+        footprint = Footprint(worker)
         for batch in worker.batches(problem, self.batch_size):
-            problem.loss(model, batch).backward()
+            with footprint.forward([whole]):
+                loss = problem.loss(model, batch)
+            loss.backward()
             dist.reduce_scatter_single(shard_gradient, gradient)
             shard_gradient /= worker.num_workers
             descent.step(learning_rate * self.schedule.at(worker))
+            footprint.tell(model.parameters(), descent.optimizer)
             dist.all_gather_single(whole, shard)
             gradient.zero_()
             worker.observe(whole[: len(flat)], samples=len(batch))

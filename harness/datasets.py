@@ -1,10 +1,12 @@
-"""Data sets in LIBSVM text: where they are looked for, how they are fetched, what they hold.
+"""Data sets: where they are looked for, how they are fetched, and what those in LIBSVM text hold.
 
 A data set is a path, an http(s) address, or a name on the LIBSVM page (Chang and Lin, ACM TIST 2011,
 https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets). It is looked for as given, then in the folders of
 TWINCLOCK_DATA, then in the user's cache, each with and without .gz and .bz2. Nothing is fetched unless asked for.
 """
 
+import bz2
+import gzip
 import hashlib
 import http.client
 import os
@@ -13,8 +15,9 @@ import tempfile
 import urllib.error
 import urllib.request
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,7 +26,8 @@ import torch
 from harness.errors import UserError
 from harness.kernels.sparse_rows import SparseRows
 
-_COMPRESSIONS = (".gz", ".bz2")
+_OPEN: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open}
+_COMPRESSIONS = tuple(_OPEN)
 _SILENCE_S = 30.0  # without a byte from the server
 _PAGE = "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/binary/"
 _ADULT_AND_WEB = [f"a{part}a" for part in range(1, 10)] + [f"w{part}a" for part in range(1, 9)]
@@ -62,6 +66,33 @@ def find(path: str, download: bool, field: str = "problem.path") -> Path:
     looked = ", ".join(str(place) for place in places)
     fix = f"set problem.download=true to fetch {address}" if address else "name its folder in TWINCLOCK_DATA"
     raise UserError(f"{field}={path!r} is at none of {looked} (nor there with .gz or .bz2): put it there, or {fix}")
+
+
+def find_folder(path: str, field: str = "problem.path") -> Path:
+    """Where a folder of data lies on this computer: as given, in the folders of TWINCLOCK_DATA, or in the cache.
+
+    Raises:
+        UserError: if it is nowhere; the message names every place looked at.
+    """
+    places = _places(path)
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        looked = ", ".join(str(place) for place in places)
+        raise UserError(f"{field}={path!r} is a folder at none of {looked}: put it there, or name another one")
+    return found
+
+
+def read_text(path: Path) -> str:
+    """All of a text file in UTF-8, as it is or with .gz or .bz2.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        with _OPEN.get(path.suffix, open)(path, "rt", encoding="utf-8-sig") as file:
+            return file.read()
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as text ({error}): fetch or convert it again") from error
 
 
 def read(paths: list[Path]) -> list[tuple[SparseRows, torch.Tensor]]:

@@ -4,20 +4,16 @@ A file has a line per rating, "user item rating", separated by tabs, spaces, com
 header or none: the formats of MovieLens (Harper and Konstan, ACM TiiS 2015): `u.data`, `ratings.dat`, `ratings.csv`.
 """
 
-import bz2
-import gzip
 import io
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
+from harness.datasets import read_text
 from harness.errors import UserError
 
-_OPEN: dict[str, Callable[..., IO[str]]] = {".gz": gzip.open, ".bz2": bz2.open}
 _SEPARATORS = ("::", ",", "\t")
 _WHAT = "user, item and rating as numbers, the ids whole, separated by tabs, spaces, commas or ::"
 
@@ -50,7 +46,7 @@ def read(path: Path) -> Ratings:
         UserError: if it cannot be read or is empty, if a line is no rating, or if a user rates an item twice; naming
             file and line.
     """
-    text = _text(path)
+    text = read_text(path)
     first = text.split("\n", 1)[0]
     separator = next((each for each in _SEPARATORS if each in first), None)
     header = _is_header(path, first, separator)
@@ -74,14 +70,6 @@ def numbered(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     (array([3, 7]), array([1, 0, 1]))
     """
     return np.unique(ids, return_inverse=True)
-
-
-def _text(path: Path) -> str:
-    try:
-        with _OPEN.get(path.suffix, open)(path, "rt", encoding="utf-8-sig") as file:
-            return file.read()
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read as text ({error}): fetch or convert it again") from error
 
 
 def _is_header(path: Path, first: str, separator: str | None) -> bool:

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from harness.errors import require
+from harness.problems.classes import AT_ONCE, measure
 from harness.problems.language import LanguageModel
-
-_EVALUATED_AT_ONCE = 16  # samples
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,7 @@ class Llama(LanguageModel):
         """The vocabulary too."""
         return {**super().tensor_divisors(sequence_parallel), "problem.vocabulary": self.vocabulary}
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """The objective over all samples."""
-        parts = torch.arange(self.samples).split(_EVALUATED_AT_ONCE)
-        total = sum(float(self.loss(model, part)) * len(part) for part in parts)
-        return {"train/loss": total / self.samples}
+        loss, _ = measure(model, (self.gather(part) for part in torch.arange(self.samples).split(AT_ONCE)))
+        return {"train/loss": loss}

@@ -1,7 +1,6 @@
 """A multilayer perceptron on the handwritten digits of scikit-learn (Alpaydin and Kaynak, UCI 1998): 1,797 images of
 8 x 8 pixels, 10 classes. The smallest problem that is not convex."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,22 +12,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from harness.errors import require
+from harness.problems.classes import AT_ONCE, MeanProbability, measure
+from harness.problems.image_files import digits
 from harness.problems.layered import Layered
 
 _PIXELS, _CLASSES, _WHITE = 64, 10, 16.0
-
-
-class MeanProbability(nn.Module):
-    """Logarithms of the mean of the probabilities that models give to classes, shape (batch, classes)."""
-
-    def __init__(self, models: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.models = nn.ModuleList(models)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Shape (batch, pixels) to (batch, classes)."""
-        logs = torch.stack([model(images).log_softmax(1) for model in self.models])
-        return logs.logsumexp(0) - math.log(len(logs))
 
 
 @dataclass(frozen=True)
@@ -62,8 +50,7 @@ class DigitsMLP(Layered):
     @cached_property
     def train(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Pixels in [0, 1], shape (samples, 64), and classes, int64, shape (samples,)."""
-        images, classes, held_out = self._digits
-        return images[held_out:], classes[held_out:]
+        return self._sets[0]
 
     @cached_property
     def labels(self) -> torch.Tensor:
@@ -73,8 +60,7 @@ class DigitsMLP(Layered):
     @cached_property
     def test(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Like `train`."""
-        images, classes, held_out = self._digits
-        return images[:held_out], classes[:held_out]
+        return self._sets[1]
 
     def build_model(self, device: torch.device, seed: int) -> nn.Sequential:
         """Torch's default initialisation, from the seed, on the CPU: equal on every device."""
@@ -105,29 +91,20 @@ class DigitsMLP(Layered):
         split = range(0, len(self.hidden_sizes), 2)
         return {f"problem.hidden_sizes[{layer}]": self.hidden_sizes[layer] for layer in split}
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Cross entropy on both sets, and the share of test images classified correctly."""
-        train_loss, _ = self._measure(model, *self.train)
-        test_loss, test_accuracy = self._measure(model, *self.test)
+        train, test = (zip(*(part.split(AT_ONCE) for part in each), strict=True) for each in (self.train, self.test))
+        train_loss, _ = measure(model, train)
+        test_loss, test_accuracy = measure(model, test)
         return {"train/loss": train_loss, "eval/loss": test_loss, "eval/accuracy": test_accuracy}
 
     def evaluate_ensemble(self, models: Sequence[nn.Module]) -> dict[str, float]:
         """Of the mean of their probabilities."""
         return self.evaluate(MeanProbability(models))
 
-    def _measure(self, model: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> tuple[float, float]:
-        scores = model(images.to(next(model.parameters()).device)).cpu()  # (samples, classes)
-        return float(cross_entropy(scores, classes)), float((scores.argmax(1) == classes).double().mean())
-
     @cached_property
-    def _digits(self) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Images and classes in a seeded order, and how many of the first are held out."""
-        # Workers get tensors through shared memory and never need scikit-learn.
-        from sklearn.datasets import load_digits  # noqa: PLC0415
-
-        digits = load_digits()
-        order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(self.seed))
-        images = torch.from_numpy(digits.data).to(getattr(torch, self.dtype)) / _WHITE
-        held_out = min(max(round(self.test_fraction * len(order)), 1), len(order) - 1)
-        return images[order], torch.from_numpy(digits.target)[order], held_out
+    def _sets(self) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:
+        """Training and test set."""
+        sets = digits(self.test_fraction, self.seed)
+        dtype = getattr(torch, self.dtype)
+        return tuple((each.images.flatten(1).to(dtype) / _WHITE, each.classes) for each in sets)

@@ -1,4 +1,4 @@
-"""Synthetic data: sparse rows, and ratings.
+"""Synthetic data: sparse rows, ratings, and text.
 
 Sparse rows have the shape of RCV1 (Lewis, Yang, Rose, Li, JMLR 2004): text, as term weights.
 
@@ -11,6 +11,9 @@ feature in ten, zero elsewhere.
 Ratings are entries of a planted matrix L R' whose entries have variance 1, plus noise. Users and items are drawn from
 power laws, P(k) ~ k^-exponent for rank k, independently, until as many pairs as wanted are distinct; ranks are
 scattered over their numbers, so that the most popular do not share cache lines.
+
+Text is a Markov chain of made-up words, each of which a few others may follow, with equal chances: per word, and the
+space behind it, there are log2(successors) bits that no model can know before.
 """
 
 import numpy as np
@@ -87,6 +90,29 @@ def low_rank_ratings(
     left, right = (random.standard_normal((count, rank)) for count in (users, items))
     values = np.einsum("nk,nk->n", left[user], right[item]) / np.sqrt(rank)
     return Ratings(user, item, values + noise * random.standard_normal(num_ratings))
+
+
+def markov_text(num_characters: int, num_words: int, successors: int, seed: int) -> str:
+    """Words of 2 to 8 letters with spaces between them; equal for equal arguments.
+
+    Args:
+        num_words: distinct words, of which not all need occur.
+        successors: of each word, <= num_words.
+    """
+    random = np.random.default_rng(seed)
+    lexicon: dict[str, None] = {}
+    while len(lexicon) < num_words:
+        letters = random.integers(ord("a"), ord("z") + 1, random.integers(2, 9))
+        lexicon[bytes(letters.astype(np.uint8)).decode()] = None
+    words, follow = list(lexicon), [random.permutation(num_words)[:successors].tolist() for _ in range(num_words)]
+    word, length, text = 0, 0, []
+    for choice in random.integers(successors, size=num_characters).tolist():
+        word = follow[word][choice]
+        text.append(words[word])
+        length += len(words[word]) + 1
+        if length > num_characters:
+            break
+    return " ".join(text)[:num_characters]
 
 
 def _power_law(random: np.random.Generator, count: int, exponent: float) -> np.ndarray:

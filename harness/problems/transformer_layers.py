@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-_START = 0.02  # standard deviation of initial weights
+_EMBEDDED = 0.02  # standard deviation of initial embeddings: what blocks add soon weighs more
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,10 @@ class Head(nn.Module):
 
 
 def transformer(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> nn.Sequential:
-    """Embedding, blocks and head; weights are normal with standard deviation 0.02, from the seed, drawn on the CPU.
+    """Embedding, blocks and head, with normal weights from the seed, drawn on the CPU.
 
-    Those of what is added to the sum of all layers are smaller by sqrt(2 layers) (Radford et al., 2019, section 2.3).
+    What linear layers give has variance 1 where that of their inputs is 1 (LeCun et al., 1998, section 4.6), but for
+    what is added to the sum of all layers, which is smaller by sqrt(2 layers) (Radford et al., 2019, section 2.3).
     """
     rotation = _rotation(shape, dtype).to(device)  # one for all blocks
     with torch.device("meta"):  # where no module draws weights that would be drawn again
@@ -166,13 +167,19 @@ def transformer(shape: Shape, dtype: torch.dtype, device: torch.device, seed: in
     generator = torch.Generator().manual_seed(seed)
     for path, weight in list(model.named_parameters()):
         owner, _, name = path.rpartition(".")
-        added = owner.endswith(("attention.output", "feed_forward.down"))
-        deviation = _START / (2 * shape.layers) ** 0.5 if added else _START
         values = torch.ones(weight.shape, dtype=dtype)
         if weight.dim() == 2:
-            values.normal_(std=deviation, generator=generator)
+            values.normal_(std=_deviation(owner, weight, shape.layers), generator=generator)
         setattr(model.get_submodule(owner), name, nn.Parameter(values.to(device)))
     return model
+
+
+def _deviation(owner: str, weight: torch.Tensor, layers: int) -> float:
+    """Of the initial weights of a module, by its name."""
+    if owner == "0":
+        return _EMBEDDED
+    added = owner.endswith(("attention.output", "feed_forward.down"))
+    return (weight.shape[1] * (2 * layers if added else 1)) ** -0.5
 
 
 def tensor_plan(shape: Shape) -> dict[str, str]:

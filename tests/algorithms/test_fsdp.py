@@ -1,11 +1,14 @@
 """Sharded data parallelism: what all_reduce computes, with a shard on each worker, and what that sends and keeps."""
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from composed import execution, setup
 
 from algorithms.shards import JoinedShards, layers_of, shard_of
 from harness.errors import UserError
+from harness.problems.layered import Layered
 from harness.trial import averaged
 
 STEPS, GLOBAL_BATCH = 4, 24
@@ -113,3 +116,145 @@ def test_a_model_without_layers_is_refused(algorithm):
 def test_settings_that_mean_nothing_are_refused(setting):
     with pytest.raises(UserError, match=setting.partition("=")[0]):
         setup("algorithm=fsdp", *MLP, setting)
+
+
+EVEN = "problem.hidden_sizes=[48]"
+PARAMETERS = 48 * 64 + 48 + 10 * 48 + 10
+PADDED = 48 * 64 + 48 + 12 * 48 + 12  # of 10 rows on 4 workers
+
+
+def wire(algorithm, workers, *overrides):
+    """Elements that all devices send in a step, by the counters of their links."""
+    _, done = run(algorithm, "sim_dgx", workers, EVEN, *overrides)
+    sent = [link["payload_bytes"] for name, link in done.facts["links"].items() if name.endswith(".out")]
+    assert len(sent) == workers
+    return sum(sent) / 8 / STEPS
+
+
+def test_links_carry_what_is_said():
+    """NCCL's rings of 4: (P - 1) n to gather or to reduce-scatter, 2 (P - 1) n to all-reduce."""
+    assert wire("all_reduce", 4) == pytest.approx(6 * PARAMETERS)
+    assert wire("fsdp", 4) == pytest.approx(1.5 * 6 * PADDED)
+    assert wire("fsdp", 4, KEPT) == pytest.approx(6 * PADDED)
+    assert wire("fsdp_plain", 4) == pytest.approx(1.5 * 6 * (PARAMETERS + 2))
+    assert wire("zero1_plain", 4) == pytest.approx(6 * (PARAMETERS + 2))
+    assert wire("zero1", 4) == pytest.approx(1.5 * 6 * PARAMETERS)
+    assert wire("fsdp", 4, AGAIN) == wire("fsdp", 4, AHEAD) == wire("fsdp", 4)
+
+
+def test_links_carry_what_is_said_of_groups():
+    """Of 2 groups of 2: 4 x (3 n / 2 within + 2 n / 2 / 2 between them)."""
+    assert wire("fsdp", 4, HYBRID) == pytest.approx(4 * (3 / 2 + 1 / 2) * PARAMETERS)
+    assert wire("fsdp", 4, "algorithm.shard_size=1") == pytest.approx(6 * PARAMETERS)
+    assert wire("fsdp", 2) == pytest.approx(2 * (3 / 2) * PARAMETERS)
+
+
+def test_bytes_of_mixed_precision_are_of_what_is_gathered_and_of_what_is_summed():
+    mixed = ["algorithm.param_dtype=bfloat16", "algorithm.reduce_dtype=float32"]
+    assert wire("fsdp", 2, *mixed) == pytest.approx(2 * (2 / 2 / 4 + 1 / 2 / 2) * PARAMETERS)  # of 8 bytes 2, and 4
+
+
+@pytest.mark.parametrize("hardware", ["sim_dgx", "cpu"])
+def test_mixed_precision_rounds_what_is_computed_and_not_the_weights(hardware, minibatch_sgd):
+    weights, _ = run("fsdp", hardware, 2, "algorithm.param_dtype=bfloat16")
+    assert weights.dtype == torch.float64
+    # 4 steps along gradients of 8 significant bits
+    assert 0 < (weights - minibatch_sgd).abs().max() < 4 * 2**-8 * (minibatch_sgd[-1] - minibatch_sgd[0]).abs().max()
+
+
+def taken(algorithm, workers, *overrides, hardware="sim_dgx"):
+    """Elements of the worker that keeps most, by what they are for."""
+    _, done = run(algorithm, hardware, workers, EVEN, "algorithm/optimizer=adamw", *overrides)
+    found = {
+        name: done.metrics[f"mem/{name}_bytes_max"] / 8 for name in ("parameter", "gradient", "optimizer", "activation")
+    }
+    return found | {"optimizer": found["optimizer"] - 4 / 2}  # which counts the steps of 4 tensors, in float32
+
+
+@pytest.mark.parametrize("hardware", ["sim_ethernet", "sim_dgx", "cpu"])
+def test_a_worker_keeps_its_shard(hardware):
+    workers = 2 if hardware == "cpu" else 4
+    own = (PARAMETERS if workers == 2 else PADDED) / workers
+    samples = GLOBAL_BATCH // workers
+    # of each image its pixels, hidden units, class and the logarithms of probabilities; of all the loss and a weight
+    activations = samples * (64 + 48 + 1 + 10) + 2
+    found = taken("fsdp", workers, hardware=hardware)
+    assert found == {"parameter": own, "gradient": own, "optimizer": 2 * own, "activation": activations}
+
+
+def test_groups_keep_more_and_optimizers_alone_less():
+    whole = taken("fsdp", 4, "algorithm.shard_size=1")
+    assert [whole[name] for name in ("parameter", "gradient", "optimizer")] == [PARAMETERS, PARAMETERS, 2 * PARAMETERS]
+    hybrid = taken("fsdp", 4, HYBRID)
+    assert [hybrid[name] * 2 for name in ("parameter", "gradient", "optimizer")] == [
+        PARAMETERS,
+        PARAMETERS,
+        2 * PARAMETERS,
+    ]
+    plain = taken("zero1_plain", 4)
+    assert (plain["parameter"], plain["gradient"]) == (PARAMETERS, PARAMETERS)
+    assert plain["optimizer"] == pytest.approx(2 * (PARAMETERS + 2) / 4, abs=2)  # one tensor's steps are counted
+    assert {each["activation"] for each in (whole, hybrid, plain)} == {6 * 123 + 2}
+
+
+@dataclass(frozen=True)
+class Deep(Layered):
+    """Blocks of hidden layers, in which there is something to forget."""
+
+    num_samples = 64
+
+    def build_model(self, device, seed):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return torch.nn.Sequential(*(self.block() for _ in range(4)))
+
+    def block(self):
+        return torch.nn.Sequential(*(part for _ in range(3) for part in (torch.nn.Linear(96, 96), torch.nn.Tanh())))
+
+    def gather(self, samples):
+        inputs = torch.arange(96.0).add(samples[:, None]).cos()
+        return inputs, inputs.roll(1, 0)
+
+    def objective(self, outputs, targets):
+        return (outputs - targets).square().mean()
+
+    def evaluate(self, model):
+        return {}
+
+
+def deep(*overrides):
+    """A run of it without overheads, on devices for which flops are all that counts."""
+    composed = setup(
+        "algorithm=fsdp",
+        "problem=digits_mlp",
+        "hardware=sim_dgx",
+        "hardware.num_workers=2",
+        *overrides,
+        "hardware.compute.operator_overhead_s=0",
+        "hardware.compute.memory_bytes_per_s=1e30",
+        "hardware.compute.backward_overhead_s=0",
+        "hardware.compute.kernel_latency_s=0",
+        "hardware.compute.flops_per_s={float32: 1e9}",
+        "algorithm.batch_size=32",
+        "algorithm.learning_rate=0.1",
+        "tracking=none",
+    )
+    problem = Deep("float32", 0.1, 32, 0.1, 0.0)
+    program = replace(composed.program(), problem=problem, budget_samples=128, milestones=(128,))
+    done = composed.machine.execute(program, lambda samples: None)
+    assert done.failure is None, done.failure
+    return averaged(done.observations, 2)[0][-1].parameters, done
+
+
+def test_checkpointing_computes_a_third_more_and_keeps_the_layers_inputs():
+    (weights, whole), (same, again) = deep(), deep(AGAIN)
+    assert torch.equal(weights, same)
+    # forward, backward as much twice, and forward once more; the first layer's inputs need no gradient
+    matrices = 4 * 3
+    expected = (4 * matrices - 1) / (3 * matrices - 1)
+    ratio = again.workers[0].compute_s / whole.workers[0].compute_s
+    assert ratio == pytest.approx(expected, rel=0.02)  # tanh and the optimiser's step are no matrix products
+    kept = {name: done.metrics["mem/activation_bytes_max"] for name, done in (("whole", whole), ("again", again))}
+    # of 32 samples, 96 values each: the inputs of 4 blocks and the difference to the targets; else, of the 12 layers,
+    # what tanh gives and the next one takes, and the first one's inputs; 4 bytes of loss
+    assert (kept["whole"], kept["again"]) == (14 * 4 * 32 * 96 + 4, 5 * 4 * 32 * 96 + 4)

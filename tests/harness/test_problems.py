@@ -21,18 +21,22 @@ SPARSE = {"synthetic_samples": 400, "synthetic_features": 200, "synthetic_nonzer
 RATINGS = {"synthetic_users": 50, "synthetic_items": 40, "synthetic_ratings": 1000, "rank": 5, "l2": 1e-3}
 TOKENS = {"layers": 2, "width": 16, "hidden": 24, "heads": 4, "key_value_heads": 2, "context": 8, "vocabulary": 30}
 LLAMA = {**TOKENS, "samples": 120, "fake": False}
+TEXT = {name: size for name, size in TOKENS.items() if name != "vocabulary"} | {"synthetic_characters": 6000}
 SMALL = {
     "logistic_regression": SPARSE,
     "svm": SPARSE,
     "least_squares": {"samples": 300, "features": 12},
     "matrix_completion": RATINGS,
+    "transformer": TEXT,
+    "cnn": {"channels": 2, "hidden": 6},
+    "resnet20": {"channels": 2, "blocks": 1, "groups": 1},
     "transformer_8b": LLAMA,
     "transformer_70b": LLAMA,
     "transformer_405b": LLAMA,
 }
 NATIVE = ["logistic_regression", "svm", "least_squares", "matrix_completion"]
 ARITHMETIC = ["transformer_8b", "transformer_70b", "transformer_405b"]  # whose data are computed when asked for
-RANDOM_START = ["digits_mlp", "matrix_completion", *ARITHMETIC]
+RANDOM_START = ["digits_mlp", "matrix_completion", "transformer", "cnn", "resnet20", *ARITHMETIC]
 CPU = torch.device("cpu")
 
 
@@ -105,6 +109,7 @@ def test_native_step_is_the_torch_step(name, settings):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_training_loss_is_the_loss_of_all_samples(name):
     p, model, _ = somewhere(name)
+    p = replace(p, evaluated_samples=p.num_samples) if hasattr(p, "evaluated_samples") else p
     everything = p.loss(model, torch.arange(p.num_samples))
     assert p.evaluate(model)["train/loss"] == pytest.approx(float(everything.detach()), rel=1e-12)
 
@@ -186,15 +191,20 @@ def test_sequential_sgd_reaches_the_target_of_the_shipped_problem(name, epochs):
     assert reached
 
 
-def test_minibatch_sgd_reaches_the_target_of_the_digits():
-    p = problem("digits_mlp")
+@pytest.mark.parametrize(("name", "epochs"), [("digits_mlp", 10), ("cnn", 7), ("resnet20", 3), ("transformer", 5)])
+def test_minibatch_sgd_reaches_the_target_of_the_shipped_problem(name, epochs):
+    p = problem(name)
     model = p.build_model(CPU, seed=0)
-    for batch in order(p, 10).split(32):
-        p.loss(model, batch).backward()
-        sgd_step_(model, p.learning_rate)
-    metrics = p.evaluate(model)
-    assert metrics["train/loss"] < p.target_loss and metrics["eval/loss"] < p.target_loss
-    assert metrics["eval/accuracy"] > 0.9
+    for epoch in order(p, epochs).split(p.num_samples):
+        for batch in epoch.split(p.minibatch_size):
+            p.loss(model, batch).backward()
+            sgd_step_(model, p.minibatch_learning_rate)
+        metrics = p.evaluate(model)
+        if metrics["train/loss"] <= p.target_loss:
+            break
+    assert metrics["train/loss"] <= p.target_loss
+    assert metrics["eval/loss"] < 1.5 * p.target_loss + 0.1  # what is learnt is of use elsewhere
+    assert metrics.get("eval/accuracy", 1) > 0.9
 
 
 def test_digits_are_split_without_overlap():
@@ -274,6 +284,28 @@ def test_least_squares_has_the_hessian_and_the_optimum_it_claims(condition, nois
             "problem.synthetic_ratings must be in [2, synthetic_users x synthetic_items / 2 = 11192120], got 20000000",
         ),
         ("matrix_completion", "seed", -1, "problem.seed must be >= 0, got -1"),
+        ("transformer", "width", 36, "problem.width must be a multiple of 2 x problem.heads=4, got 36"),
+        ("transformer", "key_value_heads", 3, "problem.key_value_heads must divide problem.heads=4, got 3"),
+        ("transformer", "layers", 0, "problem.layers must be >= 1, got 0"),
+        ("transformer", "context", 0, "problem.context must be >= 1, got 0"),
+        ("transformer", "rotary_base", 1.0, "problem.rotary_base must be > 1, got 1.0"),
+        ("transformer", "norm_epsilon", 0.0, "problem.norm_epsilon must be > 0, got 0.0"),
+        ("transformer", "test_fraction", 1.0, "problem.test_fraction must be in (0, 1), got 1.0"),
+        ("transformer", "evaluated_samples", 0, "problem.evaluated_samples must be >= 1, got 0"),
+        (
+            "transformer",
+            "synthetic_successors",
+            101,
+            "problem.synthetic_successors must be in [1, synthetic_words = 100], got 101",
+        ),
+        ("transformer", "dtype", "bfloat16", "problem.dtype must be float32 or float64, got 'bfloat16'"),
+        ("transformer_8b", "dtype", "int8", "problem.dtype must be float32, float64 or bfloat16, got 'int8'"),
+        ("transformer_8b", "vocabulary", 1, "problem.vocabulary must be >= 2, got 1"),
+        ("cnn", "channels", 0, "problem.channels must be >= 1, got 0"),
+        ("cnn", "hidden", 0, "problem.hidden must be >= 1, got 0"),
+        ("cnn", "evaluated_samples", 0, "problem.evaluated_samples must be >= 1, got 0"),
+        ("resnet20", "groups", 5, "problem.groups must divide problem.channels=16, got 5"),
+        ("resnet20", "blocks", 0, "problem.blocks must be >= 1, got 0"),
         ("digits_mlp", "hidden_sizes", [3, 0], "problem.hidden_sizes must be >= 1 each, got [3, 0]"),
         ("digits_mlp", "test_fraction", 0.0, "problem.test_fraction must be in (0, 1), got 0.0"),
         ("digits_mlp", "seed", -1, "problem.seed must be >= 0, got -1"),
