@@ -30,7 +30,7 @@ class HandedOn:
         """On the device "meta": what each stage takes of so many samples, and what the last one gives."""
         shapes = passed(self._stages, inputs_like(self._problem, samples, torch.device("meta")))
         last = -1
-        for number, stage in enumerate(self._stages[:-1], start=1):
+        for number, stage in enumerate(self._stages, start=1):
             last += len(stage)
             shapes[number] = self._layers.handed_on(self._model, last, shapes[number]).detach().requires_grad_()
         return shapes

@@ -13,8 +13,9 @@ did. Weights that are kept whole there have seen some of the positions, and thei
 the step. Before the first such layer positions are cut, behind the last one gathered. We keep what a column gathers
 for the backward pass, where the paper gathers it once more.
 
-An embedding whose vocabulary is split ("row") looks up what it has, zeros else, and sums. A last layer whose outputs
-are split ("column", and no row follows) has them gathered, for any loss to see; Shoeybi et al. fuse it with the loss.
+An embedding whose vocabulary is split ("row") looks up what it has, zeros else, and sums. Of a last layer whose outputs
+are split ("column", and no row follows) the loss is computed in parts, where the problem knows how
+(`objective_of_part`), or else of all outputs, gathered.
 
 Weights are cut as torch's DTensors are, without communication: all workers have built the same ones. Torch's own styles
 compute on DTensors, at a cost of the host's, and by collectives that tensors without values never reach; ours compute
@@ -33,7 +34,7 @@ from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn.functional import embedding, linear
 
-from algorithms.activations import Exchange
+from algorithms.activations import Exchange, Features
 from algorithms.mesh import mesh_of
 from harness.errors import UserError, require
 from harness.problems.base import Problem
@@ -46,16 +47,17 @@ class LayerSplit:
     """How the layers of a model are split among the workers of a group.
 
     Args:
-        plan: of the problem (`Layered.tensor_plan`).
+        problem: whose `tensor_plan` says how.
         group: of those who split each layer; None for a worker by itself, which splits nothing.
         sequence_parallel: whether activations are split by position where the plan lets them.
         device: where models live.
     """
 
     def __init__(
-        self, plan: Mapping[str, str], group: dist.ProcessGroup | None, sequence_parallel: bool, device: torch.device
+        self, problem: Layered, group: dist.ProcessGroup | None, sequence_parallel: bool, device: torch.device
     ) -> None:
-        self._plan = {} if group is None else plan
+        self._problem, self._plan = problem, {} if group is None else problem.tensor_plan()
+        self._loss_in_parts = False
         self._shared: list[
             tuple[nn.Module, str]
         ] = []  # whole parameters that each worker's positions have a gradient of
@@ -84,6 +86,7 @@ class LayerSplit:
             name: _Split(how, self._exchange) for name, how in self._plan.items() if how != SEQUENCE
         }
         parallelize_module(model, self._mesh, styles, src_data_rank=None)
+        self._loss_in_parts = ends_open(model, self._plan) and self._problem.has_objective_of_part
         self._cut_and_join(model, inside)
 
     def sum_gradients(self) -> None:
@@ -96,17 +99,24 @@ class LayerSplit:
             for gradient, summed in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
+    def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The problem's, of what the last layer gives."""
+        if self._loss_in_parts:
+            return self._problem.objective_of_part(outputs, targets, Features(self._exchange, outputs.shape[-1]))
+        return self._problem.objective(outputs, targets)
+
     def handed_on(self, model: nn.Sequential, layer: int, output: torch.Tensor) -> torch.Tensor:
-        """What a worker has of the output of a layer, before that is joined.
+        """What a worker has of the output of a layer, before the next one joins it.
 
         Args:
             layer: number of the layer in the chain.
             output: of the whole layer, on the device "meta".
         """
-        if not self._plan:
+        is_last = layer == len(model) - 1
+        if not self._plan or (is_last and not (ends_open(model, self._plan) and self._problem.has_objective_of_part)):
             return output
         name = [name for name, _ in model.named_children()][layer]
-        if self._exchange.by_position and name in by_position(self._plan):
+        if self._exchange.by_position and name in by_position(self._plan) and not is_last:
             return self._exchange.cut(output)
         is_open = ends_open(model[: layer + 1], self._plan)
         return self._exchange.cut(output, output.dim() - 1) if is_open else output
@@ -120,6 +130,8 @@ class LayerSplit:
             elif before and name not in inside:
                 layer.register_forward_pre_hook(lambda _, given: exchange.join_positions(*given))
             before = name in inside
+        if self._loss_in_parts:
+            return
         if ends_open(model, self._plan):
             model[-1].register_forward_hook(lambda _, given, output: exchange.join_features(output))
         elif before:

@@ -112,7 +112,7 @@ class Parallel3D(Algorithm):
         with worker.clock.paused():
             groups = {axis: shape.group(axis, worker.rank) for axis in shape._fields}
             line = groups["pipeline"] or dist.new_group([worker.rank], use_local_synchronization=True)
-            layers = LayerSplit(problem.tensor_plan(), groups["tensor"], self.sequence_parallel, worker.device)
+            layers = LayerSplit(problem, groups["tensor"], self.sequence_parallel, worker.device)
             parts = layers.positions(model)
             stages = split(model, order.stages_per_worker * shape.pipeline, costs)
             handed_on = HandedOn(problem, model, stages, layers)
@@ -120,7 +120,7 @@ class Parallel3D(Algorithm):
             held = order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
             part = of_stages(parts, model, [stages[number] for number in held])
             shared = self._shared(stages, held, groups["data"], worker.device)
-        passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, line)
+        passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, layers.objective, line)
         for batch in worker.batches(problem, self.batch_size):
             passes.run(batch)
             layers.sum_gradients()

@@ -67,13 +67,14 @@ class TensorParallel(Algorithm):
         model = problem.build_model(worker.device, worker.seed)
         with worker.clock.paused():
             group = dist.group.WORLD if worker.num_workers > 1 else None
-            split = LayerSplit(problem.tensor_plan(), group, self.sequence_parallel, worker.device)
+            split = LayerSplit(problem, group, self.sequence_parallel, worker.device)
             part = torch.cat(split.positions(model))
             split.split_(model)
         weights, gradient = flatten_(model)
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
         for batch in worker.batches(problem, self.batch_size):
-            problem.loss(model, batch).backward()
+            inputs, targets = (rows.to(worker.device) for rows in problem.rows_of(batch))
+            split.objective(model(inputs), targets).backward()
             split.sum_gradients()
             descent.step(self.learning_rate * self.schedule.at(worker))
             gradient.zero_()
