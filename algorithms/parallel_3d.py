@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from algorithms.balance import BALANCES
 from algorithms.base import Algorithm
@@ -25,7 +26,7 @@ from algorithms.pipeline_schedules import PipelineSchedule
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards
 from algorithms.split_traffic import bytes_of_batch, bytes_of_gradients
-from algorithms.stages import check_layered, check_stages, costs_of, split
+from algorithms.stages import check_layered, check_stages, costs_of, split, units
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
@@ -40,6 +41,8 @@ class Parallel3D(Algorithm):
         mesh: workers along each axis.
         sequence_parallel: whether activations outside of split layers are split by position.
         shard_data: whether those who take batches of their own share one copy of what they train (FSDP2).
+        checkpointing: whether what a layer computes is forgotten, and computed again in the backward pass, sums of
+            activations included.
         micro_batches: of a batch, >= 1.
         balance: by what layers of stages cost the same: layers, parameters, flops or measured.
         pipeline_schedule: the order of passes.
@@ -54,6 +57,7 @@ class Parallel3D(Algorithm):
     mesh: Mesh
     sequence_parallel: bool
     shard_data: bool
+    checkpointing: bool
     micro_batches: int
     balance: str
     pipeline_schedule: PipelineSchedule
@@ -95,9 +99,9 @@ class Parallel3D(Algorithm):
         return {"pipeline/bubble_frac": self.pipeline_schedule.bubble_frac(stages, self.micro_batches)}
 
     def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
-        """Activations of batches and gradients; not where stages send, or FSDP2 does."""
+        """Activations of batches and gradients; not where stages send, FSDP2 does, or some are sent again."""
         shape = self.mesh.shape(num_workers)
-        if shape.pipeline > 1 or (self.shard_data and shape.data > 1):
+        if shape.pipeline > 1 or (self.shard_data and shape.data > 1) or self.checkpointing:
             return None
         layered = check_layered(problem, "parallel_3d")
         activations = shape.data * bytes_of_batch(layered, shape.tensor, self.batch_size, self.sequence_parallel)
@@ -119,6 +123,9 @@ class Parallel3D(Algorithm):
             layers.split_(model)
             held = order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
             part = of_stages(parts, model, [stages[number] for number in held])
+            if self.checkpointing:
+                for number in held:
+                    stages[number] = nn.Sequential(*map(checkpoint_wrapper, units(stages[number])))
             shared = self._shared(stages, held, groups["data"], worker.device)
         passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, layers.objective, line)
         for batch in worker.batches(problem, self.batch_size):
