@@ -1,5 +1,7 @@
 """Weights that several workers train on batches of their own: copies whose gradients are averaged, or shards of one."""
 
+from functools import cached_property
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -18,9 +20,6 @@ class Copies:
         optimizer: what makes steps, on all alike.
         learning_rate: of the first step.
         group: of those who have copies; None for a worker by itself.
-
-    Attributes:
-        positions: int64, of its elements among the parameters of the model: all of them.
     """
 
     def __init__(
@@ -29,14 +28,21 @@ class Copies:
         self._weights, self._gradient = flatten_(model)
         self._descent = Descent(optimizer, self._weights, self._gradient, learning_rate)
         self._group = group
-        self.positions = torch.arange(len(self._weights))
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """Of its elements among the parameters of the model, int64: all of them."""
+        return torch.arange(len(self._weights))
 
     def step(self, learning_rate: float) -> None:
-        """Take a step along the average of all gradients, in one buffer, and forget them."""
+        """Take a step along the average of all gradients, which travel in one buffer."""
         if self._group is not None:
             dist.all_reduce(self._gradient, group=self._group)
             self._gradient /= dist.get_world_size(self._group)
         self._descent.step(learning_rate)
+
+    def forget(self) -> None:
+        """Forget the gradients."""
         self._gradient.zero_()
 
     def flat(self) -> torch.Tensor:

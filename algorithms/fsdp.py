@@ -137,7 +137,8 @@ class FSDP(Algorithm):
             shards.step(learning_rate * self.schedule.at(worker))
             footprint.tell(shards.own, shards.optimizer)
             shards.optimizer.zero_grad()
-            worker.observe(shards.flat, samples=len(batch), part=shards.positions)
+            part = shards.positions if worker.sees_values else None
+            worker.observe(shards.flat, samples=len(batch), part=part)
 
     def sharded(self, model: nn.Module, worker: Worker) -> nn.Module:
         """The model, layer by layer; all workers have built the same one."""

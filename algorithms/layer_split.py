@@ -22,25 +22,29 @@ compute on DTensors, at a cost of the host's, and by collectives that tensors wi
 on the local tensors.
 """
 
-from collections.abc import Mapping
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn.functional import embedding, linear
 
 from algorithms.activations import Exchange, Features
 from algorithms.mesh import mesh_of
-from harness.errors import UserError, require
-from harness.problems.base import Problem
+from algorithms.split_plan import (
+    COLUMN,
+    SEQUENCE,
+    by_position,
+    ends_open,
+    module_placement,
+    placement,
+    seen_in_part,
+)
 from harness.problems.layered import Layered
-
-COLUMN, ROW, SEQUENCE = "column", "row", "sequence"
 
 
 class LayerSplit:
@@ -148,7 +152,7 @@ class _Split(ParallelStyle):
         assert isinstance(module, nn.Linear | nn.Embedding)
         rows = len(module.weight) // self._exchange.size
         for name, parameter in list(module.named_parameters(recurse=False)):
-            where = _placement(self._how, module, name)
+            where = module_placement(self._how, module, name)
             if isinstance(where, Shard):
                 setattr(module, name, nn.Parameter(_own(parameter.detach(), device_mesh, where)))
         if isinstance(module, nn.Embedding):
@@ -156,35 +160,6 @@ class _Split(ParallelStyle):
         else:
             module.forward = partial(_column if self._how == COLUMN else _row, module, self._exchange)  # type: ignore[method-assign]
         return module
-
-
-def placement(model: nn.Module, plan: Mapping[str, str], parameter: str) -> Placement:
-    """Of a parameter of the model, by its name."""
-    name, _, own = parameter.rpartition(".")
-    return _placement(plan.get(name, SEQUENCE), model.get_submodule(name), own)
-
-
-def _placement(how: str, module: nn.Module, parameter: str) -> Placement:
-    if how == COLUMN or (how == ROW and isinstance(module, nn.Embedding)):
-        return Shard(0)
-    return Shard(1) if how == ROW and parameter == "weight" else Replicate()
-
-
-def by_position(plan: Mapping[str, str]) -> set[str]:
-    """Layers of the chain whose activations sequence parallelism splits by position."""
-    return {name.partition(".")[0] for name, how in plan.items() if how == SEQUENCE or (how == ROW and "." not in name)}
-
-
-def seen_in_part(model: nn.Module, plan: Mapping[str, str], inside: set[str]) -> list[str]:
-    """Whole parameters of layers that work on some positions, by name."""
-    names = [name for name, _ in model.named_parameters() if name.partition(".")[0] in inside]
-    return [name for name in names if isinstance(placement(model, plan, name), Replicate)]
-
-
-def ends_open(model: nn.Module, plan: Mapping[str, str]) -> bool:
-    """Whether the last layer's outputs are split by feature."""
-    split = [how for name, _ in model.named_modules() if (how := plan.get(name, SEQUENCE)) != SEQUENCE]
-    return split[-1:] == [COLUMN]
 
 
 def _own(whole: torch.Tensor, mesh: DeviceMesh, where: Placement) -> torch.Tensor:
@@ -207,32 +182,3 @@ def _looked_up(module: nn.Embedding, exchange: Exchange, first: int, tokens: tor
     elsewhere = (own < 0) | (own >= len(module.weight))
     found = embedding(own.masked_fill(elsewhere, 0), module.weight)
     return exchange.leave(found.masked_fill(elsewhere[..., None], 0))
-
-
-def check_plan(problem: Problem, algorithm: str, sequence_parallel: bool) -> Layered:
-    """The problem, whose layers can be split.
-
-    Raises:
-        UserError: if they cannot, or not by position where that is asked for.
-    """
-    plan = problem.tensor_plan() if isinstance(problem, Layered) else {}
-    name = type(problem).__name__
-    if not isinstance(problem, Layered) or not plan:
-        raise UserError(
-            f"algorithm={algorithm} splits layers, and {name} has no plan of how: choose a problem that has a "
-            "`tensor_plan`, such as digits_mlp"
-        )
-    rule = f"must be false, as the layers of {name} have no positions to split"
-    require(not sequence_parallel or SEQUENCE in plan.values(), "algorithm.sequence_parallel", rule, True)
-    return problem
-
-
-def check_degree(problem: Problem, degree: int, field: str, sequence_parallel: bool) -> None:
-    """Refuse a number of workers that layers cannot be split among.
-
-    Raises:
-        UserError: naming the setting that gives it, and what it has to divide.
-    """
-    assert isinstance(problem, Layered)
-    for name, size in problem.tensor_divisors(sequence_parallel).items():
-        require(size % degree == 0, field, f"must divide {name}={size}, which it splits", degree)

@@ -18,13 +18,14 @@ from algorithms.balance import BALANCES
 from algorithms.base import Algorithm
 from algorithms.copies import Copies, sharded
 from algorithms.handed_on import HandedOn, of_stages
-from algorithms.layer_split import LayerSplit, check_degree, check_plan
+from algorithms.layer_split import LayerSplit
 from algorithms.mesh import Mesh, mesh_of
 from algorithms.micro_batches import Passes
 from algorithms.optimizers import Optimizer
 from algorithms.pipeline_schedules import PipelineSchedule
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards
+from algorithms.split_plan import check_degree, check_plan
 from algorithms.split_traffic import bytes_of_batch, bytes_of_gradients
 from algorithms.stages import check_layered, check_stages, costs_of, split, units
 from harness.alike import Axis
@@ -117,22 +118,24 @@ class Parallel3D(Algorithm):
             groups = {axis: shape.group(axis, worker.rank) for axis in shape._fields}
             line = groups["pipeline"] or dist.new_group([worker.rank], use_local_synchronization=True)
             layers = LayerSplit(problem, groups["tensor"], self.sequence_parallel, worker.device)
-            parts = layers.positions(model)
+            parts = layers.positions(model) if worker.sees_values else None
             stages = split(model, order.stages_per_worker * shape.pipeline, costs)
             handed_on = HandedOn(problem, model, stages, layers)
             layers.split_(model)
             held = order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
-            part = of_stages(parts, model, [stages[number] for number in held])
+            part = None if parts is None else of_stages(parts, model, [stages[number] for number in held])
             if self.checkpointing:
                 for number in held:
                     stages[number] = nn.Sequential(*map(checkpoint_wrapper, units(stages[number])))
             shared = self._shared(stages, held, groups["data"], worker.device)
+            part = None if part is None else part[shared.positions]
         passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, layers.objective, line)
         for batch in worker.batches(problem, self.batch_size):
             passes.run(batch)
             layers.sum_gradients()
             shared.step(self.learning_rate * self.schedule.at(worker))
-            worker.observe(shared.flat, samples=len(batch), part=part[shared.positions])
+            shared.forget()
+            worker.observe(shared.flat, samples=len(batch), part=part)
 
     def _shared(
         self, stages: list[nn.Sequential], held: list[int], group: dist.ProcessGroup | None, device: torch.device

@@ -39,6 +39,7 @@ class Pipeline(Algorithm):
 
     synchronous: ClassVar[bool] = True
     splits_model: ClassVar[bool] = True
+    supports_fake_tensors: ClassVar[bool] = True
 
     micro_batches: int
     balance: str
@@ -78,7 +79,7 @@ class Pipeline(Algorithm):
         stages = split(model, order.stages_per_worker * worker.num_workers, costs)
         held = order.held(worker.rank, worker.num_workers)
         own = nn.ModuleList(stages[number] for number in held)
-        part = positions(model, own)
+        part = positions(model, own) if worker.sees_values else None
         weights, gradient = flatten_(own)
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
         passes = Passes(problem, stages, held, order, self.micro_batches, worker)

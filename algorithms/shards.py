@@ -1,6 +1,7 @@
 """What a worker keeps of a model that all share: its layers, its shard of them, and where that lies in the whole."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -98,7 +99,6 @@ class Shards:
         self._sharded: list[DTensor] = list(model.parameters())  # type: ignore[arg-type]
         self.own = [nn.Parameter(parameter.to_local().detach()) for parameter in self._sharded]
         self.optimizer = optimizer.over(self.own, learning_rate)
-        self.positions = _positions(self._sharded)
 
     def step(self, learning_rate: float) -> None:
         """Take a step along the gradients of the backward pass, which the shards keep until they are set to zero."""
@@ -106,6 +106,15 @@ class Shards:
             own.grad, sharded.grad = sharded.grad.to_local(), None  # type: ignore[union-attr]
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
+
+    def forget(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad()
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """Of the shards' elements among the flat parameters of the whole model, int64."""
+        return _positions(self._sharded)
 
     def flat(self) -> torch.Tensor:
         """The shards, one after the other, shape (elements,)."""

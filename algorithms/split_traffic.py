@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import Replicate
 
-from algorithms.layer_split import COLUMN, ROW, by_position, ends_open, placement, seen_in_part
 from algorithms.mesh import Shape
+from algorithms.split_plan import COLUMN, ROW, by_position, ends_open, placement, seen_in_part
 from harness.problems.layered import Layered
 
 _NUMBERS = 3  # of each position: the largest score, the sum of exponentials and the target's

@@ -46,6 +46,7 @@ class Worker:
         elapsed_epochs: dealt to all workers before the last batch was; equal on workers in lockstep.
         total_epochs: of the whole run.
         epoch: of the last batch dealt, from 0.
+        sees_values: whether models have any; if not, nothing is copied of what is observed.
         position: of the last batch dealt by `epochs`: where in its epoch it begins, from 0.
     """
 
@@ -54,6 +55,7 @@ class Worker:
         self.node, self.num_nodes = place.node, place.num_nodes
         self.device, self.seed = place.device, program.seed
         self.generator = torch.Generator().manual_seed(program.seed * 1_000_003 + place.rank)
+        self.sees_values = not program.problem.is_fake
         self._place, self.budget, self._milestones = place, program.budget_samples, program.milestones
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names

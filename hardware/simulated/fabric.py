@@ -27,6 +27,7 @@ from hardware.simulated.values import Call, described, is_fake, nbytes
 from harness.errors import UserError, WorkerFailed
 
 _KEPT_BYTES = 32 * 2**20  # of plans: a program repeats itself
+ROOTED = ("broadcast", "reduce", "gather", "scatter")  # in which one rank does what others do not
 _LISTED = 16  # ranks that are named one by one
 GroupKey = tuple[str, tuple[int, ...]]  # torch's name of a group, its global ranks
 
@@ -206,6 +207,8 @@ class Channel:
         Another rank that has called something else at this number ends the run.
         """
         engine, fabric = self._fabric.engine, self._fabric
+        if kind in ROOTED and len(self._simulated) < len(self.ranks):
+            engine.refuse(UserError(f"collapse: {call} has a root, which does what ranks alike to it do not: {HINT}"))
         meeting = self._meetings.get(number)
         if meeting is None or unequal:
             call.place = engine.place()

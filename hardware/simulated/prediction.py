@@ -31,10 +31,10 @@ class Steps:
 
     def begin(self) -> None:
         """A batch has been dealt."""
-        if self.begins:
-            self.device.memory.step()
-        else:
+        if len(self.begins) < 2:
             self.device.memory.begin()
+        else:
+            self.device.memory.step()
         self.begins.append(self.device.mark())
 
     def after_the_first(self, finish_s: float) -> tuple[float, Split]:

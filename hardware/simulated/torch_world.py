@@ -4,8 +4,7 @@
 each simulated rank has its own; threads outside the simulation keep theirs. Everything is put back on exit.
 
 Touched: the stream calls of `torch.cpu` (in torch_streams.py), waits for futures and works (in futures.py), where
-tensors are fake methods of `DeviceMesh` and of pipelining (in real_values.py) and of storages (in
-device_memory.py),
+tensors are fake what torch_fakes.py says, and `resize_` of storages (in device_memory.py),
 `distributed_c10d._world`, `_backend` and `_default_pg_init_method`, the thread isolation mode of the registry of group
 names, `sys.excepthook` (which `init_process_group` wraps anew for every rank), `_register_process_group` and
 `_unregister_all_process_groups`.
@@ -106,7 +105,7 @@ def isolated(seed: int, fake: bool = False) -> Iterator[None]:
             torch.random.fork_rng(devices=[]),
             torch_streams.simulated(_device),
             futures.simulated(_outstanding),
-            _real_values() if fake else nullcontext(),
+            _fakes() if fake else nullcontext(),
             device_memory.resizes_seen(_memory) if fake else nullcontext(),
         ):
             torch.manual_seed(seed)
@@ -117,10 +116,10 @@ def isolated(seed: int, fake: bool = False) -> Iterator[None]:
         c10d._world, c10d._backend, c10d._default_pg_init_method, sys.excepthook = kept
 
 
-def _real_values() -> AbstractContextManager[None]:
-    from hardware.simulated import real_values  # noqa: PLC0415 - torch's pipelining takes a second to import
+def _fakes() -> AbstractContextManager[None]:
+    from hardware.simulated import torch_fakes  # noqa: PLC0415 - torch's pipelining takes a second to import
 
-    return real_values.kept()
+    return torch_fakes.adapted()
 
 
 def _device() -> Any:
