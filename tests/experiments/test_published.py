@@ -155,3 +155,16 @@ def test_fedbuff_takes_more_rounds_and_less_time():
     assert (
         buffered["stat/epochs_to_target"] > rounds["stat/epochs_to_target"]
     )  # a round is ten clients' changes in both
+
+
+def test_copies_send_less_than_shards_and_shards_less_than_split_layers():
+    step = ("problem.samples=16", "budget.epochs=1")
+    fast, slow = (
+        [
+            run("splitting_and_bandwidth", *step, method=method, bandwidth_bytes_per_s=bandwidth)["perf/samples_per_s"]
+            for method in ("DDP", "FSDP", "tensor")
+        ]
+        for bandwidth in (1.25e10, 1.25e8)
+    )
+    kept = [after / before for before, after in zip(fast, slow, strict=True)]
+    assert kept[0] > 1.2 * kept[1] > 1.2 * kept[2]
