@@ -28,6 +28,7 @@ def samples(number):
     """A problem that bodies do not look at."""
     return SimpleNamespace(
         num_samples=number,
+        is_fake=False,
         build_model=lambda device, seed: torch.nn.Linear(1, 1),
         loss=lambda model, samples: model.weight.sum(),
     )

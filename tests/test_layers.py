@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("worker", "place", "clock", "data", "errors", "kernels", "rows", "program", "interleaving", "measures")
-VOCABULARY = {f"harness.{word}" for word in (*WORDS, "splits", "batch")}  # words of all
+VOCABULARY = {f"harness.{word}" for word in (*WORDS, "splits", "batch", "alike")}  # words of all
 ALLOWED = {  # package -> what of this project it may import
     "algorithms": VOCABULARY | {"algorithms", "harness.problems"},
     "hardware": VOCABULARY | {"hardware"},

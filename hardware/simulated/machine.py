@@ -149,7 +149,7 @@ class Simulated(Hardware):
         samples = machine.counters["samples"] / max(1, machine.counters["updates"])
         steps = {place.rank: place.steps for place in places if place.steps.begins}
         predicted = Predicted(steps, [place.finish_s for place in places], machine.num_ranks, samples)
-        execution.metrics |= predicted.metrics(program.problem, self.compute)
+        execution.metrics |= predicted.metrics(program, self.compute)
         execution.failure = predicted.shortage(self.compute)
 
     def _symmetry(self, program: Program) -> Symmetry | None:

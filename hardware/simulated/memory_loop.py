@@ -131,8 +131,8 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             worker.seen = ledger.versions[worker.model]
             worker.event = WRITE
             prefetch_sample(kernel, shared, samples[rank, min(worker.position + 1, worker.count - 1)])
-            work_s = stall_s + costs.sample_s + costs.nonzero_s * len(row) + costs.delay_s
-            worker.next_s += worker.pace * (work_s if spins else work_s + row_s)
+            stall_s = stall_s if spins else max(stall_s, row_s)  # it was prefetched, and comes meanwhile
+            worker.next_s += worker.pace * (stall_s + costs.sample_s + costs.nonzero_s * len(row) + costs.delay_s)
             continue
         values, additions = loaded.values[rank], loaded.additions[rank]
         weights = carray(_pointer(worker.weights), (worker.num_weights,), loaded.values.dtype)

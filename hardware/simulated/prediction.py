@@ -13,7 +13,7 @@ from hardware.simulated.activity import Signal
 from hardware.simulated.compute import Roofline
 from hardware.simulated.device import Device
 from harness.errors import UserError
-from harness.problems.base import Problem
+from harness.program import Program
 
 GIB = 2**30
 
@@ -60,8 +60,9 @@ class Predicted:
     num_ranks: int
     samples: float
 
-    def metrics(self, problem: Problem, roofline: Roofline) -> dict[str, Any]:
+    def metrics(self, program: Program, roofline: Roofline) -> dict[str, Any]:
         """By key of docs/metrics.md."""
+        problem = program.problem
         told = [steps.after_the_first(end_s) for steps, end_s in zip(self.steps.values(), self.finish_s, strict=True)]
         measured = max(1, len(next(iter(self.steps.values())).begins) - 1)
         span_s = max(self.finish_s) - max(begin_s for begin_s, _ in told)

@@ -2,7 +2,7 @@
 
 IDX      Fashion-MNIST (Xiao et al., arXiv:1708.07747) and MNIST: train-images-idx3-ubyte, train-labels-idx1-ubyte,
          t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, each as it is or with .gz. Debian's package
-         dataset-fashion-mnist puts them under /usr/share/dataset-fashion-mnist
+         dataset-fashion-mnist puts them under /usr/share/datasets/fashion-mnist
 CIFAR-10 (Krizhevsky, 2009), the binary version: data_batch_1.bin to data_batch_5.bin, and test_batch.bin. The
          Python version is of pickles, which may run any program, and is refused
 """

@@ -63,13 +63,7 @@ class ImageClassification(Layered):
     @cached_property
     def scale(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of every channel of the training set, shape (channels, 1, 1) each."""
-        counts = [torch.bincount(channel.flatten(), minlength=256) for channel in self.train.images.unbind(1)]
-        counted = torch.stack(counts).double()  # (channels, values of a byte)
-        shares, values = counted / counted.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64)
-        mean = shares @ values  # (channels,)
-        deviation = ((values - mean[:, None]).square() * shares).sum(1).sqrt()
-        dtype = getattr(torch, self.dtype)
-        return mean[:, None, None].to(dtype), deviation.clamp_min(1)[:, None, None].to(dtype)
+        return self._sets[2]
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -126,6 +120,17 @@ class ImageClassification(Layered):
         return [] if self.path is None else image_files.files_in(datasets.find_folder(self.path))
 
     @cached_property
-    def _sets(self) -> tuple[Images, Images]:
-        """Training and test set."""
-        return image_files.read(self._files) if self._files else image_files.digits(self.test_fraction, self.seed)
+    def _sets(self) -> tuple[Images, Images, tuple[torch.Tensor, torch.Tensor]]:
+        """Training and test set, and the scale: all that workers get from the process that loads the files."""
+        sets = image_files.read(self._files) if self._files else image_files.digits(self.test_fraction, self.seed)
+        return *sets, _scale(sets[0].images, getattr(torch, self.dtype))
+
+
+def _scale(images: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+    counted = torch.stack(counts).double()  # (channels, values of a byte)
+    shares, values = counted / counted.sum(1, keepdim=True), torch.arange(256, dtype=torch.float64)
+    mean = shares @ values  # (channels,)
+    deviation = ((values - mean[:, None]).square() * shares).sum(1).sqrt()
+    # A channel that is the same everywhere stays finite.
+    return mean[:, None, None].to(dtype), deviation.clamp_min(1)[:, None, None].to(dtype)

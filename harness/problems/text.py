@@ -1,4 +1,6 @@
-"""A transformer that predicts the next character of a text, such as tinyshakespeare (Karpathy, 2015)."""
+"""A transformer that predicts the next character of a text, such as tinyshakespeare (Karpathy, 2015):
+https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt
+"""
 
 import math
 from collections.abc import Iterator, Sequence
