@@ -91,5 +91,9 @@ def seconds(layers: Sequence[nn.Module], inputs: torch.Tensor, read_clock: Calla
 
 
 def shadow(layer: Layer) -> Layer:
-    """The same layer of shapes alone, on the device "meta"."""
-    return copy.deepcopy(layer).to("meta")
+    """The same layer of shapes alone, on the device "meta"; values, where there are any, are not copied."""
+    memo: dict[int, torch.Tensor] = {
+        id(each): nn.Parameter(torch.empty_like(each, device="meta")) for each in layer.parameters()
+    }
+    memo |= {id(each): torch.empty_like(each, device="meta") for each in layer.buffers()}
+    return copy.deepcopy(layer, memo)

@@ -120,7 +120,7 @@ class Parallel3D(Algorithm):
             layers = LayerSplit(problem, groups["tensor"], self.sequence_parallel, worker.device)
             parts = layers.positions(model) if worker.sees_values else None
             stages = split(model, order.stages_per_worker * shape.pipeline, costs)
-            handed_on = HandedOn(problem, model, stages, layers)
+            handed_on = HandedOn(problem, [len(stage) for stage in stages], layers)
             layers.split_(model)
             held = order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
             part = None if parts is None else of_stages(parts, model, [stages[number] for number in held])

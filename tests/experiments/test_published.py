@@ -158,7 +158,7 @@ def test_fedbuff_takes_more_rounds_and_less_time():
 
 
 def test_copies_send_less_than_shards_and_shards_less_than_split_layers():
-    step = ("problem.samples=16", "budget.epochs=1")
+    step = ("problem.samples=16", "budget.epochs=1", "problem.width=64", "problem.hidden=176", "problem.context=32")
     fast, slow = (
         [
             run("splitting_and_bandwidth", *step, method=method, bandwidth_bytes_per_s=bandwidth)["perf/samples_per_s"]
