@@ -159,12 +159,8 @@ def test_fedbuff_takes_more_rounds_and_less_time():
 
 def test_copies_send_less_than_shards_and_shards_less_than_split_layers():
     step = ("problem.samples=16", "budget.epochs=1", "problem.width=64", "problem.hidden=176", "problem.context=32")
-    fast, slow = (
-        [
-            run("splitting_and_bandwidth", *step, method=method, bandwidth_bytes_per_s=bandwidth)["perf/samples_per_s"]
-            for method in ("DDP", "FSDP", "tensor")
-        ]
-        for bandwidth in (1.25e10, 1.25e8)
+    copies, shards, split = (
+        run("splitting_and_bandwidth", *step, method=method, bandwidth_bytes_per_s=1.25e7)["perf/samples_per_s"]
+        for method in ("DDP", "FSDP", "tensor")
     )
-    kept = [after / before for before, after in zip(fast, slow, strict=True)]
-    assert kept[0] > 1.2 * kept[1] > 1.2 * kept[2]
+    assert copies > 1.3 * shards > 1.3 * split
