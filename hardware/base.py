@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from harness.errors import require
 from harness.interleaving import Interleaving
@@ -131,7 +131,7 @@ class Hardware(ABC):
         """Why it cannot run a model that has shapes and no values; empty where it can."""
         return "computes with values"
 
-    def sequential(self) -> Self:
+    def sequential(self) -> "Hardware":
         """The same with one worker, and nothing in it parallel: what a baseline runs on."""
         return replace(self, num_workers=1)
 

@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hardware.real.world import World, joined_world
 from harness.build import unknown_key
 from harness.errors import REMEDIES, TwinclockError, require, unwritable
 
@@ -42,8 +43,44 @@ Any setting is key=value: `python run.py --cfg job` prints them all, with `algor
 def command_line(main: Callable[[], None]) -> None:
     """Run Hydra's `main`; a user's mistake ends in one sentence and exit status 1, an interrupt in 130.
 
-    With HYDRA_FULL_ERROR=1 in the environment every error is raised with its traceback.
+    In a world that a launcher has started, rank 0 does so and the others work for it, and end as it does. With
+    HYDRA_FULL_ERROR=1 in the environment every error is raised with its traceback.
     """
+    world = joined_world(os.environ, sys.argv[1:])
+    if world is None:
+        status = _status(main)
+    else:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # who loses a connection says so in its own words
+        status = _leading(world, main) if world.rank == 0 else _following(world)
+    if status == 130 or world is not None:
+        leave(status, at_once=world is not None)
+    sys.exit(status)
+
+
+def _leading(world: World, main: Callable[[], None]) -> int:
+    """Run `main` on rank 0, and tell the others how it ended."""
+    status, several = 1, {"-m", "--multirun"}.intersection(sys.argv)
+    try:
+        if several:
+            starts = f"{world.launcher} starts ranks for one: start it once for each"
+            print(f"error: {several.pop()} runs several jobs, and {starts}", file=sys.stderr)
+        else:
+            status = _status(main)
+    finally:
+        from hardware.real.leader import dismiss  # noqa: PLC0415 - imports torch, which --help must not wait for
+
+        dismiss(world, status)
+    return status
+
+
+def _following(world: World) -> int:
+    from hardware.real.follower import follow  # noqa: PLC0415 - imports torch, which --help must not wait for
+
+    return follow(world)
+
+
+def _status(main: Callable[[], None]) -> int:
+    """Run Hydra's `main`; returns the exit status."""
     arguments = [quoted(argument) for argument in sys.argv[1:]]
     # flags first, since Hydra's parser wants all overrides in one place
     sys.argv[1:] = sorted(arguments, key=lambda argument: "=" in argument and not argument.startswith("-"))
@@ -53,31 +90,33 @@ def command_line(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
-        if ReportFailures.failed:
-            sys.exit(1)
+        return int(ReportFailures.failed > 0)
     except KeyboardInterrupt as interrupt:
         print(f"interrupted {str(interrupt) or 'before the run began: nothing is kept'}", file=sys.stderr)
-        leave(130)
+        return 130
     except (HydraException, OmegaConfBaseException) as error:
         if wants_traceback:
             raise
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        sys.exit(1)
+        said = sentence(error)
     except OSError as error:
         if wants_traceback or not (error.filename or error.errno in REMEDIES):
             raise
-        print(f"error: {unwritable(error.filename or 'the folder of the run', error)}", file=sys.stderr)
-        sys.exit(1)
+        said = unwritable(error.filename or "the folder of the run", error)
     except ValueError as error:
         if wants_traceback or HydraConfig.initialized():
             raise
-        print(f"error: cannot understand the command line ({error}): write key=value", file=sys.stderr)
-        sys.exit(1)
+        said = f"cannot understand the command line ({error}): write key=value"
+    print(f"error: {said}", file=sys.stderr)
+    return 1
 
 
-def leave(status: int) -> NoReturn:
-    """Exit, without waiting for threads that are in native code, such as a compiler."""
-    if threading.active_count() == 1:
+def leave(status: int, at_once: bool = False) -> NoReturn:
+    """Exit, without waiting for threads that are in native code, such as a compiler.
+
+    Args:
+        at_once: nor for what libraries would do at the end, such as wait for ranks that are gone.
+    """
+    if threading.active_count() == 1 and not at_once:
         sys.exit(status)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -24,6 +24,11 @@ def setup(*overrides):
 
 def checked(*overrides):
     """The same, and what it would notice."""
+    return harness_check.check(unchecked(*overrides))
+
+
+def unchecked(*overrides):
+    """The same, whether or not it can be run here."""
     given = [cli.quoted(each) for each in overrides]
     choices = [each for each in given if _chooses(each)]
     # a stable sort: of two choices of one group the last one counts
@@ -31,7 +36,7 @@ def checked(*overrides):
     config = copy.deepcopy(config)
     # as Hydra does it, once the options are chosen: to choose them takes a tenth of a second, of which there are many
     ConfigLoaderImpl._apply_overrides_to_config([_parsed(each) for each in given if not _chooses(each)], config)
-    return harness_check.check(harness_setup.compose(config))
+    return harness_setup.compose(config)
 
 
 def _key(override):

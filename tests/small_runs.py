@@ -1,9 +1,10 @@
 """Every algorithm on a problem small enough to be run on everything, and large enough to be solved."""
 
+from contextlib import nullcontext
 from functools import cache
 
 import pytest
-from composed import options, setup
+from composed import options, setup, unchecked
 
 from harness.errors import UserError
 
@@ -62,6 +63,21 @@ def run(algorithm, hardware, workers, *extra, like=None):
     """
     chosen = [*settings(like or algorithm), *COMMON, f"hardware={hardware}", f"hardware.num_workers={workers}", *extra]
     chosen += ["hardware.backend=gloo"] if hardware == "gpus" else []  # which carries messages, and shares devices
+    with world_for(f"algorithm={algorithm}", *chosen):
+        return _done(algorithm, hardware, *chosen)
+
+
+def world_for(*chosen):
+    """A block in which there are ranks that a launcher has started, where the hardware needs them."""
+    composed = unchecked(*chosen)
+    if composed.choices["hardware"] != "torchrun" or composed.algorithm.needs_shared_memory:
+        return nullcontext()
+    from worlds import world
+
+    return world(composed.num_workers + composed.num_servers)
+
+
+def _done(algorithm, hardware, *chosen):
     try:
         composed = setup(f"algorithm={algorithm}", *chosen)
     except UserError as refusal:

@@ -27,6 +27,7 @@ class Crew:
         timeout_s: after which a collective has failed.
         devices: number of the CUDA device of each worker; None where they compute on their CPUs.
         backend: library of their process group, gloo or nccl.
+        addresses: at which each worker listens; None where all are on this machine.
     """
 
     cpus: list[tuple[int, ...]]
@@ -40,6 +41,11 @@ class Crew:
     timeout_s: float
     devices: list[int] | None = None
     backend: str = "gloo"
+    addresses: list[str] | None = None
+
+    def address(self, rank: int) -> str:
+        """At which a worker listens."""
+        return "127.0.0.1" if self.addresses is None else self.addresses[rank]
 
     def device(self, rank: int) -> torch.device:
         """What a worker computes on."""

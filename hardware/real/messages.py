@@ -26,13 +26,14 @@ A background activity that fails says so itself, while the worker may be blocked
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from hardware.real.breakdown import Ledger
 from harness.errors import UserError, WorkerFailed
 from harness.interleaving import Interleaving
+from harness.place import Observation
 
 VERBS = {
     "ready": "is ready",
@@ -126,8 +127,25 @@ class Failed:
     host_s: float
 
 
-class Line:
-    """The worker's end of the pipe, where several threads may speak.
+Message = Arrived | Observed | Observation | Finished | Failed
+
+
+class Line(Protocol):
+    """How a worker speaks with who runs it. Several threads may."""
+
+    def say(self, message: Message) -> None:
+        """Send a message."""
+
+    def ask(self, arrived: Arrived, timeout_s: float | None = None) -> Any:
+        """Wait until all workers have arrived. Returns the answer. For one thread.
+
+        Raises:
+            TimeoutError: if that takes longer.
+        """
+
+
+class PipeLine:
+    """The worker's end of the pipe.
 
     Args:
         connection: to the parent.
@@ -137,7 +155,7 @@ class Line:
         self._connection = connection
         self._speaking = Lock()
 
-    def say(self, message: Arrived | Observed | Finished | Failed) -> None:
+    def say(self, message: Message) -> None:
         """Send a message."""
         with self._speaking:
             self._connection.send(message)

@@ -26,6 +26,8 @@ from hardware.real.meter import RELEASED, Log, Meter
 from hardware.real.stopwatch import stopwatch_of
 from harness.errors import UserError
 
+LOOPBACK = "127.0.0.1"
+
 
 class MeteredWork(dist.Work):
     """The library's handle of an asynchronous operation, with a stopwatch in `wait`."""
@@ -95,12 +97,15 @@ class MeteredGroup(dist.ProcessGroup):
         timeout_s: after which an operation fails.
         device: where this worker's tensors lie.
         name: of the library, "gloo" or "nccl".
+        address: at which gloo listens; on this machine alone by default.
     """
 
-    def __init__(self, options: Any, meter: Meter, timeout_s: float, device: torch.device, name: str) -> None:
+    def __init__(
+        self, options: Any, meter: Meter, timeout_s: float, device: torch.device, name: str, address: str = LOOPBACK
+    ) -> None:
         super().__init__(options.group_rank, options.group_size)
         timeout = min(options.timeout, timedelta(seconds=timeout_s))
-        self._library = (_nccl if name == "nccl" else _gloo)(options, timeout)
+        self._library = _nccl(options, timeout) if name == "nccl" else _gloo(options, timeout, address)
         self._name, self._staged = name, name == "gloo" and device.type != "cpu"
         kind = getattr(dist.ProcessGroup.BackendType, name.upper())
         self._register_backend(torch.device(device.type), kind, self._library)
@@ -236,18 +241,19 @@ class MeteredGroup(dist.ProcessGroup):
 
 
 def init_metered_group(
-    store: dist.Store, rank: int, num_workers: int, timeout_s: float, device: torch.device, name: str
+    store: dist.Store,
+    rank: int,
+    num_workers: int,
+    timeout_s: float,
+    device: torch.device,
+    name: str,
+    address: str = LOOPBACK,
 ) -> Meter:
-    """Make a metered group this process's default group, and all later groups metered too.
-
-    Args:
-        device: where this worker's tensors lie.
-        name: of the library, "gloo" or "nccl".
-    """
+    """Make a metered group this process's default group, and all later groups metered too; see `MeteredGroup`."""
     meter = Meter(stopwatch_of(device, name))
     dist.Backend.register_backend(
         "metered",
-        lambda options, _: MeteredGroup(options, meter, timeout_s, device, name),
+        lambda options, _: MeteredGroup(options, meter, timeout_s, device, name, address),
         extended_api=True,
         devices=[device.type],
     )
@@ -256,9 +262,9 @@ def init_metered_group(
     return meter
 
 
-def _gloo(options: Any, timeout: timedelta) -> Any:
+def _gloo(options: Any, timeout: timedelta, address: str) -> Any:
     chosen = dist.ProcessGroupGloo._Options()
-    chosen._timeout, chosen._devices = timeout, [dist.ProcessGroupGloo.create_device(interface="lo")]
+    chosen._timeout, chosen._devices = timeout, [dist.ProcessGroupGloo.create_device(hostname=address)]
     return dist.ProcessGroupGloo(options.store, options.group_rank, options.group_size, chosen)
 
 

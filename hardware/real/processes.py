@@ -19,7 +19,7 @@ import torch
 
 from hardware.base import Execution
 from hardware.real import simd, worker_process
-from hardware.real.breakdown import break_down
+from hardware.real.conclusion import conclude
 from hardware.real.counters import SharedCounters
 from hardware.real.crew import Crew, as_failure
 from hardware.real.fork_server import explained, start_fork_server
@@ -31,7 +31,6 @@ from hardware.real.process_place import Launch
 from hardware.real.segment import Segment
 from hardware.real.signals import deaf, terminable
 from harness.errors import WorkerFailed
-from harness.measures import distributions
 from harness.place import COUNTERS, Observation
 from harness.program import Program
 
@@ -116,14 +115,7 @@ class _Parent:
         if self._failures:
             return execution
         finished = [self._finished[rank] for rank in range(self._crew.num_workers)]
-        breakdown = break_down([each.ledger for each in finished], self._start_s, self._synchronous)
-        execution.workers = breakdown.workers
-        if breakdown.overlap_frac is not None:
-            execution.metrics["perf/overlap_frac"] = breakdown.overlap_frac
-        execution.metrics |= distributions([each.measures for each in finished])
-        execution.interleavings = [each.interleaving for each in finished]
-        if finished[0].placement:
-            execution.facts["placement"] = finished[0].placement
+        conclude(execution, finished, self._start_s, self._synchronous)
         return execution
 
     def _start(self, rank: int) -> None:

@@ -20,10 +20,11 @@ from hardware.real import simd
 from hardware.real.breakdown import Ledger
 from hardware.real.crew import as_failure
 from hardware.real.host_clock import HostClock
-from hardware.real.messages import Arrived, Failed, Finished, Line
+from hardware.real.messages import Arrived, Failed, Finished, Line, PipeLine
 from hardware.real.meter import Meter
 from hardware.real.metered_group import GroupOptions, MeteredGroup, init_metered_group
 from hardware.real.process_place import Launch, ProcessPlace
+from hardware.real.rank_place import RankPlace
 from harness.program import Program
 from harness.worker import Worker
 
@@ -37,7 +38,7 @@ def main(launch: Launch) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with contextlib.suppress(BrokenPipeError, EOFError, ConnectionResetError):  # the parent gave up meanwhile
-        line = Line(launch.connection)
+        line = PipeLine(launch.connection)
         try:
             _work(launch, line)
         except BaseException as error:
@@ -59,6 +60,16 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if not parent.is_alive():
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def import_optimizers() -> None:
+    """Take a step: the first one of an optimiser imports a second's worth of torch, on the clock if not before.
+
+    On "meta", which chooses no vector instructions: those are for each worker's environment to say.
+    """
+    parameter = torch.nn.Parameter(torch.zeros(1, device="meta"))
+    parameter.grad = torch.zeros(1, device="meta")
+    torch.optim.SGD([parameter]).step()
 
 
 def touch(program: Program) -> None:
@@ -94,19 +105,22 @@ def _work(launch: Launch, line: Line) -> None:
     touch(program)
     program = moved(program, place.device)
     place.ask(Arrived("ready"))  # from here on nobody is late, whatever gloo's time-out
-    meter = _connect(launch, program, place)
-    warm_up(meter, place.device)
-    ledger = _train(program, place, meter)
+    store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", launch.crew.num_workers)
+    meter = connect(store, program, place)
+    ledger = train(program, place, meter)
     line.say(Finished(ledger, place.prove_placement(), place.interleaving, place.measures))
     place.ask(Arrived("end"))
     dist.destroy_process_group()
 
 
-def _connect(launch: Launch, program: Program, place: ProcessPlace) -> Meter:
-    """Make the default group of the algorithm's ranks; where there are data servers, one of each, and one of all."""
-    crew, rank, num_ranks = launch.crew, launch.rank, launch.crew.num_workers
-    store: dist.Store = dist.FileStore(f"/proc/self/fd/{launch.rendezvous.fd}", num_ranks)
-    peers, common = num_ranks - program.data.servers(), (crew.timeout_s, place.device, crew.backend)
+def connect(store: dist.Store, program: Program, place: RankPlace) -> Meter:
+    """Make the default group of the algorithm's ranks; where there are data servers, one of each, and one of all.
+
+    Args:
+        store: in which the ranks find each other.
+    """
+    crew, rank, num_ranks = place.crew, place.rank, place.crew.num_workers
+    peers, common = num_ranks - program.data.servers(), (crew.timeout_s, place.device, crew.backend, crew.address(rank))
     if rank >= peers:
         meter = init_metered_group(dist.PrefixStore(f"alone {rank}", store), 0, 1, *common)
     else:
@@ -115,10 +129,12 @@ def _connect(launch: Launch, program: Program, place: ProcessPlace) -> Meter:
         timeout, store = timedelta(seconds=crew.timeout_s), dist.PrefixStore("streams", store)
         options = GroupOptions(store, rank, num_ranks, "streams", timeout)
         place.everybody = MeteredGroup(options, meter, *common)
+    warm_up(meter, place.device)
     return meter
 
 
-def _train(program: Program, place: ProcessPlace, meter: Meter) -> Ledger:
+def train(program: Program, place: RankPlace, meter: Meter) -> Ledger:
+    """Train, from the moment at which all ranks start. Returns what this one noted."""
     worker, on_device = Worker(place, program), place.device.type == "cuda"
     if on_device:
         torch.cuda.reset_peak_memory_stats(place.device)

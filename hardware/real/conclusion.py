@@ -1,0 +1,26 @@
+"""What a run's `Execution` says once all ranks have finished, be they processes of this machine or of a world."""
+
+from collections.abc import Sequence
+
+from hardware.base import Execution
+from hardware.real.breakdown import break_down
+from hardware.real.messages import Finished
+from harness.measures import distributions
+
+
+def conclude(execution: Execution, finished: Sequence[Finished], start_s: float, synchronous: bool) -> None:
+    """Add what all ranks noted and measured.
+
+    Args:
+        finished: by rank; their host times are of one clock.
+        start_s: when the run's clock started, on that clock.
+        synchronous: whether rank 0 alone observes, for all.
+    """
+    breakdown = break_down([each.ledger for each in finished], start_s, synchronous)
+    execution.workers = breakdown.workers
+    if breakdown.overlap_frac is not None:
+        execution.metrics["perf/overlap_frac"] = breakdown.overlap_frac
+    execution.metrics |= distributions([each.measures for each in finished])
+    execution.interleavings = [each.interleaving for each in finished]
+    if finished[0].placement:
+        execution.facts["placement"] = finished[0].placement
