@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 BLOCK_BYTES = 512  # allocations are rounded up to so many (torch's CUDACachingAllocator.cpp: kMinBlockSize)
 
@@ -37,9 +38,10 @@ class DeviceMemory:
         self.kept_bytes = self.now_bytes
 
     def seen(self, made: Any) -> None:
-        """An operator has returned this: a tensor, or several."""
-        if isinstance(made, torch.Tensor):
-            self._watch(made.untyped_storage())
+        """An operator has returned this: a tensor, or several. Those with values are the host's, as shapes alone are."""
+        if isinstance(made, FakeTensor):
+            if made.fake_device.type != "meta":
+                self._watch(made.untyped_storage())
         elif isinstance(made, list | tuple):
             for each in made:
                 self.seen(each)
