@@ -18,12 +18,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
+import torch
+
 from algorithms.balance import BALANCES
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
-from algorithms.stages import check_layered, check_stages, costs_of, positions, split
+from algorithms.stages import bytes_handed_on, check_layered, check_stages, costs_of, positions, split
 from algorithms.stashing import Passing, StashingStage
 from harness.errors import require
 from harness.problems.base import Problem
@@ -69,6 +71,11 @@ class PipeDream(Algorithm):
     def constants(self, num_workers: int) -> dict[str, float]:
         """Nobody waits once the pipeline is full."""
         return {"pipeline/bubble_frac": 0.0}
+
+    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+        """Activations of a batch that go from worker to worker, and their gradients."""
+        layered = check_layered(problem, "pipedream")
+        return bytes_handed_on(layered, self.balance, range(num_workers), self.batch_size)
 
     def staleness_bound(self, num_workers: int) -> int | None:
         """That of the first stage."""

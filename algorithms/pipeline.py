@@ -10,6 +10,7 @@ With one micro-batch it is model parallelism: at any time one worker works, and 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import nn
 
 from algorithms.balance import BALANCES
@@ -19,7 +20,7 @@ from algorithms.micro_batches import Passes
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.pipeline_schedules import PipelineSchedule
 from algorithms.schedules import Schedule
-from algorithms.stages import check_layered, check_stages, costs_of, positions, split
+from algorithms.stages import bytes_handed_on, check_layered, check_stages, costs_of, positions, split
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -49,8 +50,7 @@ class Pipeline(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = f"must be from 1 to {self.batch_size}, the samples of a batch (algorithm.batch_size)"
-        require(1 <= self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
+        require(self.micro_batches >= 1, "algorithm.micro_batches", "must be >= 1", self.micro_batches)
         require(self.balance in BALANCES, "algorithm.balance", f"must be one of {', '.join(BALANCES)}", self.balance)
 
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
@@ -58,8 +58,10 @@ class Pipeline(Algorithm):
         return 0, 1
 
     def check(self, problem: Problem) -> None:
-        """Its model is a chain of layers."""
+        """Its model is a chain of layers, and a batch of it has a sample for every micro-batch."""
         check_layered(problem, "pipeline")
+        rule = f"must be <= {self.batch_size}, the samples of a batch (algorithm.batch_size)"
+        require(self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """There is a layer for every stage."""
@@ -69,6 +71,13 @@ class Pipeline(Algorithm):
         """The share of time in which workers with uniform stages wait for each other."""
         self.pipeline_schedule.check(num_workers, self.micro_batches)
         return {"pipeline/bubble_frac": self.pipeline_schedule.bubble_frac(num_workers, self.micro_batches)}
+
+    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+        """Activations of a batch that go from worker to worker, and their gradients."""
+        order, size = self.pipeline_schedule, -(-self.batch_size // self.micro_batches)
+        layered = check_layered(problem, "pipeline")
+        handed_on = bytes_handed_on(layered, self.balance, order.holders(num_workers), size)
+        return None if handed_on is None else self.micro_batches * handed_on
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the gradient of each batch."""

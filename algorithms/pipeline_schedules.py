@@ -46,6 +46,11 @@ class PipelineSchedule(ABC):
         """The stages of a worker, in order."""
         return [rank + turn * num_workers for turn in range(self.stages_per_worker)]
 
+    def holders(self, num_workers: int) -> list[int]:
+        """The worker of each stage."""
+        held = [(stage, rank) for rank in range(num_workers) for stage in self.held(rank, num_workers)]
+        return [rank for _, rank in sorted(held)]
+
     def check(self, num_workers: int, micro_batches: int) -> None:  # noqa: B027 - some do any number
         """Refuse a number of micro-batches.
 
@@ -171,6 +176,12 @@ class ZeroBubbleV(PipelineSchedule):
     def held(self, rank: int, num_workers: int) -> list[int]:
         """One on each leg."""
         return [rank, 2 * num_workers - 1 - rank]
+
+    def check(self, num_workers: int, micro_batches: int) -> None:
+        """The V gets full."""
+        fewest = 2 * num_workers - 1
+        rule = f"must be >= {fewest}, 2 * {num_workers} workers - 1, with algorithm/pipeline_schedule=zero_bubble_v"
+        require(micro_batches >= fewest, "algorithm.micro_batches", rule, micro_batches)
 
     def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
         """None, once the pipeline is full: a worker goes on to the next step as soon as it is done with this one."""

@@ -5,6 +5,7 @@ it, so that every stage has something to learn and may work in place on what it 
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -68,9 +69,7 @@ def split(model: nn.Sequential, num_stages: int, costs: Sequence[float]) -> list
     stages = [chain(parts[place] for place in part) for part in cut(costs, num_stages)]
     owners = [id(parameter) for stage in stages for parameter in stage.parameters()]
     if len(set(owners)) < len(owners):
-        raise UserError(
-            "a pipeline must have every parameter in one stage, got a model whose layers share some: untie them"
-        )
+        raise UserError("a pipeline must have each parameter in one stage, got a model whose layers share some")
     return stages
 
 
@@ -86,15 +85,18 @@ def costs_of(model: nn.Sequential, balance: str, problem: Layered, samples: int,
         balance: one of `BALANCES`.
         samples: that go through it at once.
     """
-    parts = units(model)
+    if balance == "measured":
+        return _measured(units(model), inputs_like(problem, samples, worker.device), worker)
+    with worker.clock.paused():
+        return _counted(units(model), balance, problem, samples)
+
+
+def _counted(parts: Sequence[nn.Module], balance: str, problem: Layered, samples: int) -> list[float]:
     if balance == "layers":
         return [1.0] * len(parts)
     if balance == "parameters":
         return [float(parameters(part)) for part in parts]
-    if balance == "flops":
-        with worker.clock.paused():
-            return flops(parts, inputs_like(problem, samples, torch.device("meta")))
-    return _measured(parts, inputs_like(problem, samples, worker.device), worker)
+    return flops(parts, inputs_like(problem, samples, torch.device("meta")))
 
 
 def _measured(parts: Sequence[nn.Module], inputs: torch.Tensor, worker: Worker) -> list[float]:
@@ -127,6 +129,24 @@ def passed(stages: Sequence[nn.Module], inputs: torch.Tensor) -> list[torch.Tens
     for stage in stages:
         tensors.append(shadow(stage)(tensors[-1]).detach().requires_grad_())
     return tensors
+
+
+def bytes_handed_on(problem: Layered, balance: str, holders: Sequence[int], samples: int) -> float | None:
+    """What crosses from worker to worker while samples go through all stages and back: activations, then gradients.
+
+    Args:
+        holders: the worker of each stage.
+
+    Returns:
+        None where time decides where the model is cut.
+    """
+    if balance == "measured":
+        return None
+    model = problem.build_model(torch.device("meta"), 0)
+    stages = split(model, len(holders), _counted(units(model), balance, problem, samples))
+    given = passed(stages, inputs_like(problem, samples, torch.device("meta")))[1:-1]
+    crosses = [before != after for before, after in pairwise(holders)]
+    return float(sum(2 * each.nbytes for each, across in zip(given, crosses, strict=True) if across))
 
 
 def positions(model: nn.Module, part: nn.Module) -> torch.Tensor:

@@ -140,7 +140,8 @@ class StashingStage:
 
     def _receive(self, samples: int, boundary: int, source: int) -> Message:
         """What passes in front of stage `boundary`: what it takes, or the gradient of that."""
-        tensor = torch.empty_like(self._shapes[samples][boundary], device=self._worker.device, requires_grad=False)
+        like = self._shapes[samples][boundary]
+        tensor = torch.empty(like.shape, dtype=like.dtype, device=self._worker.device)
         return Message(tensor, dist.irecv(tensor, source))
 
     def _send(self, tensor: torch.Tensor, target: int) -> None:

@@ -61,6 +61,7 @@ KEYS = (
     "predicted/bubble_frac",
     "predicted/peak_memory_bytes_max",
     "predicted/simulated_ranks",
+    "pipeline/bubble_frac",
 )
 
 

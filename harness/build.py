@@ -91,7 +91,7 @@ def _assign(schema: DictConfig, key: str, value: Any, field: str) -> None:
     except OmegaConfBaseException as error:
         inner = str(error.full_key or key)
         path = inner if inner.startswith(key) else f"{key}.{inner}"
-        raise UserError(f"{_join(field, path)} {_type_rule(str(error).splitlines()[0])}") from error
+        raise UserError(f"{_join(field, path)} {_type_rule(str(error).splitlines()[0], _join(field, path))}") from error
 
 
 def _with_float_keys(value: Any, hint: Any) -> Any:
@@ -109,14 +109,18 @@ def _with_float_keys(value: Any, hint: Any) -> Any:
     }
 
 
-def _type_rule(message: str) -> str:
+def _type_rule(message: str, field: str = "") -> str:
     """OmegaConf's words about a wrong type, in ours.
 
     >>> _type_rule("Value 'two' of type 'str' could not be converted to Integer")
     "must be a whole number, got 'two'"
     >>> _type_rule("Key a (str) is incompatible with (int)")
     'must have a whole number as its key, got a'
+    >>> _type_rule("Invalid type assigned: str is not a subclass of Optimizer. value: adam", "algorithm.optimizer")
+    'has settings of its own, and is chosen with a slash: algorithm/optimizer=adam'
     """
+    if option := re.search(r"str is not a subclass of \w+\. value: (\w+)", message):
+        return f"has settings of its own, and is chosen with a slash: {field.replace('.', '/')}={option[1]}"
     found = re.search(r"Value (.+) of type '.+' could not be converted to (\w+)", message)
     names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
     if found:

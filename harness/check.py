@@ -39,6 +39,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
         notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
     setup.algorithm.constants(used)
     setup.algorithm.check_workers(setup.problem, used)
+    _check_compute(setup, used)
     setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
     return setup, [*notices, *setup.machine.check()]
@@ -157,6 +158,17 @@ def _check_messages(setup: Setup) -> None:
         raise UserError(
             f"algorithm={setup.choices['algorithm']} sends messages, which hardware.backend=nccl does not: set "
             "hardware.backend=gloo"
+        )
+
+
+def _check_compute(setup: Setup, num_workers: int) -> None:
+    """What charges a batch as such would charge it to each of those who share the work on it."""
+    compute = getattr(setup.hardware, "compute", None)
+    if compute is not None and compute.batch_s(1) > 0 and setup.algorithm.share(0, num_workers)[1] < num_workers:
+        raise UserError(
+            f"hardware/compute={type(compute).__name__.lower()} charges a worker for whole samples, of which those of "
+            f"algorithm={setup.choices['algorithm']} do a part each: use one that charges operators, such as "
+            "hardware/compute=cascade_lake_core"
         )
 
 

@@ -34,6 +34,9 @@ SENDING = sorted(set(options("algorithm")) - set(NATIVE) - set(UNTRAINED) - set(
 # 36 steps on a layer that 1 to 4 workers share evenly
 SHARED = ["problem=digits_mlp", "problem.hidden_sizes=[12]", "problem.target_loss=2.2", "budget.epochs=0.5"]
 SHARED += ["algorithm.batch_size=20", "algorithm.learning_rate=0.5"]
+# as many steps of four layers, one for each worker
+CHAIN = ["problem=digits_mlp", "problem.hidden_sizes=[12,12,12]", "problem.target_loss=2.25", "budget.epochs=0.5"]
+CHAIN += ["algorithm.batch_size=20", "algorithm.learning_rate=0.5"]
 
 SETTINGS = dict.fromkeys(NATIVE, MANY + SINGLE)
 SETTINGS["dual_coordinate_descent"] = [*REGULARISED, "budget.epochs=20", *EXACT]
@@ -46,6 +49,7 @@ SETTINGS["ensemble"] = [*LONGER, *BATCHES, "algorithm.members=2"]
 SETTINGS |= dict.fromkeys(("fsdp", "fsdp_plain"), LAYERED)
 SETTINGS["hyperparameter_search"] = [*LONGER, *BATCHES, "algorithm.trials=4", "algorithm.space.batch_size=null"]
 SETTINGS |= dict.fromkeys(("tensor_parallel", "parallel_3d"), SHARED)
+SETTINGS |= dict.fromkeys(("model_parallel", "pipeline", "pipedream"), CHAIN)
 
 
 def settings(algorithm):

@@ -164,3 +164,20 @@ def test_copies_send_less_than_shards_and_shards_less_than_split_layers():
         for method in ("DDP", "FSDP", "tensor")
     )
     assert copies > 1.3 * shards > 1.3 * split
+
+
+def test_micro_batches_win_until_they_are_too_small():
+    one_batch = ("budget.epochs=0.7",)
+    whole, some, tiny = (
+        run("pipeline_depth", *one_batch, workers=2, micro_batches=m)["perf/samples_per_s"] for m in (1, 4, 64)
+    )
+    assert some > 1.3 * max(whole, tiny)
+
+
+def test_orders_with_less_bubble_win():
+    one_batch = ("budget.epochs=0.7",)
+    pace = [
+        run("pipeline_depth", *one_batch, order=order)["perf/samples_per_s"]
+        for order in ("model parallel", "GPipe", "interleaved", "ZB-H1")
+    ]
+    assert pace == sorted(pace) and pace[1] > 2.5 * pace[0]

@@ -1,0 +1,1 @@
+"""Throughput of pipelines over stages, micro-batches and orders of passes."""

@@ -1,0 +1,85 @@
+"""Where chains are cut, against all ways to cut them; what layers cost."""
+
+from itertools import combinations, pairwise
+
+import pytest
+import torch
+from composed import setup
+from torch import nn
+
+from algorithms.balance import cut, flops, parameters
+from algorithms.stages import positions, split, units
+from harness.errors import UserError
+
+CHAINS = [[1.0] * 7, [3.0, 1.0, 1.0, 1.0, 3.0], [5.0, 1.0, 0.0, 0.0, 2.0, 2.0], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]]
+
+
+def brute_force(costs, num_parts):
+    """The least largest sum."""
+    inner = combinations(range(1, len(costs)), num_parts - 1)
+    return min(max(sum(costs[i:j]) for i, j in pairwise((0, *ends, len(costs)))) for ends in inner)
+
+
+@pytest.mark.parametrize("costs", CHAINS)
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 4, 5])
+def test_no_other_cut_has_a_faster_slowest_part(costs, num_parts):
+    parts = cut(costs, num_parts)
+    assert [place for part in parts for place in part] == list(range(len(costs)))
+    assert len(parts) == num_parts and all(len(part) for part in parts)
+    assert max(sum(costs[place] for place in part) for part in parts) == pytest.approx(brute_force(costs, num_parts))
+
+
+def test_equal_layers_are_shared_out_equally():
+    assert [len(part) for part in cut([1.0] * 126, 16)].count(8) == 14  # and two of seven
+    assert {len(part) for part in cut([1.0] * 10, 4)} == {2, 3}
+
+
+def layers(*sizes):
+    return nn.Sequential(*[layer for size in sizes for layer in (nn.Linear(4, 4), *[nn.ReLU()] * size)])
+
+
+def test_what_has_no_parameters_stays_with_what_it_follows():
+    model = nn.Sequential(nn.Flatten(), *layers(2, 0, 1))
+    assert [len(unit) for unit in units(model)] == [4, 1, 2]
+
+
+def test_stages_hold_every_parameter_once_and_in_order():
+    model = layers(1, 1, 1, 0)
+    stages = split(model, 3, [1.0, 1.0, 1.0, 5.0])
+    held = torch.cat([positions(model, stage) for stage in stages])
+    assert held.tolist() == list(range(sum(each.numel() for each in model.parameters())))
+
+
+def test_layers_that_share_a_parameter_cannot_be_on_two_stages():
+    model = layers(0, 0)
+    model[1].weight = model[0].weight
+    with pytest.raises(UserError, match="each parameter in one stage"):
+        split(model, 2, [1.0, 1.0])
+
+
+def test_flops_are_those_of_products():
+    parts = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)]
+    assert flops(parts, torch.zeros(3, 4, device="meta")) == [2 * 3 * 4 * 8, 0, 2 * 3 * 8 * 2]
+    assert [parameters(part) for part in parts] == [40, 0, 18]
+
+
+def cuts(balance, hidden_sizes, *extra):
+    """How many parameters each worker observes."""
+    overrides = ["algorithm=pipeline", "hardware=sim_ethernet", "hardware.num_workers=2", "problem=digits_mlp"]
+    overrides += [f"problem.hidden_sizes={hidden_sizes}", f"algorithm.balance={balance}", "tracking=none", *extra]
+    composed = setup(*overrides, "budget.epochs=0.02", "budget.observations=1")
+    done = composed.machine.execute(composed.program(), lambda samples: None)
+    assert done.failure is None
+    return [len(seen.parameters) for seen in sorted(done.observations, key=lambda seen: seen.member)]
+
+
+def test_each_balance_moves_the_cut():
+    sizes = [8, 8, 8, 256]  # of five layers the last two are dear: the first one has 64 inputs
+    halves = [64 * 8 + 8 + 8 * 8 + 8, 64 * 8 + 8 + 2 * (8 * 8 + 8)]  # two layers, or three
+    assert cuts("layers", sizes)[0] in halves
+    by_parameters, by_flops = cuts("parameters", sizes), cuts("flops", sizes)
+    assert by_parameters == by_flops and by_flops[1] == 256 * 10 + 10
+    slow = "hardware.compute.operator_overhead_s=1.0"  # all operators take as long, and products are not seen
+    assert cuts("measured", sizes, slow)[0] in halves
+    quick = ["hardware.compute.operator_overhead_s=0.0", "hardware.compute.memory_bytes_per_s=1e30"]
+    assert cuts("measured", sizes, *quick) == by_flops
