@@ -127,7 +127,8 @@ class FSDP(Algorithm):
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i, each worker of its own shard."""
-        model = self.sharded(problem.build_model(worker.device, worker.seed), worker)
+        with worker.clock.paused():
+            model = self.sharded(problem.build_model(worker.device, worker.seed), worker)
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
         shards, footprint = Shards(model, self.optimizer, learning_rate), Footprint(worker)
         for batch in worker.batches(problem, self.batch_size):

@@ -25,9 +25,9 @@ CONVEX = ["problem=least_squares", "problem.samples=250", "problem.features=10",
 MANY = [*CONVEX, "budget.epochs=20"]
 REGULARISED = ["problem=logistic_regression", "problem.synthetic_samples=250", "problem.synthetic_features=20"]
 REGULARISED += ["problem.synthetic_nonzeros_per_sample=5", "problem.l2=0.01", "problem.target_loss=0.5217"]
-# 23 steps of softmax regression, which is convex and a layer
-LAYERS = ["problem=digits_mlp", "problem.hidden_sizes=[]", "problem.target_loss=2", "budget.epochs=1"]
-LAYERED = [*LAYERS, "algorithm.batch_size=32", "algorithm.learning_rate=0.3"]
+# 45 steps of two layers, which is not convex, but solved
+LAYERS = ["problem=digits_mlp", "problem.hidden_sizes=[12]", "problem.target_loss=2.2", "budget.epochs=1"]
+LAYERED = [*LAYERS, "algorithm.batch_size=32", "algorithm.learning_rate=0.5"]
 
 # those whose ranks send messages: the others, of one worker or on a shared model, are native
 SENDING = sorted(set(options("algorithm")) - set(NATIVE) - set(UNTRAINED) - set(SILENT))

@@ -38,7 +38,7 @@ class DeviceMemory:
         self.kept_bytes = self.now_bytes
 
     def seen(self, made: Any) -> None:
-        """An operator has returned this: a tensor, or several. Those with values are the host's, as shapes alone are."""
+        """An operator has returned this: a tensor, or several. Those with values are the host's, as shapes are."""
         if isinstance(made, FakeTensor):
             if made.fake_device.type != "meta":
                 self._watch(made.untyped_storage())

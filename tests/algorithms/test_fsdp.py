@@ -1,10 +1,14 @@
 """Sharded data parallelism: what all_reduce computes, with a shard on each worker, and what that sends and keeps."""
 
 from dataclasses import dataclass, replace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+import torch.distributed as dist
 from composed import execution, setup
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from algorithms.shards import JoinedShards, layers_of, shard_of
 from harness.errors import UserError
@@ -42,16 +46,25 @@ def minibatch_sgd():
     return run("sgd", "sim_ethernet", 1)[0]
 
 
-VARIANTS = [("fsdp",), ("fsdp", KEPT), ("fsdp", AHEAD), ("fsdp", AGAIN), ("fsdp", KEPT, AHEAD, AGAIN), ("fsdp_plain",)]
-VARIANTS += [("zero1",), ("zero1_plain",)]
-PLACES = [("sim_ethernet", 1), ("sim_ethernet", 2), ("sim_ethernet", 4), ("sim_dgx", 4), ("cpu", 2)]
-CASES = [(variant, *place) for variant in VARIANTS for place in PLACES]
-CASES += [
-    (("fsdp", HYBRID, *more), *place) for more in [(), (AHEAD,)] for place in [("sim_ethernet", 4), ("sim_dgx", 4)]
+ALL = ("fsdp", KEPT, AHEAD, AGAIN)
+VARIANTS = [
+    ("fsdp",),
+    ("fsdp", KEPT),
+    ("fsdp", AHEAD),
+    ("fsdp", AGAIN),
+    ALL,
+    ("fsdp_plain",),
+    ("zero1",),
+    ("zero1_plain",),
 ]
+SIMULATED = [("sim_ethernet", 1), ("sim_ethernet", 2), ("sim_ethernet", 4), ("sim_dgx", 4)]
+CASES = [(variant, *place) for variant in VARIANTS for place in SIMULATED]
+CASES += [(("fsdp", HYBRID, *more), *place) for more in [(), (AHEAD,)] for place in SIMULATED[2:]]
 CASES += [(("fsdp", "algorithm.shard_size=1"), "sim_ethernet", 2), (("fsdp", HYBRID), "sim_ethernet", 1)]
-CASES += [(variant, "cpu", 1) for variant in [("fsdp",), ("fsdp_plain",)]]
-CASES += [(variant, "cpu", 4) for variant in [("fsdp", HYBRID, AHEAD, AGAIN), ("fsdp_plain",)]]
+CASES += [(variant, "cpu", 2) for variant in [ALL, ("fsdp_plain",), ("zero1",), ("zero1_plain",)]]
+REAL = [(variant, "cpu", 2) for variant in VARIANTS[:4]] + [(variant, "cpu", 1) for variant in VARIANTS]
+REAL += [(variant, "cpu", 4) for variant in [*VARIANTS, ("fsdp", HYBRID), ("fsdp", HYBRID, AHEAD, AGAIN)]]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in REAL]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +82,24 @@ def test_its_optimizer_and_schedule_are_those_of_all_reduce(algorithm):
     weights, _ = run(algorithm, "sim_ethernet", 3, *chosen)
     reference, _ = run("all_reduce", "sim_ethernet", 3, *chosen)
     torch.testing.assert_close(weights, reference, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("algorithm", ["fsdp", "zero1", "zero1_plain"])
+def test_its_step_may_grow_with_the_workers(algorithm):
+    weights, _ = run(algorithm, "sim_ethernet", 2, "algorithm.linear_scaling=true")
+    reference, _ = run("all_reduce", "sim_ethernet", 2, "algorithm.linear_scaling=true")
+    torch.testing.assert_close(weights, reference, rtol=1e-12, atol=1e-13)
+
+
+def test_prefetch_hides_what_a_host_would_wait_for():
+    waits_s, hides_s = (run("fsdp", "sim_ethernet", 2, *chosen)[1].run_s for chosen in [(), (AHEAD,)])
+    assert hides_s < waits_s
+
+
+def test_groups_in_a_host_are_faster_than_a_shard_on_every_one():
+    hosts = ["hardware.network.devices_per_host=2", "hardware.network.bandwidth_bytes_per_s=1e7"]
+    wide_s, hybrid_s = (run("fsdp", "sim_dgx", 4, *hosts, *chosen)[1].run_s for chosen in [(), (HYBRID,)])
+    assert hybrid_s < wide_s
 
 
 def test_layers_keep_what_has_no_parameters_and_the_order_of_parameters():
@@ -258,3 +289,36 @@ def test_checkpointing_computes_a_third_more_and_keeps_the_layers_inputs():
     # of 32 samples, 96 values each: the inputs of 4 blocks and the difference to the targets; else, of the 12 layers,
     # what tanh gives and the next one takes, and the first one's inputs; 4 bytes of loss
     assert (kept["whole"], kept["again"]) == (14 * 4 * 32 * 96 + 4, 5 * 4 * 32 * 96 + 4)
+
+
+@pytest.fixture
+def of_eight():
+    """The rank in a group of 8 whose collectives do nothing, as fake tensors ask for."""
+    dist.init_process_group("fake", store=FakeStore(), rank=3, world_size=8)
+    yield 3
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, ("fsdp", HYBRID, AHEAD, "algorithm.param_dtype=bfloat16")], ids=str)
+def test_nothing_asks_for_values(variant, of_eight):
+    algorithm, *chosen = variant
+    composed = setup(f"algorithm={algorithm}", *MLP, "hardware=sim_dgx", "hardware.num_workers=8", *chosen)
+    batch, observed = torch.zeros(4), []
+    with FakeTensorMode() as fake:
+        worker = MagicMock(
+            rank=of_eight, num_workers=8, device=torch.device("cpu"), seed=0, elapsed_epochs=0, total_epochs=1
+        )
+        worker.batches.return_value = [fake.from_tensor(batch)] * 2
+        worker.observe = lambda model, samples, part=None: observed.append(samples)
+        composed.algorithm.train(worker, Deep("float32", 0.1, 32, 0.1, 0.0))
+    assert observed == [4, 4]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("workers", "backend"), [(1, "nccl"), (2, "gloo")])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_devices_compute_the_same(minibatch_sgd, variant, workers, backend):
+    """To rtol 1e-12: sums are in another order, exponentials and logarithms another library's."""
+    weights, done = run(variant[0], "gpus", workers, f"hardware.backend={backend}", *variant[1:])
+    torch.testing.assert_close(weights, minibatch_sgd, rtol=1e-12, atol=1e-12)
+    assert workers == 1 or sum(worker.sent_bytes for worker in done.workers) > 0

@@ -181,3 +181,26 @@ def test_orders_with_less_bubble_win():
         for order in ("model parallel", "GPipe", "interleaved", "ZB-H1")
     ]
     assert pace == sorted(pace) and pace[1] > 2.5 * pace[0]
+
+
+def test_what_is_sharded_is_divided_by_the_workers_and_checkpointing_forgets_activations():
+    whole, optimizer, sharded, forgetful = (
+        run("sharding_memory", "problem.layers=2", "problem.samples=4", method=method, workers=2)
+        for method in ("replicated", "ZeRO-1", "FSDP", "FSDP, checkpointing")
+    )
+    kept = [row["mem/parameter_bytes_max"] for row in (whole, optimizer, sharded, forgetful)]
+    assert kept == pytest.approx([kept[0], kept[0], kept[0] / 2, kept[0] / 2], rel=1e-5)  # a row has six digits
+    assert optimizer["mem/optimizer_bytes_max"] == pytest.approx(whole["mem/optimizer_bytes_max"] / 2, rel=1e-3)
+    assert whole["mem/activation_bytes_max"] == sharded["mem/activation_bytes_max"]
+    assert forgetful["mem/activation_bytes_max"] < sharded["mem/activation_bytes_max"] / 4
+
+
+def test_computing_hides_communication_until_that_takes_longer():
+    def row(method, bandwidth):
+        return run("overlap_limit", "problem.samples=16", method=method, bandwidth=bandwidth)
+
+    fast, slow = row("FSDP", 4e9), row("FSDP", 1.25e8)
+    assert fast["perf/compute_frac"] > 0.9 > 0.5 > slow["perf/compute_frac"]
+    assert fast["perf/overlap_frac"] > slow["perf/overlap_frac"]
+    plain = row("FSDP without overlap", 4e9)
+    assert plain["perf/overlap_frac"] == 0 and plain["perf/compute_frac"] < fast["perf/compute_frac"]

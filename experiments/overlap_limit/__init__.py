@@ -1,0 +1,1 @@
+"""Speedup of all-reduce over workers, where a batch is shared by ever more of them."""
