@@ -42,3 +42,15 @@ def of_stages(parts: Sequence[torch.Tensor], model: nn.Module, stages: Sequence[
     """
     of_each = {id(parameter): part for parameter, part in zip(model.parameters(), parts, strict=True)}
     return torch.cat([of_each[id(parameter)] for stage in stages for parameter in stage.parameters()])
+
+
+def let_go(model: nn.Sequential, stages: list[nn.Sequential], held: Sequence[int]) -> None:
+    """Forget the layers of stages that are not held, so that they take no memory; all others keep their names."""
+    place = 0
+    for number, stage in enumerate(stages):
+        for layer in range(place, place + len(stage)):
+            if number not in held:
+                model[layer] = nn.Identity()
+        place += len(stage)
+        if number not in held:
+            stages[number] = nn.Sequential()

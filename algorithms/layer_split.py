@@ -61,11 +61,11 @@ class LayerSplit:
         self, problem: Layered, group: dist.ProcessGroup | None, sequence_parallel: bool, device: torch.device
     ) -> None:
         self._problem, self._plan = problem, {} if group is None else problem.tensor_plan()
-        self._loss_in_parts = False
-        self._shared: list[
-            tuple[nn.Module, str]
-        ] = []  # whole parameters that each worker's positions have a gradient of
+        self._shared: list[tuple[nn.Module, str]] = []  # whole parameters, of each worker's positions a gradient
+        self._ends_open = self._loss_in_parts = False
         if group is not None:
+            self._ends_open = ends_open(problem.build_model(torch.device("meta"), 0), self._plan)
+            self._loss_in_parts = self._ends_open and problem.has_objective_of_part
             self._exchange = Exchange(group, sequence_parallel)
             self._mesh = mesh_of(group, device)
 
@@ -80,17 +80,17 @@ class LayerSplit:
         return found
 
     def split_(self, model: nn.Sequential) -> None:
-        """Split layers in place."""
+        """Split layers in place; of a model some of whose layers are gone (`nn.Identity`), those that are there."""
         if not self._plan:
             return
+        there = {name for name, module in model.named_modules() if not isinstance(module, nn.Identity)}
         inside = by_position(self._plan) if self._exchange.by_position else set()
         for module, _, name in (name.rpartition(".") for name in seen_in_part(model, self._plan, inside)):
             self._shared.append((model.get_submodule(module), name))
         styles: dict[str, ParallelStyle] = {
-            name: _Split(how, self._exchange) for name, how in self._plan.items() if how != SEQUENCE
+            name: _Split(how, self._exchange) for name, how in self._plan.items() if how != SEQUENCE and name in there
         }
         parallelize_module(model, self._mesh, styles, src_data_rank=None)
-        self._loss_in_parts = ends_open(model, self._plan) and self._problem.has_objective_of_part
         self._cut_and_join(model, inside)
 
     def sum_gradients(self) -> None:
@@ -117,7 +117,7 @@ class LayerSplit:
             output: of the whole layer, on the device "meta".
         """
         is_last = layer == len(model) - 1
-        if not self._plan or (is_last and not (ends_open(model, self._plan) and self._problem.has_objective_of_part)):
+        if not self._plan or (is_last and not self._loss_in_parts):
             return output
         name = [name for name, _ in model.named_children()][layer]
         if self._exchange.by_position and name in by_position(self._plan) and not is_last:
@@ -136,7 +136,7 @@ class LayerSplit:
             before = name in inside
         if self._loss_in_parts:
             return
-        if ends_open(model, self._plan):
+        if self._ends_open:
             model[-1].register_forward_hook(lambda _, given, output: exchange.join_features(output))
         elif before:
             model[-1].register_forward_hook(lambda _, given, output: exchange.join_positions(output))

@@ -17,7 +17,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from algorithms.balance import BALANCES
 from algorithms.base import Algorithm
 from algorithms.copies import Copies, sharded
-from algorithms.handed_on import HandedOn, of_stages
+from algorithms.handed_on import HandedOn, let_go, of_stages
 from algorithms.layer_split import LayerSplit
 from algorithms.mesh import Mesh, mesh_of
 from algorithms.micro_batches import Passes
@@ -121,9 +121,10 @@ class Parallel3D(Algorithm):
             parts = layers.positions(model) if worker.sees_values else None
             stages = split(model, order.stages_per_worker * shape.pipeline, costs)
             handed_on = HandedOn(problem, [len(stage) for stage in stages], layers)
-            layers.split_(model)
             held = order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
             part = None if parts is None else of_stages(parts, model, [stages[number] for number in held])
+            let_go(model, stages, held)
+            layers.split_(model)
             if self.checkpointing:
                 for number in held:
                     stages[number] = nn.Sequential(*map(checkpoint_wrapper, units(stages[number])))
