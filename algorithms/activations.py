@@ -68,6 +68,11 @@ class Exchange:
         dist.all_reduce(x, group=self.group)
         return x.view_as(x)
 
+    def largest(self, x: torch.Tensor) -> torch.Tensor:
+        """Of all workers', in place of this one's."""
+        dist.all_reduce(x, dist.ReduceOp.MAX, group=self.group)
+        return x
+
     def gather(self, x: torch.Tensor, dim: int = POSITIONS) -> torch.Tensor:
         """All parts along a dimension, >= 0."""
         parts = x.new_empty((self.size * len(x), *x.shape[1:]))  # gloo takes no further dimension
@@ -84,6 +89,25 @@ class Exchange:
     def cut(self, x: torch.Tensor, dim: int = POSITIONS) -> torch.Tensor:
         """This worker's part along a dimension."""
         return x.chunk(self.size, dim)[self.rank].contiguous()
+
+
+class Features:
+    """A split of the last dimension among the workers of an exchange, as problems see it (`FeatureSplit`).
+
+    Args:
+        size: features here.
+    """
+
+    def __init__(self, exchange: Exchange, size: int) -> None:
+        self._exchange, self.first = exchange, size * exchange.rank
+
+    def sum(self, parts: torch.Tensor) -> torch.Tensor:
+        """Over all workers, on each."""
+        return _moved(parts, self._exchange.sum, _same)
+
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """Over all workers, on each."""
+        return self._exchange.largest(values)
 
 
 class _Moved(torch.autograd.Function):

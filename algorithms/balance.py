@@ -91,11 +91,9 @@ def seconds(layers: Sequence[nn.Module], inputs: torch.Tensor, read_clock: Calla
 
 
 def shadow(layer: Layer) -> Layer:
-    """The same layer of shapes alone, on the device "meta"."""
-    tensors = (*layer.parameters(), *layer.buffers())
-    return copy.deepcopy(layer, {id(tensor): _like(tensor) for tensor in tensors})  # none of them is copied itself
-
-
-def _like(tensor: torch.Tensor) -> torch.Tensor:
-    shape = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(shape, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape
+    """The same layer of shapes alone, on the device "meta"; values, where there are any, are not copied."""
+    memo: dict[int, torch.Tensor] = {
+        id(each): nn.Parameter(torch.empty_like(each, device="meta")) for each in layer.parameters()
+    }
+    memo |= {id(each): torch.empty_like(each, device="meta") for each in layer.buffers()}
+    return copy.deepcopy(layer, memo)

@@ -35,11 +35,14 @@ class Copies:
         return torch.arange(len(self._weights))
 
     def step(self, learning_rate: float) -> None:
-        """Take a step along the average of all gradients, in one buffer, and forget them."""
+        """Take a step along the average of all gradients, which travel in one buffer."""
         if self._group is not None:
             dist.all_reduce(self._gradient, group=self._group)
             self._gradient /= dist.get_world_size(self._group)
         self._descent.step(learning_rate)
+
+    def forget(self) -> None:
+        """Forget the gradients."""
         self._gradient.zero_()
 
     def flat(self) -> torch.Tensor:

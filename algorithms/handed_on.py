@@ -1,11 +1,11 @@
 """Stages whose layers are split: what one hands on to the next, and where its parameters are in the whole model."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import nn
 
-from algorithms.balance import shadow
 from algorithms.layer_split import LayerSplit
 from algorithms.stages import inputs_like, passed
 from harness.problems.layered import Layered
@@ -15,24 +15,22 @@ class HandedOn:
     """Shapes of what a worker's stages take and give.
 
     Args:
-        model: that is not split yet.
-        stages: all of it.
-        layers: how it will be split.
+        sizes: layers of each stage.
+        layers: how they are split.
     """
 
-    def __init__(
-        self, problem: Layered, model: nn.Sequential, stages: Sequence[nn.Sequential], layers: LayerSplit
-    ) -> None:
+    def __init__(self, problem: Layered, sizes: Sequence[int], layers: LayerSplit) -> None:
         self._problem, self._layers = problem, layers
-        self._model, self._stages = shadow(model), [shadow(stage) for stage in stages]
+        self._model = problem.build_model(torch.device("meta"), 0)
+        self._ends = list(accumulate(sizes))
 
     def __call__(self, samples: int) -> list[torch.Tensor]:
         """On the device "meta": what each stage takes of so many samples, and what the last one gives."""
-        shapes = passed(self._stages, inputs_like(self._problem, samples, torch.device("meta")))
-        last = -1
-        for number, stage in enumerate(self._stages[:-1], start=1):
-            last += len(stage)
-            shapes[number] = self._layers.handed_on(self._model, last, shapes[number]).detach().requires_grad_()
+        begins = [0, *self._ends[:-1]]
+        stages = [self._model[begin:end] for begin, end in zip(begins, self._ends, strict=True)]
+        shapes = passed(stages, inputs_like(self._problem, samples, torch.device("meta")))
+        for number, end in enumerate(self._ends, start=1):
+            shapes[number] = self._layers.handed_on(self._model, end - 1, shapes[number]).detach().requires_grad_()
         return shapes
 
 
@@ -44,3 +42,15 @@ def of_stages(parts: Sequence[torch.Tensor], model: nn.Module, stages: Sequence[
     """
     of_each = {id(parameter): part for parameter, part in zip(model.parameters(), parts, strict=True)}
     return torch.cat([of_each[id(parameter)] for stage in stages for parameter in stage.parameters()])
+
+
+def let_go(model: nn.Sequential, stages: list[nn.Sequential], held: Sequence[int]) -> None:
+    """Forget the layers of stages that are not held, so that they take no memory; all others keep their names."""
+    place = 0
+    for number, stage in enumerate(stages):
+        for layer in range(place, place + len(stage)):
+            if number not in held:
+                model[layer] = nn.Identity()
+        place += len(stage)
+        if number not in held:
+            stages[number] = nn.Sequential()

@@ -13,53 +13,59 @@ did. Weights that are kept whole there have seen some of the positions, and thei
 the step. Before the first such layer positions are cut, behind the last one gathered. We keep what a column gathers
 for the backward pass, where the paper gathers it once more.
 
-An embedding whose vocabulary is split ("row") looks up what it has, zeros else, and sums. A last layer whose outputs
-are split ("column", and no row follows) has them gathered, for any loss to see; Shoeybi et al. fuse it with the loss.
+An embedding whose vocabulary is split ("row") looks up what it has, zeros else, and sums. Of a last layer whose outputs
+are split ("column", and no row follows) the loss is computed in parts, where the problem knows how
+(`objective_of_part`), or else of all outputs, gathered.
 
 Weights are cut as torch's DTensors are, without communication: all workers have built the same ones. Torch's own styles
 compute on DTensors, at a cost of the host's, and by collectives that tensors without values never reach; ours compute
 on the local tensors.
 """
 
-from collections.abc import Mapping
 from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn.functional import embedding, linear
 
-from algorithms.activations import Exchange
+from algorithms.activations import Exchange, Features
 from algorithms.mesh import mesh_of
-from harness.errors import UserError, require
-from harness.problems.base import Problem
+from algorithms.split_plan import (
+    COLUMN,
+    SEQUENCE,
+    by_position,
+    ends_open,
+    module_placement,
+    placement,
+    seen_in_part,
+)
 from harness.problems.layered import Layered
-
-COLUMN, ROW, SEQUENCE = "column", "row", "sequence"
 
 
 class LayerSplit:
     """How the layers of a model are split among the workers of a group.
 
     Args:
-        plan: of the problem (`Layered.tensor_plan`).
+        problem: whose `tensor_plan` says how.
         group: of those who split each layer; None for a worker by itself, which splits nothing.
         sequence_parallel: whether activations are split by position where the plan lets them.
         device: where models live.
     """
 
     def __init__(
-        self, plan: Mapping[str, str], group: dist.ProcessGroup | None, sequence_parallel: bool, device: torch.device
+        self, problem: Layered, group: dist.ProcessGroup | None, sequence_parallel: bool, device: torch.device
     ) -> None:
-        self._plan = {} if group is None else plan
-        self._shared: list[
-            tuple[nn.Module, str]
-        ] = []  # whole parameters that each worker's positions have a gradient of
+        self._problem, self._plan = problem, {} if group is None else problem.tensor_plan()
+        self._shared: list[tuple[nn.Module, str]] = []  # whole parameters, of each worker's positions a gradient
+        self._ends_open = self._loss_in_parts = False
         if group is not None:
+            self._ends_open = ends_open(problem.build_model(torch.device("meta"), 0), self._plan)
+            self._loss_in_parts = self._ends_open and problem.has_objective_of_part
             self._exchange = Exchange(group, sequence_parallel)
             self._mesh = mesh_of(group, device)
 
@@ -74,14 +80,15 @@ class LayerSplit:
         return found
 
     def split_(self, model: nn.Sequential) -> None:
-        """Split layers in place."""
+        """Split layers in place; of a model some of whose layers are gone (`nn.Identity`), those that are there."""
         if not self._plan:
             return
+        there = {name for name, module in model.named_modules() if not isinstance(module, nn.Identity)}
         inside = by_position(self._plan) if self._exchange.by_position else set()
         for module, _, name in (name.rpartition(".") for name in seen_in_part(model, self._plan, inside)):
             self._shared.append((model.get_submodule(module), name))
         styles: dict[str, ParallelStyle] = {
-            name: _Split(how, self._exchange) for name, how in self._plan.items() if how != SEQUENCE
+            name: _Split(how, self._exchange) for name, how in self._plan.items() if how != SEQUENCE and name in there
         }
         parallelize_module(model, self._mesh, styles, src_data_rank=None)
         self._cut_and_join(model, inside)
@@ -96,17 +103,24 @@ class LayerSplit:
             for gradient, summed in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
+    def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The problem's, of what the last layer gives."""
+        if self._loss_in_parts:
+            return self._problem.objective_of_part(outputs, targets, Features(self._exchange, outputs.shape[-1]))
+        return self._problem.objective(outputs, targets)
+
     def handed_on(self, model: nn.Sequential, layer: int, output: torch.Tensor) -> torch.Tensor:
-        """What a worker has of the output of a layer, before that is joined.
+        """What a worker has of the output of a layer, before the next one joins it.
 
         Args:
             layer: number of the layer in the chain.
             output: of the whole layer, on the device "meta".
         """
-        if not self._plan:
+        is_last = layer == len(model) - 1
+        if not self._plan or (is_last and not self._loss_in_parts):
             return output
         name = [name for name, _ in model.named_children()][layer]
-        if self._exchange.by_position and name in by_position(self._plan):
+        if self._exchange.by_position and name in by_position(self._plan) and not is_last:
             return self._exchange.cut(output)
         is_open = ends_open(model[: layer + 1], self._plan)
         return self._exchange.cut(output, output.dim() - 1) if is_open else output
@@ -120,7 +134,9 @@ class LayerSplit:
             elif before and name not in inside:
                 layer.register_forward_pre_hook(lambda _, given: exchange.join_positions(*given))
             before = name in inside
-        if ends_open(model, self._plan):
+        if self._loss_in_parts:
+            return
+        if self._ends_open:
             model[-1].register_forward_hook(lambda _, given, output: exchange.join_features(output))
         elif before:
             model[-1].register_forward_hook(lambda _, given, output: exchange.join_positions(output))
@@ -136,7 +152,7 @@ class _Split(ParallelStyle):
         assert isinstance(module, nn.Linear | nn.Embedding)
         rows = len(module.weight) // self._exchange.size
         for name, parameter in list(module.named_parameters(recurse=False)):
-            where = _placement(self._how, module, name)
+            where = module_placement(self._how, module, name)
             if isinstance(where, Shard):
                 setattr(module, name, nn.Parameter(_own(parameter.detach(), device_mesh, where)))
         if isinstance(module, nn.Embedding):
@@ -144,35 +160,6 @@ class _Split(ParallelStyle):
         else:
             module.forward = partial(_column if self._how == COLUMN else _row, module, self._exchange)  # type: ignore[method-assign]
         return module
-
-
-def placement(model: nn.Module, plan: Mapping[str, str], parameter: str) -> Placement:
-    """Of a parameter of the model, by its name."""
-    name, _, own = parameter.rpartition(".")
-    return _placement(plan.get(name, SEQUENCE), model.get_submodule(name), own)
-
-
-def _placement(how: str, module: nn.Module, parameter: str) -> Placement:
-    if how == COLUMN or (how == ROW and isinstance(module, nn.Embedding)):
-        return Shard(0)
-    return Shard(1) if how == ROW and parameter == "weight" else Replicate()
-
-
-def by_position(plan: Mapping[str, str]) -> set[str]:
-    """Layers of the chain whose activations sequence parallelism splits by position."""
-    return {name.partition(".")[0] for name, how in plan.items() if how == SEQUENCE or (how == ROW and "." not in name)}
-
-
-def seen_in_part(model: nn.Module, plan: Mapping[str, str], inside: set[str]) -> list[str]:
-    """Whole parameters of layers that work on some positions, by name."""
-    names = [name for name, _ in model.named_parameters() if name.partition(".")[0] in inside]
-    return [name for name in names if isinstance(placement(model, plan, name), Replicate)]
-
-
-def ends_open(model: nn.Module, plan: Mapping[str, str]) -> bool:
-    """Whether the last layer's outputs are split by feature."""
-    split = [how for name, _ in model.named_modules() if (how := plan.get(name, SEQUENCE)) != SEQUENCE]
-    return split[-1:] == [COLUMN]
 
 
 def _own(whole: torch.Tensor, mesh: DeviceMesh, where: Placement) -> torch.Tensor:
@@ -195,32 +182,3 @@ def _looked_up(module: nn.Embedding, exchange: Exchange, first: int, tokens: tor
     elsewhere = (own < 0) | (own >= len(module.weight))
     found = embedding(own.masked_fill(elsewhere, 0), module.weight)
     return exchange.leave(found.masked_fill(elsewhere[..., None], 0))
-
-
-def check_plan(problem: Problem, algorithm: str, sequence_parallel: bool) -> Layered:
-    """The problem, whose layers can be split.
-
-    Raises:
-        UserError: if they cannot, or not by position where that is asked for.
-    """
-    plan = problem.tensor_plan() if isinstance(problem, Layered) else {}
-    name = type(problem).__name__
-    if not isinstance(problem, Layered) or not plan:
-        raise UserError(
-            f"algorithm={algorithm} splits layers, and {name} has no plan of how: choose a problem that has a "
-            "`tensor_plan`, such as digits_mlp"
-        )
-    rule = f"must be false, as the layers of {name} have no positions to split"
-    require(not sequence_parallel or SEQUENCE in plan.values(), "algorithm.sequence_parallel", rule, True)
-    return problem
-
-
-def check_degree(problem: Problem, degree: int, field: str, sequence_parallel: bool) -> None:
-    """Refuse a number of workers that layers cannot be split among.
-
-    Raises:
-        UserError: naming the setting that gives it, and what it has to divide.
-    """
-    assert isinstance(problem, Layered)
-    for name, size in problem.tensor_divisors(sequence_parallel).items():
-        require(size % degree == 0, field, f"must divide {name}={size}, which it splits", degree)

@@ -27,23 +27,23 @@ class Shape(NamedTuple):
     data: int
     pipeline: int
 
-    def place(self, rank: int) -> "Shape":
+    def seat(self, rank: int) -> "Shape":
         """Where a worker is along each axis, from 0.
 
-        >>> Shape(tensor=2, data=3, pipeline=2).place(7)
+        >>> Shape(tensor=2, data=3, pipeline=2).seat(7)
         Shape(tensor=1, data=0, pipeline=1)
         """
         return Shape(rank % self.tensor, rank // self.tensor % self.data, rank // (self.tensor * self.data))
 
     def along(self, axis: str, rank: int) -> list[int]:
-        """The workers that differ from one at most in their place along an axis, by that place.
+        """The workers that differ from one at most in their seat along an axis, by that seat.
 
         >>> Shape(tensor=2, data=3, pipeline=2).along("data", 7)
         [7, 9, 11]
         """
         stride = prod(self[: self._fields.index(axis)])
-        first = rank - getattr(self.place(rank), axis) * stride
-        return [first + stride * place for place in range(getattr(self, axis))]
+        first = rank - getattr(self.seat(rank), axis) * stride
+        return [first + stride * seat for seat in range(getattr(self, axis))]
 
     def group(self, axis: str, rank: int) -> dist.ProcessGroup | None:
         """Theirs, made by them alone; None for a worker by itself."""

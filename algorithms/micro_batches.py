@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining.stage import PipelineStage
 
-from algorithms.pipeline_schedules import PipelineSchedule
+from algorithms.pipeline_schedules import Loss, PipelineSchedule
 from algorithms.stages import inputs_like, passed
 from harness.batch import Samples
 from harness.problems.layered import Layered
@@ -47,6 +47,7 @@ class Passes:
         micro_batches: of every batch.
         shapes: of so many samples, tensors like what each stage takes and what the last one gives; None to have whole
             stages asked.
+        objective: of what the last stage gives, and targets; None for the problem's.
         group: of the workers with a stage each; None for all.
     """
 
@@ -59,11 +60,12 @@ class Passes:
         micro_batches: int,
         worker: Worker,
         shapes: Callable[[int], Sequence[torch.Tensor]] | None = None,
+        objective: Loss | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self._problem, self._order, self._micro_batches, self._worker = problem, order, micro_batches, worker
         self._stages, self._held, self._group = stages, held, group
-        self._shapes = shapes or self._asked
+        self._shapes, self._objective = shapes or self._asked, objective or problem.objective
         self._prepared: dict[int, Any] = {}  # torch's schedules, by samples of a batch: the last one may be smaller
         self._counts: Iterator[int] = iter(())  # samples of the micro-batches whose losses are still to come
         self._samples = 0  # of the batch
@@ -96,7 +98,7 @@ class Passes:
             return (outputs * 0).sum()
         if count < len(outputs):
             outputs, targets = outputs[:count], targets[:count]
-        return self._problem.objective(outputs, targets) * (count / self._samples)
+        return self._objective(outputs, targets) * (count / self._samples)
 
     def _prepare(self) -> Any:
         size = sizes(self._samples, self._micro_batches)[0]

@@ -1,6 +1,6 @@
 """Data, tensor and pipeline parallelism at once, in a mesh (Megatron-LM: Narayanan et al., SC 2021, section 3).
 
-Workers that differ in their place along one axis of the mesh only do to each other what that axis says: they split
+Workers that differ in their seat along one axis of the mesh only do to each other what that axis says: they split
 layers (layer_split.py), are stages that hand on micro-batches (micro_batches.py), or average the gradients of batches
 of their own: by one all-reduce once a batch's backward passes are over, or, where they shard what they have in common,
 by those of torch's FSDP2 (Zhao et al., VLDB 2023).
@@ -12,20 +12,22 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from algorithms.balance import BALANCES
 from algorithms.base import Algorithm
 from algorithms.copies import Copies, sharded
-from algorithms.handed_on import HandedOn, of_stages
-from algorithms.layer_split import LayerSplit, check_degree, check_plan
+from algorithms.handed_on import HandedOn, let_go, of_stages
+from algorithms.layer_split import LayerSplit
 from algorithms.mesh import Mesh, mesh_of
 from algorithms.micro_batches import Passes
 from algorithms.optimizers import Optimizer
 from algorithms.pipeline_schedules import PipelineSchedule
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards
+from algorithms.split_plan import check_degree, check_plan
 from algorithms.split_traffic import bytes_of_batch, bytes_of_gradients
-from algorithms.stages import check_layered, check_stages, costs_of, split
+from algorithms.stages import check_layered, check_stages, costs_of, split, units
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
@@ -40,6 +42,8 @@ class Parallel3D(Algorithm):
         mesh: workers along each axis.
         sequence_parallel: whether activations outside of split layers are split by position.
         shard_data: whether those who take batches of their own share one copy of what they train (FSDP2).
+        checkpointing: whether what a layer computes is forgotten, and computed again in the backward pass, sums of
+            activations included.
         micro_batches: of a batch, >= 1.
         balance: by what layers of stages cost the same: layers, parameters, flops or measured.
         pipeline_schedule: the order of passes.
@@ -54,6 +58,7 @@ class Parallel3D(Algorithm):
     mesh: Mesh
     sequence_parallel: bool
     shard_data: bool
+    checkpointing: bool
     micro_batches: int
     balance: str
     pipeline_schedule: PipelineSchedule
@@ -67,9 +72,9 @@ class Parallel3D(Algorithm):
         require(self.balance in BALANCES, "algorithm.balance", f"must be one of {', '.join(BALANCES)}", self.balance)
 
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
-        """That of its place along the axis of data."""
+        """That of its seat along the axis of data."""
         shape = self.mesh.shape(num_workers)
-        return shape.place(rank).data, shape.data
+        return shape.seat(rank).data, shape.data
 
     def alike(self, num_workers: int) -> list[Axis]:
         """Those of a stage."""
@@ -95,9 +100,9 @@ class Parallel3D(Algorithm):
         return {"pipeline/bubble_frac": self.pipeline_schedule.bubble_frac(stages, self.micro_batches)}
 
     def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
-        """Activations of batches and gradients; not where stages send, or FSDP2 does."""
+        """Activations of batches and gradients; not where stages send, FSDP2 does, or some are sent again."""
         shape = self.mesh.shape(num_workers)
-        if shape.pipeline > 1 or (self.shard_data and shape.data > 1):
+        if shape.pipeline > 1 or (self.shard_data and shape.data > 1) or self.checkpointing:
             return None
         layered = check_layered(problem, "parallel_3d")
         activations = shape.data * bytes_of_batch(layered, shape.tensor, self.batch_size, self.sequence_parallel)
@@ -112,21 +117,26 @@ class Parallel3D(Algorithm):
         with worker.clock.paused():
             groups = {axis: shape.group(axis, worker.rank) for axis in shape._fields}
             line = groups["pipeline"] or dist.new_group([worker.rank], use_local_synchronization=True)
-            layers = LayerSplit(problem.tensor_plan(), groups["tensor"], self.sequence_parallel, worker.device)
-            parts = layers.positions(model) if worker.sees_values else []
+            layers = LayerSplit(problem, groups["tensor"], self.sequence_parallel, worker.device)
+            parts = layers.positions(model) if worker.sees_values else None
             stages = split(model, order.stages_per_worker * shape.pipeline, costs)
-            handed_on = HandedOn(problem, model, stages, layers)
+            handed_on = HandedOn(problem, [len(stage) for stage in stages], layers)
+            held = order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
+            part = None if parts is None else of_stages(parts, model, [stages[number] for number in held])
+            let_go(model, stages, held)
             layers.split_(model)
-            held = order.held(shape.place(worker.rank).pipeline, shape.pipeline)
-            part = of_stages(parts, model, [stages[number] for number in held]) if parts else None
+            if self.checkpointing:
+                for number in held:
+                    stages[number] = nn.Sequential(*map(checkpoint_wrapper, units(stages[number])))
             shared = self._shared(stages, held, groups["data"], worker.device)
-        passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, line)
+            part = None if part is None else part[shared.positions]
+        passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, layers.objective, line)
         for batch in worker.batches(problem, self.batch_size):
             passes.run(batch)
             layers.sum_gradients()
             shared.step(self.learning_rate * self.schedule.at(worker))
-            own = None if part is None else part[shared.positions]
-            worker.observe(shared.flat, samples=len(batch), part=own)
+            shared.forget()
+            worker.observe(shared.flat, samples=len(batch), part=part)
 
     def _shared(
         self, stages: list[nn.Sequential], held: list[int], group: dist.ProcessGroup | None, device: torch.device

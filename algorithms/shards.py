@@ -98,6 +98,10 @@ class Shards:
         self.optimizer.param_groups[0]["lr"] = learning_rate
         self.optimizer.step()
 
+    def forget(self) -> None:
+        """Forget the gradients."""
+        self.optimizer.zero_grad()
+
     @cached_property
     def positions(self) -> torch.Tensor:
         """Of the shards' elements among the flat parameters of the whole model, int64."""

@@ -6,7 +6,8 @@ Of an activation of n bytes that T workers exchange, all of them together hand i
     n         to an all-gather, and T n to a reduce-scatter: with sequence parallelism both, one in each pass
 
 for every sample. The first layer's inputs have no gradient. Where positions are cut or joined, and features joined in
-the end, there is one all-gather in one of the passes. Gradients of whole weights are all-reduced once a batch.
+the end, there is one all-gather in one of the passes; where the loss is computed in parts instead, three numbers of
+each position are reduced. Gradients of whole weights are all-reduced once a batch.
 """
 
 from collections.abc import Mapping
@@ -17,9 +18,11 @@ import torch
 from torch import nn
 from torch.distributed.tensor import Replicate
 
-from algorithms.layer_split import COLUMN, ROW, by_position, ends_open, placement, seen_in_part
 from algorithms.mesh import Shape
+from algorithms.split_plan import COLUMN, ROW, by_position, ends_open, placement, seen_in_part
 from harness.problems.layered import Layered
+
+_NUMBERS = 3  # of each position: the largest score, the sum of exponentials and the target's
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,11 @@ def bytes_of_batch(problem: Layered, num_workers: int, samples: int, sequence_pa
     summed = sum(rows) + sum(each.back_bytes for each in columns)
     gathered = sum(rows) + sum(each.given.nbytes for each in columns) if sequence_parallel else 0
     weights = sum(model.get_parameter(name).nbytes for name in seen_in_part(model, plan, inside))
-    edges = _edges(model, plan, passes, inside)
+    edges = _edges(model, plan, passes, inside, in_parts := ends_open(model, plan) and problem.has_objective_of_part)
+    if in_parts:
+        summed += (
+            _NUMBERS * passes[-1].output[..., 0].to(torch.promote_types(passes[-1].output.dtype, torch.float32)).nbytes
+        )
     return samples * (num_workers * summed + gathered + edges) + num_workers * weights
 
 
@@ -64,7 +71,7 @@ def bytes_of_gradients(problem: Layered, shape: Shape) -> float:
     return shape.data * float(sum(sizes.values()))
 
 
-def _edges(model: nn.Module, plan: Mapping[str, str], passes: list[_Pass], inside: set[str]) -> int:
+def _edges(model: nn.Module, plan: Mapping[str, str], passes: list[_Pass], inside: set[str], in_parts: bool) -> int:
     """Of one sample, where positions are cut and joined, and features joined."""
     total, before = 0, False
     for each in passes:
@@ -72,7 +79,7 @@ def _edges(model: nn.Module, plan: Mapping[str, str], passes: list[_Pass], insid
             if before != (each.name in inside):
                 total += each.given.nbytes if before else each.back_bytes
             before, last = each.name in inside, each
-    return total + (last.output.nbytes if before or ends_open(model, plan) else 0)
+    return total + (last.output.nbytes if (before or ends_open(model, plan)) and not in_parts else 0)
 
 
 def _passes(model: nn.Module, problem: Layered) -> list[_Pass]:

@@ -13,9 +13,10 @@ import torch.distributed as dist
 
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
-from algorithms.layer_split import LayerSplit, check_degree, check_plan
+from algorithms.layer_split import LayerSplit
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
+from algorithms.split_plan import check_degree, check_plan
 from algorithms.split_traffic import bytes_of_batch
 from harness.alike import Axis
 from harness.problems.base import Problem
@@ -67,13 +68,14 @@ class TensorParallel(Algorithm):
         model = problem.build_model(worker.device, worker.seed)
         with worker.clock.paused():
             group = dist.group.WORLD if worker.num_workers > 1 else None
-            split = LayerSplit(problem.tensor_plan(), group, self.sequence_parallel, worker.device)
+            split = LayerSplit(problem, group, self.sequence_parallel, worker.device)
             part = torch.cat(split.positions(model)) if worker.sees_values else None
             split.split_(model)
         weights, gradient = flatten_(model)
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
         for batch in worker.batches(problem, self.batch_size):
-            problem.loss(model, batch).backward()
+            inputs, targets = (rows.to(worker.device) for rows in problem.rows_of(batch))
+            split.objective(model(inputs), targets).backward()
             split.sum_gradients()
             descent.step(self.learning_rate * self.schedule.at(worker))
             gradient.zero_()

@@ -59,6 +59,13 @@ KEYS = (
     "mem/activation_bytes_max",
     "async/staleness_mean",
     "async/dropped_mean",
+    "predicted/step_s",
+    "predicted/tokens_per_s_per_device",
+    "predicted/mfu",
+    "predicted/exposed_comm_frac",
+    "predicted/bubble_frac",
+    "predicted/peak_memory_bytes_max",
+    "predicted/simulated_ranks",
     "pipeline/bubble_frac",
 )
 
@@ -78,13 +85,16 @@ class Case:
     def row(self, *overrides: str) -> Row:
         """Run it, in this process, with further overrides; a run that diverges has a row without target.
 
+        A prediction that does not fit into memory has a row too, with the memory that it would need.
+
         Raises:
             TwinclockError: if it fails in another way.
         """
         torch.set_num_threads(1)
         setup, _ = check(compose(composed([*FIXED, *self.overrides, *overrides], as_hydra=True)))
         outcome = execute(setup, run_info(setup, {}, None), "", Progress(Console(quiet=True)))
-        if outcome.failure is not None and not isinstance(outcome.failure, Diverged):
+        foreseen = isinstance(outcome.failure, Diverged) or "predicted/peak_memory_bytes_max" in outcome.summary
+        if outcome.failure is not None and not foreseen:
             raise outcome.failure
         found = outcome.summary | {"run/status": outcome.status}
         return self.labels | {key: _short(found[key]) for key in KEYS if key in found}

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from harness.errors import require
-from harness.problems.layered import Layered
+from harness.problems.layered import FeatureSplit, Layered
 from harness.problems.transformer_layers import Shape, tensor_plan, transformer
 
 
@@ -82,6 +82,20 @@ class LanguageModel(Layered):
         """Mean cross entropy over all tokens, in float32 at least, as its sum is over the whole vocabulary."""
         scores = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         return cross_entropy(scores.flatten(0, 1), targets.flatten())
+
+    def objective_of_part(self, outputs: torch.Tensor, targets: torch.Tensor, split: FeatureSplit) -> torch.Tensor:
+        """As `objective`, of scores of some tokens: log of the sum of all exponentials - that of the target.
+
+        Three numbers are exchanged for every position (Shoeybi et al., arXiv:1909.08053, section 3).
+        """
+        scores = outputs.to(torch.promote_types(outputs.dtype, torch.float32)).flatten(0, 1)  # (positions, tokens here)
+        own = targets.flatten() - split.first
+        elsewhere = (own < 0) | (own >= scores.shape[1])
+        found = scores.gather(1, own.masked_fill(elsewhere, 0)[:, None])[:, 0].masked_fill(elsewhere, 0)
+        top = split.largest(scores.detach().amax(1))  # (positions,)
+        rest = (scores - top[:, None]).exp().sum(1)
+        total, target = split.sum(torch.stack([rest, found]))
+        return (total.log() + top - target).mean()
 
     def tensor_plan(self) -> Mapping[str, str]:
         """Heads and hidden units are split."""

@@ -3,12 +3,29 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from harness.batch import Samples
 from harness.problems.base import Problem
+
+
+class FeatureSplit(Protocol):
+    """A split of the last dimension of outputs among several workers, each of which has as many of them.
+
+    Attributes:
+        first: the first feature that is here.
+    """
+
+    first: int
+
+    def sum(self, parts: torch.Tensor) -> torch.Tensor:
+        """Over all workers, on each; differentiable, and `parts` may be written."""
+
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """Over all workers, on each; of no derivative."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +51,18 @@ class Layered(Problem):
         Returns:
             scalar, differentiable.
         """
+
+    def objective_of_part(self, outputs: torch.Tensor, targets: torch.Tensor, split: FeatureSplit) -> torch.Tensor:
+        """The objective where each worker has a part of the features of the outputs; the same on all.
+
+        Without this method they are gathered first.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no method `objective_of_part`")
+
+    @property
+    def has_objective_of_part(self) -> bool:
+        """Whether there is that method."""
+        return type(self).objective_of_part is not Layered.objective_of_part
 
     def loss(self, model: nn.Module, samples: Samples) -> torch.Tensor:
         """Mean loss over a batch."""

@@ -14,12 +14,12 @@ def test_neighbours_split_layers_and_stages_are_far_apart():
 
 
 @pytest.mark.parametrize("axis", Shape._fields)
-def test_each_worker_is_on_one_line_of_each_axis_at_its_place(axis):
+def test_each_worker_is_on_one_line_of_each_axis_at_its_seat(axis):
     shape = Shape(tensor=4, data=3, pipeline=2)
     lines = {tuple(shape.along(axis, rank)) for rank in range(24)}
     assert sorted(rank for line in lines for rank in line) == list(range(24))
     for line in lines:
-        assert [getattr(shape.place(rank), axis) for rank in line] == list(range(getattr(shape, axis)))
+        assert [getattr(shape.seat(rank), axis) for rank in line] == list(range(getattr(shape, axis)))
 
 
 def test_an_axis_takes_what_the_others_leave():

@@ -46,6 +46,7 @@ CASES = [
     (LLAMA, "sim_dgx", 2, 1, 2, TWO),
     (LLAMA, "sim_dgx", 1, 2, 2, TWO, *INTERLEAVED),
     (LLAMA, "sim_dgx", 2, 2, 2, TWO, SHARD, SEQUENCE),
+    (LLAMA, "sim_dgx", 2, 2, 1, TWO, SHARD, SEQUENCE, "algorithm.checkpointing=true"),
     (MLP, "sim_ethernet", 2, 2, 2, TWO),
     (MLP, "cpu", 2, 2, 1),
 ]

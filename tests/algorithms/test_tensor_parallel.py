@@ -70,11 +70,11 @@ def test_an_optimizer_steps_on_parts(optimizer):
 
 
 def test_activations_of_a_layer_are_reduced_four_times_a_step():
-    """Shoeybi et al., section 3; beside the layers once for the embedding, and once where scores are made."""
+    """Shoeybi et al., section 3; beside the layers for the embedding and where scores are made; numbers in the loss."""
     workers = 4
     done = run(LLAMA, "sim_dgx", workers)
-    scores = BATCH * CONTEXT * VOCABULARY * 8  # gathered
-    expected = STEPS * (workers * (4 * LAYERS + 2) * ACTIVATION + scores)
+    loss = 3 * BATCH * CONTEXT * 8  # the largest score, the sum of exponentials, the target's score
+    expected = STEPS * workers * ((4 * LAYERS + 2) * ACTIVATION + loss)
     assert sum(report.sent_bytes for report in done.workers) == expected
 
 
@@ -87,11 +87,12 @@ def test_sequence_parallelism_moves_no_more_than_reductions_do():
     """Korthikanti et al., section 4.2.2, in a ring: but for the gradients of norms, that of the embedding the same."""
     workers = 4
     reduced, scattered = (on_links(run(LLAMA, "sim_dgx", workers, RING, *more)) for more in ((), (SEQUENCE,)))
+    loss = 3 * BATCH * CONTEXT * 8
     norms = STEPS * (2 * LAYERS + 1) * WIDTH * 8
     around = 2 * (workers - 1) / workers
     assert len(reduced) == workers
     for link, moved in reduced.items():
-        assert moved == pytest.approx(STEPS * (around * (4 * LAYERS + 2) * ACTIVATION + (workers - 1) / workers * 5120))
+        assert moved == pytest.approx(STEPS * around * ((4 * LAYERS + 2) * ACTIVATION + loss))
         assert scattered[link] - moved == pytest.approx(around * norms)
 
 
@@ -118,7 +119,7 @@ def test_parts_are_where_they_are_in_the_whole_model(group):
     problem = setup(*LLAMA).problem
     model = problem.build_model(torch.device("cpu"), 0)
     flat = torch.nn.utils.parameters_to_vector(model.parameters())
-    split = LayerSplit(problem.tensor_plan(), group, False, torch.device("cpu"))
+    split = LayerSplit(problem, group, False, torch.device("cpu"))
     parts = split.positions(model)
     split.split_(model)
     for parameter, part in zip(model.parameters(), parts, strict=True):
@@ -131,10 +132,11 @@ def test_a_model_without_values_is_split(group):
     problem = setup("problem=transformer_405b", "problem.layers=2", "problem.fake=false").problem
     with FakeTensorMode():
         model = problem.build_model(torch.device("cpu"), 0)
-        split = LayerSplit(problem.tensor_plan(), group, True, torch.device("cpu"))
+        split = LayerSplit(problem, group, True, torch.device("cpu"))
         part = torch.cat(split.positions(model))
         split.split_(model)
-        problem.loss(model, torch.arange(2)).backward()
+        inputs, targets = problem.gather(torch.arange(2))
+        split.objective(model(inputs), targets).backward()
         split.sum_gradients()
         assert {each.grad.shape for each in model.parameters()} == {each.shape for each in model.parameters()}
         held = sum(each.numel() for each in model.parameters())
@@ -163,7 +165,7 @@ def test_a_plan_changes_nothing_for_one_worker():
     problem = setup(*LLAMA).problem
     model = problem.build_model(torch.device("cpu"), 0)
     before = copy.deepcopy(model.state_dict())
-    split = LayerSplit(problem.tensor_plan(), None, True, torch.device("cpu"))
+    split = LayerSplit(problem, None, True, torch.device("cpu"))
     split.split_(model)
     assert len(torch.cat(split.positions(model))) == problem.num_parameters
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

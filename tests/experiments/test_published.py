@@ -157,6 +157,15 @@ def test_fedbuff_takes_more_rounds_and_less_time():
     )  # a round is ten clients' changes in both
 
 
+def test_copies_send_less_than_shards_and_shards_less_than_split_layers():
+    step = ("problem.samples=16", "budget.epochs=1", "problem.width=64", "problem.hidden=176", "problem.context=32")
+    copies, shards, split = (
+        run("splitting_and_bandwidth", *step, method=method, bandwidth_bytes_per_s=1.25e7)["perf/samples_per_s"]
+        for method in ("DDP", "FSDP", "tensor")
+    )
+    assert copies > 1.3 * shards > 1.3 * split
+
+
 def test_micro_batches_win_until_they_are_too_small():
     one_batch = ("budget.epochs=0.7",)
     whole, some, tiny = (

@@ -1,0 +1,72 @@
+"""What the words of a problem's `tensor_plan` mean for a model's parameters and activations."""
+
+from collections.abc import Mapping
+
+from torch import nn
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
+
+from harness.errors import UserError, require
+from harness.problems.base import Problem
+from harness.problems.layered import Layered
+
+COLUMN, ROW, SEQUENCE = "column", "row", "sequence"
+
+
+def placement(model: nn.Module, plan: Mapping[str, str], parameter: str) -> Placement:
+    """Of a parameter of the model, by its name."""
+    name, _, own = parameter.rpartition(".")
+    return module_placement(plan.get(name, SEQUENCE), model.get_submodule(name), own)
+
+
+def module_placement(how: str, module: nn.Module, parameter: str) -> Placement:
+    """Of a parameter of a module, by the plan's word for that."""
+    if how == COLUMN or (how == ROW and isinstance(module, nn.Embedding)):
+        return Shard(0)
+    return Shard(1) if how == ROW and parameter == "weight" else Replicate()
+
+
+def by_position(plan: Mapping[str, str]) -> set[str]:
+    """Layers of the chain whose activations sequence parallelism splits by position."""
+    return {name.partition(".")[0] for name, how in plan.items() if how == SEQUENCE or (how == ROW and "." not in name)}
+
+
+def seen_in_part(model: nn.Module, plan: Mapping[str, str], inside: set[str]) -> list[str]:
+    """Whole parameters of layers that work on some positions, by name."""
+    names = [name for name, _ in model.named_parameters() if name.partition(".")[0] in inside]
+    return [name for name in names if isinstance(placement(model, plan, name), Replicate)]
+
+
+def ends_open(model: nn.Module, plan: Mapping[str, str]) -> bool:
+    """Whether the last layer's outputs are split by feature."""
+    split = [how for name, _ in model.named_modules() if (how := plan.get(name, SEQUENCE)) != SEQUENCE]
+    return split[-1:] == [COLUMN]
+
+
+def check_plan(problem: Problem, algorithm: str, sequence_parallel: bool) -> Layered:
+    """The problem, whose layers can be split.
+
+    Raises:
+        UserError: if they cannot, or not by position where that is asked for.
+    """
+    plan = problem.tensor_plan() if isinstance(problem, Layered) else {}
+    name = type(problem).__name__
+    if not isinstance(problem, Layered) or not plan:
+        raise UserError(
+            f"algorithm={algorithm} splits layers, and {name} has no plan of how: choose a problem that has a "
+            "`tensor_plan`, such as digits_mlp"
+        )
+    rule = f"must be false, as the layers of {name} have no positions to split"
+    require(not sequence_parallel or SEQUENCE in plan.values(), "algorithm.sequence_parallel", rule, True)
+    return problem
+
+
+def check_degree(problem: Problem, degree: int, field: str, sequence_parallel: bool) -> None:
+    """Refuse a number of workers that layers cannot be split among.
+
+    Raises:
+        UserError: naming the setting that gives it, and what it has to divide.
+    """
+    assert isinstance(problem, Layered)
+    for name, size in problem.tensor_divisors(sequence_parallel).items():
+        require(size % degree == 0, field, f"must divide {name}={size}, which it splits", degree)

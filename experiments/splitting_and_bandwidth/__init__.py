@@ -1,0 +1,1 @@
+"""Copies, shards and split layers, as bandwidth falls."""
