@@ -84,7 +84,8 @@ class Observer:
             assert self._model is not None
             flat = _flat(self._model)
             parameters = flat.detach().to("cpu", copy=True)
-            seen = Observation(time_s, time.perf_counter(), samples, updates, parameters, member, milestone, self._part)
+            part = None if self._part is None else self._part.cpu()
+            seen = Observation(time_s, time.perf_counter(), samples, updates, parameters, member, milestone, part)
             self._place.report(seen)
             if not torch.isfinite(parameters).all():
                 raise Diverged(f"the model is nan or infinite after {samples} samples: lower algorithm.learning_rate")

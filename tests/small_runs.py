@@ -90,5 +90,5 @@ def _done(algorithm, hardware, *chosen):
         pytest.skip(f"refused: {refusal}")
     program = composed.program()
     execution = composed.machine.execute(program, lambda samples: None)
-    assert execution.failure is None
+    assert execution.failure is None, execution.failure
     return composed, program, execution

@@ -72,6 +72,8 @@ class Problem(ABC):
 
     def to(self, device: torch.device) -> Self:
         """The same problem with the data that `loss` reads on a device, where its models live too."""
+        if self.has_rows:
+            self._first_row  # noqa: B018 - which is then known wherever the data are
         moved = copy.copy(self)
         moved.__dict__.update({name: _moved(getattr(self, name), device) for name in self.loss_reads})
         return moved
