@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from algorithms.layer_split import LayerSplit
+from algorithms.micro_batches import sizes
+from algorithms.pipeline_schedules import Loss
 from algorithms.stages import inputs_like, passed
+from harness.batch import Samples
 from harness.problems.layered import Layered
 
 
@@ -54,3 +57,28 @@ def let_go(model: nn.Sequential, stages: list[nn.Sequential], held: Sequence[int
         place += len(stage)
         if number not in held:
             stages[number] = nn.Sequential()
+
+
+class Chain:
+    """Passes of a worker that has all stages: a micro-batch after the other, forward and backward.
+
+    Torch's pipelines keep the layers that FSDP2 gathers, and their whole gradients, until the last micro-batch is
+    over; here both are given up as soon as they have been used.
+
+    Args:
+        objective: of what the last stage gives, and targets.
+    """
+
+    def __init__(self, problem: Layered, stages: Sequence[nn.Module], objective: Loss, micro_batches: int) -> None:
+        self._problem, self._stages = problem, stages
+        self._objective, self._micro_batches = objective, micro_batches
+
+    def run(self, batch: Samples) -> None:
+        """Add the gradient of the mean loss over a batch to that of the stages."""
+        device = next(self._stages[0].parameters()).device
+        rows = [each.to(device).split(sizes(len(batch), self._micro_batches)) for each in self._problem.rows_of(batch)]
+        for outputs, targets in zip(*rows, strict=True):
+            if len(targets):
+                for stage in self._stages:
+                    outputs = stage(outputs)
+                (self._objective(outputs, targets) * (len(targets) / len(batch))).backward()

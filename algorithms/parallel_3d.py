@@ -17,7 +17,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from algorithms.balance import BALANCES
 from algorithms.base import Algorithm
 from algorithms.copies import Copies, sharded
-from algorithms.handed_on import HandedOn, let_go, of_stages
+from algorithms.handed_on import Chain, HandedOn, let_go, of_stages
 from algorithms.layer_split import LayerSplit
 from algorithms.mesh import Mesh, mesh_of
 from algorithms.micro_batches import Passes
@@ -116,7 +116,7 @@ class Parallel3D(Algorithm):
         costs = costs_of(model, self.balance, problem, -(-self.batch_size // self.micro_batches), worker)
         with worker.clock.paused():
             groups = {axis: shape.group(axis, worker.rank) for axis in shape._fields}
-            line = groups["pipeline"] or dist.new_group([worker.rank], use_local_synchronization=True)
+            line = groups["pipeline"]
             layers = LayerSplit(problem, groups["tensor"], self.sequence_parallel, worker.device)
             parts = layers.positions(model) if worker.sees_values else None
             stages = split(model, order.stages_per_worker * shape.pipeline, costs)
@@ -130,7 +130,9 @@ class Parallel3D(Algorithm):
                     stages[number] = nn.Sequential(*map(checkpoint_wrapper, units(stages[number])))
             shared = self._shared(stages, held, groups["data"], worker.device)
             part = None if part is None else part[shared.positions]
-        passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, layers.objective, line)
+        passes: Passes | Chain = Chain(problem, stages, layers.objective, self.micro_batches)
+        if line is not None:
+            passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, layers.objective, line)
         for batch in worker.batches(problem, self.batch_size):
             passes.run(batch)
             layers.sum_gradients()

@@ -125,7 +125,7 @@ PROMISED = [  # forward passes that a worker keeps at most
 
 
 @pytest.mark.parametrize(("workers", "micro_batches"), [(2, 6), (4, 12)])
-@pytest.mark.parametrize(("order", "promised"), PROMISED, ids=str)
+@pytest.mark.parametrize(("order", "promised"), PROMISED, ids=[str(order) for order, _ in PROMISED])
 def test_activations_are_kept_as_long_as_promised(order, promised, workers, micro_batches):
     layers = workers * order.stages_per_worker
     problem, _ = run(pipeline(order, micro_batches, micro_batches), workers, layers, 2)
