@@ -132,7 +132,7 @@ class Simulated(Hardware):
         if execution.failure is None:
             execution.told([place.measures for place in simulation.places])
             execution.interleavings = [place.interleaving for place in simulation.places]
-        if machine.fake and execution.failure is None:
+        if machine.fake and execution.failure is None and any(place.steps.begins for place in simulation.places):
             self._predict(simulation, program, execution)
         accounts = {place.rank: place.timelines.account for place in simulation.places}
         execution.timeline = partial(timeline.write, accounts=[*accounts.values()], ranks=[*accounts])
@@ -146,9 +146,10 @@ class Simulated(Hardware):
 
     def _predict(self, simulation: "Simulation", program: Program, execution: Execution) -> None:
         assert isinstance(self.compute, Roofline)
-        machine, places = simulation.machine, simulation.places
+        machine = simulation.machine
+        places = [place for place in simulation.places if place.steps.begins]
         samples = machine.counters["samples"] / max(1, machine.counters["updates"])
-        steps = {place.rank: place.steps for place in places if place.steps.begins}
+        steps = {place.rank: place.steps for place in places}
         predicted = Predicted(steps, [place.finish_s for place in places], machine.num_ranks, samples)
         execution.metrics |= predicted.metrics(program, self.compute)
         execution.failure = predicted.shortage(self.compute)

@@ -302,7 +302,7 @@ class SimulatedPlace(Place):
 
     def meet(self, num_workers: int) -> None:
         """Wait until all workers have come."""
-        self._machine.meeting.meet(self.rank, num_workers)
+        self._machine.meeting.meet(self.rank, len(self._machine.fabric.simulated(np.arange(num_workers))))
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         """A block of one activity at a time; a lock that another rank held last is fetched from its core."""
@@ -335,7 +335,7 @@ class SimulatedPlace(Place):
     def _begin_together(self) -> None:
         self.settle()
         self._machine.fabric.links.begin_together()
-        self._machine.meeting.meet(self.rank, len(self._machine.fabric.simulated(np.arange(self.num_workers))))
+        self.meet(self.num_workers)
 
     def settle(self) -> None:
         """Wait for all streams."""
