@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -13,16 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import flop_registry
 
 from hardware.simulated.linear_algebra import FLOPS
+from hardware.simulated.operands import nbytes, shapes, tensors, tensors_read, tensors_written
 from hardware.simulated.operators import (
     ALIAS,
     ALLOCATE,
-    LIKE,
     MOVE,
-    NEW,
-    OVERWRITE,
     PICK,
     Operators,
-    effects,
     wraps_others,
 )
 from hardware.simulated.optimizers import StepCounters
@@ -207,25 +204,26 @@ class Roofline(Compute):
         name = operator.overloadpacket.__name__
         if name in ALLOCATE:
             return 0.0
-        read, written = _read(operator, name, inputs, options), _written(operator, inputs, options, output)
-        moved = _nbytes(read) + _nbytes(written)
+        loaded = tensors_read(operator, name, inputs, options)
+        stored = tensors_written(operator, inputs, options, output)
+        moved = nbytes(loaded) + nbytes(stored)
         if name in PICK:
-            moved += min(_nbytes(written), _nbytes(_tensors(inputs[:1])))
+            moved += min(nbytes(stored), nbytes(tensors(inputs[:1])))
         move_s = moved / self.memory_bytes_per_s
-        dtype = next((tensor.dtype for tensor in written.values() if tensor.dtype.is_floating_point), None)
+        dtype = next((tensor.dtype for tensor in stored.values() if tensor.dtype.is_floating_point), None)
         if dtype is None or name in PICK or name in MOVE:
             return self.kernel_latency_s + move_s
         counted = _COUNTED_AS.get(operator.overloadpacket, operator.overloadpacket)
         peak = self._peak(dtype, counted)
         if counted in flop_registry:
-            flops = _flops(counted, _shapes(inputs), tuple(options), *_shapes((*options.values(), output)))
+            flops = _flops(counted, shapes(inputs), tuple(options), *shapes((*options.values(), output)))
             if name.startswith("_scaled_dot_product"):
                 flops *= 0.5 if _is_causal(operator, inputs, options) else 1.0
                 peak *= self.attention_efficiency
         elif name in FLOPS:
             flops = FLOPS[name](*[argument.shape for argument in inputs if isinstance(argument, torch.Tensor)])
         else:
-            flops = max([tensor.numel() for tensor in (read | written).values()])
+            flops = max([tensor.numel() for tensor in (loaded | stored).values()])
         return self.kernel_latency_s + max(move_s, flops / peak)
 
     def _peak(self, dtype: torch.dtype, counted: Any) -> float:
@@ -253,36 +251,6 @@ def _is_causal(operator: Any, inputs: tuple, options: Mapping[str, Any]) -> bool
     return bool(dict(zip(names, inputs, strict=False), **options).get("is_causal", False))
 
 
-def _read(operator: Any, name: str, inputs: tuple, options: Mapping[str, Any]) -> dict[int, torch.Tensor]:
-    """The tensors that a call reads; without the table that it picks from."""
-    if name in LIKE or name in NEW:
-        return {}
-    first = 1 if name in PICK or name in OVERWRITE else 0
-    _, filled = effects(operator)
-    return _tensors((*inputs[first:], *[value for option, value in options.items() if option not in filled]))
-
-
-def _written(operator: Any, inputs: tuple, options: Mapping[str, Any], output: Any) -> dict[int, torch.Tensor]:
-    """The tensors that a call returns, and those that it writes in place."""
-    writes, _ = effects(operator)
-    if not writes:
-        return _tensors((output,))
-    arguments = (*enumerate(inputs), *options.items())
-    return _tensors((output, *[value for place, value in arguments if place in writes]))
-
-
-def _nbytes(tensors: Mapping[int, torch.Tensor]) -> int:
-    return sum([tensor.nbytes for tensor in tensors.values()])
-
-
-def _shapes(arguments: Iterable) -> tuple:
-    """Arguments with shapes for tensors and tuples for lists."""
-    return tuple(
-        leaf.shape if isinstance(leaf, torch.Tensor) else _shapes(leaf) if isinstance(leaf, list | tuple) else leaf
-        for leaf in arguments
-    )
-
-
 @lru_cache(4096)
 def _flops(operator: Any, inputs: tuple, options: tuple[str, ...], *values: Any) -> float:
     """By torch's formula for an operator it counts, of shapes: those of its inputs, options and, last, its output."""
@@ -292,26 +260,6 @@ def _flops(operator: Any, inputs: tuple, options: tuple[str, ...], *values: Any)
 @cache
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _tensors(tree: Iterable) -> dict[int, torch.Tensor]:
-    """The tensors among arguments and in their lists, of sparse ones the parts, each once, by identity."""
-    found: dict[int, torch.Tensor] = {}
-    for leaf in tree:
-        if isinstance(leaf, torch.Tensor):
-            for part in (leaf,) if leaf.layout is torch.strided else _parts(leaf):
-                found[id(part)] = part
-        elif isinstance(leaf, list | tuple):
-            found |= _tensors(leaf)
-    return found
-
-
-def _parts(sparse: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    if sparse.layout is torch.sparse_coo:
-        return sparse._values(), sparse._indices()
-    if sparse.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return sparse.values(), sparse.crow_indices(), sparse.col_indices()
-    return sparse.values(), sparse.ccol_indices(), sparse.row_indices()
 
 
 @dataclass(frozen=True)
