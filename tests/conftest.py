@@ -1,6 +1,7 @@
 """After every test: no process, thread, shared-memory file or listening port that was not there before it."""
 
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,11 @@ from leftovers import shared_memory
 SETTLE_S = 2.0  # a process that has been told to end may take this long to be gone
 HELPERS = (b"multiprocessing.forkserver", b"multiprocessing.resource_tracker")  # they live as long as pytest, by design
 LISTENING = "0A"  # in /proc/net/tcp
+
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # a job in the background of a shell, whose children would be deaf
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -242,8 +242,6 @@ if __name__ == "__main__":
 """
 
 PARENT = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from tests.hardware.toys import Endless, machine, no_progress, program
 raise machine(2).execute(program(Endless), no_progress).failure
 """
