@@ -21,6 +21,7 @@ POLICIES = [Partitioned, Replicated, ShardedPerNode, ReplicatedPerNode]
 class Sizes:
     """A problem of which only the size is asked."""
 
+    is_fake = False
     num_samples = SAMPLES
 
 

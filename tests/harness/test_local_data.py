@@ -18,7 +18,7 @@ from harness.trial import averaged, evaluate
 from tests.harness.test_data import CONSTANT, SAMPLES, Claiming, Counting, deal
 
 LABELS = torch.tensor([0, 1, 2] * (SAMPLES // 3))
-LABELLED = SimpleNamespace(num_samples=SAMPLES, labels=LABELS)
+LABELLED = SimpleNamespace(is_fake=False, num_samples=SAMPLES, labels=LABELS)
 POLICIES = [Sharded("index"), ByLabel("index", 1), ByLabel("index", 2), Dirichlet("index", 2.0)]
 MLP = ["problem=digits_mlp", "problem.dtype=float64", "tracking=none"]
 FEW = ["problem=least_squares", "problem.samples=5", "problem.features=2"]
