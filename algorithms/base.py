@@ -129,6 +129,10 @@ class Algorithm(ABC):
         """As `bytes_per_update`, for those who send what a problem's layers give too."""
         return self.bytes_per_update(weights, num_workers)
 
+    def computes_in(self, dtype: str) -> str:
+        """The dtype of its products, of a problem whose model is of `dtype`."""
+        return dtype
+
     def staleness_bound(self, num_workers: int) -> int | None:
         """How many updates there can be between the weights that a gradient is of and the step along it, at most.
 

@@ -122,6 +122,10 @@ class FSDP(Algorithm):
             own_bytes += summed_bytes / shards
         return num_workers * own_bytes
 
+    def computes_in(self, dtype: str) -> str:
+        """That of gathered layers."""
+        return self.param_dtype or dtype
+
     def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """The same with it."""
         shards = self.shards(num_workers)

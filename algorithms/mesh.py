@@ -87,7 +87,8 @@ class Mesh:
         rule = f"must multiply to hardware.num_workers={num_workers}" + (
             ", or to a divisor of it" if open_ended else ""
         )
-        require(over == 0 if open_ended else num_workers == product, "algorithm.mesh", rule, given)
+        shown = ", ".join(f"{name}: {'null' if size is None else size}" for name, size in given.items())
+        require(over == 0 if open_ended else num_workers == product, "algorithm.mesh", rule, f"{{{shown}}}")
         return Shape(**{name: rest if size is None else size for name, size in given.items()})
 
 

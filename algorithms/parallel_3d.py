@@ -67,7 +67,7 @@ class Parallel3D(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = f"must be from 1 to {self.batch_size}, the samples of a batch (algorithm.batch_size)"
+        rule = f"must be from 1 to {self.batch_size}, the samples of a batch: raise algorithm.batch_size, or take fewer"
         require(1 <= self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
         require(self.balance in BALANCES, "algorithm.balance", f"must be one of {', '.join(BALANCES)}", self.balance)
 

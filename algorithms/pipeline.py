@@ -60,7 +60,7 @@ class Pipeline(Algorithm):
     def check(self, problem: Problem) -> None:
         """Its model is a chain of layers, and a batch of it has a sample for every micro-batch."""
         check_layered(problem, "pipeline")
-        rule = f"must be <= {self.batch_size}, the samples of a batch (algorithm.batch_size)"
+        rule = f"must be <= {self.batch_size}, the samples of a batch: raise algorithm.batch_size, or take fewer"
         require(self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:

@@ -51,9 +51,7 @@ def _check_values(setup: Setup) -> None:
     algorithm, hardware, problem = (f"{group}={setup.choices[group]}" for group in ("algorithm", "hardware", "problem"))
     reason = setup.hardware.why_no_fake_tensors
     if reason:
-        raise UserError(
-            f"{problem} has shapes and no values, and {hardware} {reason}: use hardware=sim_dgx, or problem.fake=false"
-        )
+        raise UserError(f"{problem} has shapes and no values, and {hardware} {reason}: use hardware=sim_dgx")
     if not setup.algorithm.supports_fake_tensors:
         able = names_of("algorithm", lambda each: each.supports_fake_tensors)
         raise UserError(f"{problem} has shapes and no values, which {algorithm} needs: use algorithm={able}")

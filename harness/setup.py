@@ -189,6 +189,8 @@ def _changed_part(key: str, part: dict[str, Any], usual: dict[str, Any]) -> dict
         return min(kin, key=lambda name: len(_differing(wanted, options[name])), default=wanted["_target_"])
 
     name = nearest(part)
+    if name not in options:  # it is of no group, such as a mesh
+        return {f"{key}.{field}": value for field, value in _differing(part, {**part, **(usual or {})}).items()}
     said = {} if usual is not None and nearest(usual) == name else {key: name}
     return said | {f"{key}.{field}": value for field, value in _differing(part, options.get(name, part)).items()}
 

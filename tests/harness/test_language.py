@@ -52,8 +52,14 @@ def test_flops_are_those_that_torch_counts():
 
 
 def test_a_fake_problem_is_refused_in_one_sentence():
-    with pytest.raises(UserError, match=r"^problem=transformer_405b has shapes and no values.*problem.fake=false"):
+    with pytest.raises(
+        UserError, match=r"^problem=transformer_405b has shapes and no values, which .*use algorithm=fsdp"
+    ):
         setup("problem=transformer_405b", "hardware=sim_dgx", "algorithm=all_reduce")
+    with pytest.raises(
+        UserError, match=r"^problem=transformer_405b has shapes and no values, and .*: use hardware=sim_"
+    ):
+        setup("problem=transformer_405b", "hardware=cpu", "algorithm=fsdp")
 
 
 def test_later_tokens_change_nothing():
