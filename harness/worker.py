@@ -53,14 +53,13 @@ class Worker:
     def __init__(self, place: Place, program: Program) -> None:
         self.rank, self.num_workers = place.rank, program.workers(place.num_workers)
         self.node, self.num_nodes = place.node, place.num_nodes
-        self.device, self.seed = place.device, program.seed
+        self.device, self.seed, self.sees_values = place.device, program.seed, not program.problem.is_fake
         self.generator = torch.Generator().manual_seed(program.seed * 1_000_003 + place.rank)
-        self.sees_values = not program.problem.is_fake
         self._place, self.budget, self._milestones = place, program.budget_samples, program.milestones
         self._salt = int(np.random.SeedSequence((program.seed, place.rank)).generate_state(1, np.uint64)[0]) >> 1
         self._shared: set[str] = set()  # names
-        self.total_epochs = program.budget_samples / program.problem.num_samples
-        self.elapsed_epochs, self.epoch, self.position = 0.0, 0, 0
+        self.total_epochs, self.elapsed_epochs = program.budget_samples / program.problem.num_samples, 0.0
+        self.epoch = self.position = 0
         self._thread = threading.get_ident()
         self._own = threading.local()  # of each activity: `locks`, the names it holds
         place.interleaving, place.measures = Interleaving(), {}
@@ -260,9 +259,9 @@ class Worker:
         self._place.settle()
 
     def merge(self, model: torch.Tensor, known: torch.Tensor, common: torch.Tensor, share: float) -> None:
-        """Merge a replica into a common model: common += share * (model - known), and model = known = common.
+        """Merge a replica into a common model in one pass: common += share * (model - known), model = known = common.
 
-        One native pass; the caller holds a lock that keeps others from merging into `common` meanwhile.
+        The caller holds a lock that keeps others from merging into `common` meanwhile.
 
         Args:
             model: the replica, float32 or float64, shape (parameters,), contiguous; the others are like it.
@@ -358,15 +357,13 @@ class Worker:
     def observe(self, model: Observed, samples: int, updates: int = 1, part: torch.Tensor | None = None) -> None:
         """Tell the harness that this worker has processed `samples` in `updates` updates of `model`.
 
-        At the sample milestones of the run the model is copied, off the clock.
-        In a synchronous algorithm rank 0 speaks for all; in a decentralised one every worker's own model is copied, and
-        where the algorithm splits the model, the part of it that each worker holds: all observe every step.
+        At the sample milestones of the run the model is copied, off the clock. In a synchronous algorithm rank 0 speaks
+        for all; in a decentralised one every worker's own model is copied, in one that splits it each worker's part.
 
         Args:
             model: itself, its flat parameters, or what makes those when they are to be copied.
             samples: of the worker's share of the step.
-            part: where the model is split, int64 positions of these parameters among the flat ones of the whole model,
-                shape (parameters of the part,); parts may overlap.
+            part: int64 positions of these parameters among the flat ones of a model that is split; parts may overlap.
 
         Raises:
             Diverged: if a copied parameter is not finite.
@@ -376,8 +373,9 @@ class Worker:
     def serve_rows(self, problem: Problem) -> None:
         """Be a data server until all its workers have left."""
         assert isinstance(self._data, Streamed)
-        order = self._dealer.sequence(problem.num_samples)
-        serve(self._data, self._place.all_ranks(), problem, order, self.num_workers)
+        serve(
+            self._data, self._place.all_ranks(), problem, self._dealer.sequence(problem.num_samples), self.num_workers
+        )
 
     def finish(self) -> None:
         """Leave the training: what others have yet to reach, this worker's own model is for as it is now."""
