@@ -209,11 +209,8 @@ class Worker:
     def receive(self, tensor: torch.Tensor, tag: int = 0) -> int:
         """Receive a message from whoever sends one first; a run that is repeated hears them in the order of the first.
 
-        Args:
-            tensor: written in place.
-
         Returns:
-            the rank of the sender.
+            the rank of the sender, whose message is written into `tensor`.
         """
         return self.begin_receive(tensor, tag)()
 
