@@ -8,8 +8,9 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 run: .venv/run
 	.venv/bin/python run.py $(ARGS)
 
+# side by side; what fails so, as real workers may that share their cores with other tests, once more alone
 test: .venv/test
-	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS_TEST)
+	.venv/bin/python -m pytest -n 2 --dist loadfile $(ARGS_TEST) || .venv/bin/python -m pytest --last-failed --last-failed-no-failures none $(ARGS_TEST)
 
 check: .venv/dev
 	.venv/bin/ruff check .

@@ -25,6 +25,7 @@ from harness.kernels.sparse_rows import SparseRows
 
 CONF = Path(__file__).parents[2] / "conf" / "hardware"
 FILES = sorted(CONF.glob("sim_*.yaml"))
+ALIKE = ("sim_ethernet_1g", "sim_fat_tree", "sim_torus", "sim_ring")  # as sim_ethernet, but for where links are
 
 
 def machine(path, **changes):
@@ -137,7 +138,11 @@ def everything_s(path, **changes):
     return done.run_s
 
 
-@pytest.mark.parametrize(("path", "key"), [(path, key) for path in FILES for key in numbers(path)], ids=str)
+def number(path, key):
+    return pytest.param(path, key, id=f"{path.stem}-{key}", marks=pytest.mark.slow if path.stem in ALIKE else ())
+
+
+@pytest.mark.parametrize(("path", "key"), [number(path, key) for path in FILES for key in numbers(path)])
 def test_every_number_of_the_yaml_moves_the_answer(path, key):
     before = OmegaConf.select(composed.node(f"hardware/{path.stem}"), key)
     after = OTHERS.get(key, before * 2 or 1e-3)
