@@ -27,6 +27,7 @@ SPECIAL = {  # values that are not numbers to be doubled
     "deaths": {1: 1e-4},
 }
 ELSEWHERE = {"num_workers", "memory", "nonzero_s", "_target_"}  # or below
+ELSEWHERE |= {"collapse", "memory_bytes"}  # of tensors without values: test_collapse, test_predictions
 WITHOUT_EFFECT = {  # where a preset says so, or has only one of the two things the number tells apart
     ("sim_ring", "network.shape"): "one dimension",
 }
@@ -144,7 +145,10 @@ def test_every_knob_of_shared_memory_moves_the_answer():
         how = [f"algorithm.locking={lockings.get(name.removeprefix('memory.'), 'none')}"]
         how += ["data.order=storage"] * (name == "memory.sequential_rows")
         how += ["hardware.memory.cache_bytes=4096"] * ("cache" in name)  # which holds no model
-        return run_s(*how, f"hardware.{name}={(0.5 if value < 1 else 2) * value}") != run_s(*how)
+        slow = name == "memory.local_bytes_per_s"  # of which rows of another socket are slower by the difference
+        how += ["hardware.memory.remote_bytes_per_s=1e7"] * slow
+        factor = 0.01 if name == "memory.remote_bytes_per_s" else 0.5 if value < 1 else 2
+        return run_s(*how, f"hardware.{name}={factor * value}") != run_s(*how)
 
     still = [name for name, value in numbers.items() if not moves(name, value)]
     assert still == ["memory.cores_per_socket"]  # four workers need no more cores
