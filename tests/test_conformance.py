@@ -29,8 +29,9 @@ def losses(composed, execution):
 
 
 def crowd(algorithm, hardware, workers):
-    """More than two workers on one cluster, and elsewhere only when asked for."""
-    marks = () if (hardware, workers) == ("sim_ethernet", 4) else pytest.mark.slow
+    """More than two workers of one algorithm on one cluster, and else only when asked for."""
+    usual = (algorithm, hardware, workers) == ("all_reduce", "sim_ethernet", 4)
+    marks = () if usual else pytest.mark.slow
     return pytest.param(algorithm, hardware, workers, marks=marks)
 
 
