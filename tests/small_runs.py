@@ -41,7 +41,7 @@ CHAIN += ["algorithm.batch_size=20", "algorithm.learning_rate=0.5"]
 SETTINGS = dict.fromkeys(NATIVE, MANY + SINGLE)
 SETTINGS["dual_coordinate_descent"] = [*REGULARISED, "budget.epochs=20", *EXACT]
 SETTINGS["coordinate_descent"] = MANY + EXACT
-SETTINGS["sgld"] = [*MANY, *SINGLE, "algorithm.temperature=0.01"]  # the variance of the noise, as Bayes would have it
+SETTINGS["sgld"] = [*MANY, *SINGLE, "algorithm.temperature=0.003"]  # the variance of the noise: below the target
 SETTINGS["federated"] = [*LONGER, *SINGLE, "algorithm.num_clients=10", "algorithm.participation=0.5"]
 SETTINGS["fedbuff"] = [*LONGER, *SINGLE, "algorithm.num_clients=10", "algorithm.buffer_size=5"]
 SETTINGS["diloco"] = [*LONGER, "algorithm.batch_size=1", "algorithm.learning_rate=0.03"]  # how far a step of Adam goes
