@@ -21,9 +21,20 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from harness.errors import require
+
 Layer = TypeVar("Layer", bound=nn.Module)
 
 BALANCES = ("layers", "parameters", "flops", "measured")
+
+
+def check_balance(balance: str) -> None:
+    """Refuse what is none.
+
+    Raises:
+        UserError: naming those there are.
+    """
+    require(balance in BALANCES, "algorithm.balance", f"must be one of {', '.join(BALANCES)}", balance)
 
 
 def cut(costs: Sequence[float], num_parts: int) -> list[range]:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from algorithms.balance import BALANCES
+from algorithms.balance import check_balance
 from algorithms.base import Algorithm
 from algorithms.copies import Copies, sharded
 from algorithms.handed_on import Chain, HandedOn, let_go, of_stages
@@ -69,7 +69,7 @@ class Parallel3D(Algorithm):
         super().__post_init__()
         rule = f"must be from 1 to {self.batch_size}, the samples of a batch: raise algorithm.batch_size, or take fewer"
         require(1 <= self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
-        require(self.balance in BALANCES, "algorithm.balance", f"must be one of {', '.join(BALANCES)}", self.balance)
+        check_balance(self.balance)
 
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
         """That of its seat along the axis of data."""

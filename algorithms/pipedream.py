@@ -20,14 +20,13 @@ from typing import ClassVar, TypeVar
 
 import torch
 
-from algorithms.balance import BALANCES
+from algorithms.balance import check_balance
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
 from algorithms.stages import bytes_handed_on, check_layered, check_stages, costs_of, positions, split
 from algorithms.stashing import Passing, StashingStage
-from harness.errors import require
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
 from harness.worker import Worker
@@ -54,7 +53,7 @@ class PipeDream(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.balance in BALANCES, "algorithm.balance", f"must be one of {', '.join(BALANCES)}", self.balance)
+        check_balance(self.balance)
 
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
         """All work on the same samples."""

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from algorithms.balance import BALANCES
+from algorithms.balance import check_balance
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
 from algorithms.micro_batches import Passes
@@ -51,7 +51,7 @@ class Pipeline(Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.micro_batches >= 1, "algorithm.micro_batches", "must be >= 1", self.micro_batches)
-        require(self.balance in BALANCES, "algorithm.balance", f"must be one of {', '.join(BALANCES)}", self.balance)
+        check_balance(self.balance)
 
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
         """All work on the same samples."""
