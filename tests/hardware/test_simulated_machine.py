@@ -2,6 +2,7 @@ import functools
 import gzip
 import json
 import random
+import re
 import threading
 import time
 from dataclasses import replace
@@ -24,8 +25,8 @@ from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
 from harness.kernels.sparse_rows import SparseRows
 
 CONF = Path(__file__).parents[2] / "conf" / "hardware"
-FILES = sorted(CONF.glob("sim_*.yaml"))
-ALIKE = ("sim_ethernet_1g", "sim_fat_tree", "sim_torus", "sim_ring")  # as sim_ethernet, but for where links are
+FILES = [CONF / f"{name}.yaml" for name in ("sim_cpu", "sim_numa2", "sim_numa4", "sim_ethernet", "sim_dgx")]
+KEYS = re.compile(r"memory\.\w+|num_workers|compute\.nonzero_s")  # test_simulated_knobs.py moves the others
 
 
 def machine(path, **changes):
@@ -37,39 +38,24 @@ def machine(path, **changes):
 
 
 def numbers(path):
-    """Dotted keys of a YAML file whose values are numbers."""
+    """Dotted keys of a YAML file whose values are numbers that native kernels and shared memory make use of."""
 
     def walk(node, prefix):
         for key, value in node.items():
             if isinstance(value, dict):
                 yield from walk(value, f"{prefix}{key}.")
-            elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            elif KEYS.fullmatch(f"{prefix}{key}") and isinstance(value, (int, float)) and not isinstance(value, bool):
                 yield f"{prefix}{key}"
 
     return list(walk(OmegaConf.to_container(composed.node(f"hardware/{path.stem}")), ""))
 
 
 def everything(worker):
-    """Computes in all dtypes, communicates in all sizes, and updates a shared model where there is one."""
-    machine, last = worker._place._machine, worker.num_workers - 1
-    if worker.rank == 0:
-        torch.ones(9, requires_grad=True).mul(2).sum().backward()
-        for dtype in [name for name in machine.compute.flops_per_s if name != "tf32"]:
-            size = 1000 if machine.compute.streams else 400
-            x = torch.ones(size, size, dtype=getattr(torch, dtype))
-            (x @ x).add_(1.0)
-        torch.conv2d(torch.ones(1, 64, 40, 40), torch.ones(64, 64, 3, 3))  # of tf32, where there is that
-        torch.nn.functional.scaled_dot_product_attention(*torch.ones(3, 1, 2, 512, 64))
-    for elements in (10, 1000, 5000, 100_000, 375_000):
-        dist.all_reduce(torch.ones(elements))
-        for peer in {1, min(3, last), last}:
-            if worker.rank == 0:
-                dist.send(torch.ones(elements), peer)
-            elif worker.rank == peer:
-                dist.recv(torch.ones(elements), 0)
-    dist.all_gather([torch.ones(300_000) for _ in range(worker.num_workers)], torch.ones(300_000))
+    """Computes, communicates, and updates a shared model where there is one."""
+    torch.ones(400, 400) @ torch.ones(400, 400)
+    dist.all_reduce(torch.ones(1000))
     worker._place.add("updates", 1)
-    if machine.compute.kernel is not None:
+    if worker._place._machine.compute.kernel is not None:
         update(worker)
     worker._place.settle()
 
@@ -98,19 +84,8 @@ def update(worker):
 
 kernels: dict = {}
 
-OTHERS = {  # where twice as much is impossible, or of no effect: a ring that is limited by bandwidth
-    "protocol.segment_bytes": 1000.0,
-    "protocol.in_flight": 1,
-    "protocol.efficiency": 0.5,
-    "compute.flops_per_s.float16": 1e12,  # twice as much is hidden behind the host's launches
-    "compute.flops_per_s.bfloat16": 1e12,
-    "compute.flops_per_s.tf32": 1e12,
-    "compute.attention_efficiency": 0.01,
-    "protocol.efficiency.LL": 0.25,
-    "protocol.efficiency.LL128": 0.5,
-    "protocol.efficiency.Simple": 0.5,
+OTHERS = {  # where twice as much is impossible, or of no effect
     "num_workers": 3,
-    "network.hosts_per_leaf": 1,
     "memory.sequential_rows": 0.1,
     "memory.doze_s": 1e-3,
     "memory.same_socket_s": 1e-5,  # twice as much is hidden behind rows on four sockets
@@ -124,7 +99,6 @@ WITHOUT_EFFECT = {
     "sim_cpu memory.remote_bytes_per_s",
     "sim_cpu memory.local_bytes_per_s",  # nor are rows permuted here
     "sim_numa4 memory.cores_per_socket",
-    "sim_dgx compute.memory_bytes",  # a limit on tensors without values
     "sim_numa4 memory.futex_s",  # who waits for a mutex of another socket is asleep by the time it is let go
 }
 
@@ -138,11 +112,10 @@ def everything_s(path, **changes):
     return done.run_s
 
 
-def number(path, key):
-    return pytest.param(path, key, id=f"{path.stem}-{key}", marks=pytest.mark.slow if path.stem in ALIKE else ())
-
-
-@pytest.mark.parametrize(("path", "key"), [number(path, key) for path in FILES for key in numbers(path)])
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [pytest.param(path, key, id=f"{path.stem}-{key}") for path in FILES for key in numbers(path)],
+)
 def test_every_number_of_the_yaml_moves_the_answer(path, key):
     before = OmegaConf.select(composed.node(f"hardware/{path.stem}"), key)
     after = OTHERS.get(key, before * 2 or 1e-3)
