@@ -7,10 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
-from leftovers import shared_memory
+from leftovers import of_others, shared_memory
 
 SETTLE_S = 2.0  # a process that has been told to end may take this long to be gone
-HELPERS = (b"multiprocessing.forkserver", b"multiprocessing.resource_tracker")  # they live as long as pytest, by design
+HELPERS = (
+    b"multiprocessing.forkserver",
+    b"multiprocessing.resource_tracker",
+    b"command_server",
+)  # live as long as pytest
+SHARED = "/dev/shm/"
 LISTENING = "0A"  # in /proc/net/tcp
 
 if (
@@ -24,19 +29,36 @@ def leaves_nothing_behind():
     before, affinity = _belongings(), os.sched_getaffinity(0)
     yield
     deadline_s = time.monotonic() + SETTLE_S
-    while (left := _belongings() - before) and time.monotonic() < deadline_s:
+    while (left := _left(before)) and time.monotonic() < deadline_s:
         time.sleep(0.02)
     assert not left, f"left behind: {sorted(left)}"
     assert os.sched_getaffinity(0) == affinity, "the affinity of the main thread was not restored"
 
 
+def _left(before):
+    """What was not there before; of sockets those that listen, by their ports; of shared memory not what others use."""
+    left = _belongings() - before
+    sockets = {each for each in left if each.startswith("socket:")}
+    listening = _listening() if sockets else {}
+    left = left - sockets | {f"port {listening[each]}" for each in sockets & listening.keys()}
+    if any(each.startswith(SHARED) for each in left):
+        left -= {f"{SHARED}{name}" for name in of_others(*(pid for pid, _ in _descendants(os.getpid())))}
+    return left
+
+
 def _belongings():
     processes = list(_descendants(os.getpid()))
+    pids = [os.getpid(), *(pid for pid, _ in processes)]
     return {
         *(f"process {pid} {command}" for pid, command in processes),
         *(f"thread {thread.ident} {thread.name}" for thread in threading.enumerate()),
-        *(f"/dev/shm/{name}" for name in shared_memory(*(pid for pid, _ in processes))),
-        *(f"port {port}" for port in _ports([os.getpid(), *(pid for pid, _ in processes)])),
+        *(f"{SHARED}{name}" for name in shared_memory(*pids)),
+        *(
+            link
+            for pid in (os.getpid(), *(pid for pid, _ in processes))
+            for link in _links(pid)
+            if link[:7] == "socket:"
+        ),
     }
 
 
@@ -70,15 +92,13 @@ def _command(pid):
         return None
 
 
-def _ports(pids):
-    sockets = {}
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        if os.path.exists(table):
-            rows = (line.split() for line in Path(table).read_text().splitlines()[1:])
-            sockets.update(
-                {f"socket:[{row[9]}]": int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTENING}
-            )
-    return {sockets[link] for pid in pids for link in _links(pid) if link in sockets} if sockets else set()
+def _listening():
+    """The ports of sockets that listen, in this network namespace."""
+    ports = {}
+    for table in filter(os.path.exists, ("/proc/net/tcp", "/proc/net/tcp6")):
+        rows = (line.split() for line in Path(table).read_text().splitlines()[1:])
+        ports |= {f"socket:[{row[9]}]": int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == LISTENING}
+    return ports
 
 
 def _links(pid):

@@ -1,7 +1,6 @@
 """A user's mistakes: each ends with a non-zero exit and one sentence that names the field, the value and the fix."""
 
 import re
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from commands import command
@@ -104,25 +103,12 @@ MISTAKES = {
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """All mistakes made once, two at a time."""
-    runs = tmp_path_factory.mktemp("runs")
-
-    def make(name):
-        arguments = MISTAKES[name][0]
-        where = {} if any(a.startswith("runs_dir=") for a in arguments) else {"runs_dir": runs}
-        return command(*QUICK, *arguments, **where, HOME=str(runs))
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(MISTAKES, pool.map(make, MISTAKES), strict=True))
-
-
-@pytest.mark.parametrize("name", MISTAKES)
-def test_mistake_gets_one_sentence(outcomes, name):
-    outcome = outcomes[name]
+@pytest.mark.parametrize(("arguments", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_mistake_gets_one_sentence(tmp_path, arguments, sentence):
+    where = {} if any(a.startswith("runs_dir=") for a in arguments) else {"runs_dir": tmp_path}
+    outcome = command(*QUICK, *arguments, **where, HOME=str(tmp_path))
     errors = [line for line in outcome.stderr.splitlines() if line.strip()]
     assert outcome.returncode not in (0, None), outcome.stdout
     assert "Traceback" not in outcome.stdout + outcome.stderr
-    assert re.search(MISTAKES[name][1], outcome.stderr, re.M), outcome.stderr
+    assert re.search(sentence, outcome.stderr, re.M), outcome.stderr
     assert len([line for line in errors if line.startswith("error: ")]) == 1, outcome.stderr

@@ -15,6 +15,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from commands import module
 from torch.distributed import distributed_c10d as c10d
 
 from hardware.simulated import timeline
@@ -426,8 +427,8 @@ COMPILED = """
 
 def launched(*arguments):
     """The command as a process of its own, in which warnings are no errors; its output and what it says at the end."""
-    command = [sys.executable, "-m", "hardware.simulated.launch", "--num-workers", "2", "--timeline", ""]
-    done = subprocess.run([*command, "--log-rank", "all", *arguments], capture_output=True, text=True, timeout=300)
+    options = ["--num-workers", "2", "--timeline", "", "--log-rank", "all"]
+    done = module("hardware.simulated.launch", *options, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines(), done.stderr
 
@@ -1107,9 +1108,7 @@ DIES_IN_BACKWARD = """
 def test_what_cpp_waits_for_in_a_backward_pass_fails_as_torch_does(script, hardware, hook, join):
     """Not by taking the error for the tensors it expects: as a process, which that would end."""
     path = script(DIES_IN_BACKWARD.format(hook=hook, join=join))
-    command = [sys.executable, "-m", "hardware.simulated.launch", "--hardware", hardware, "--num-workers", "3"]
-    done = subprocess.run(
-        [*command, "--timeline", "", "hardware.deaths={1: 0.002}", path], capture_output=True, text=True, timeout=300
-    )
+    options = ["--hardware", hardware, "--num-workers", "3", "--timeline", "", "hardware.deaths={1: 0.002}"]
+    done = module("hardware.simulated.launch", *options, path)
     assert done.returncode == 1, done.stderr
     assert "error: rank" in done.stderr and "rank 1 died at 0.002 s" in done.stderr
