@@ -1,5 +1,6 @@
 """Runs `python run.py ...` and other commands as a user would, each in a process of its own."""
 
+import atexit
 import functools
 import json
 import os
@@ -45,6 +46,8 @@ def _answer(request):
 
 @functools.cache
 def _server():
-    """It ends when this process does, and closes its standard input."""
+    """It ends once its standard input is closed."""
     server = [sys.executable, str(Path(__file__).with_name("command_server.py"))]
-    return subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    started = subprocess.Popen(server, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    atexit.register(started.communicate)
+    return started

@@ -14,8 +14,9 @@ DISTINCT = ("cpu", "sim_numa2", "sim_ethernet", "sim_dgx")  # other hardware dif
 
 
 def pair(algorithm, hardware):
-    """What sends messages by its own code runs on all hardware, but for one algorithm only when asked for."""
-    usual = algorithm in (*NATIVE, "all_reduce") or hardware in ("cpu", "sim_ethernet")
+    """All-reduce on all hardware, native kernels where it is distinct, others on two kinds; the rest when asked for."""
+    few = DISTINCT if algorithm in NATIVE else ("cpu", "sim_ethernet")
+    usual = algorithm == "all_reduce" or hardware in few
     marks = pytest.mark.gpu if hardware == "gpus" else () if usual else pytest.mark.slow
     return pytest.param(algorithm, hardware, marks=marks)
 
@@ -29,8 +30,9 @@ def losses(composed, execution):
 
 
 def crowd(algorithm, hardware, workers):
-    """More than two workers of one algorithm on one cluster, and else only when asked for."""
-    usual = (algorithm, hardware, workers) == ("all_reduce", "sim_ethernet", 4)
+    """Three workers for real and four simulated; the others only when asked for."""
+    simulated = "sim_numa2" if algorithm in NATIVE else "sim_ethernet"
+    usual = (hardware, workers) in (("cpu", 3), (simulated, 4))
     marks = () if usual else pytest.mark.slow
     return pytest.param(algorithm, hardware, workers, marks=marks)
 
