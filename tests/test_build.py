@@ -110,13 +110,6 @@ def outer(**changes):
     return OmegaConf.create({"_target_": f"{__name__}.Outer", "width": 1.0, "inner": inner, "limit": None} | changes)
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or __import__(__name__))
-
-
 def test_nested_components_are_built():
     assert build(outer(), "outer") == Outer(1.0, Inner(3), None)
 

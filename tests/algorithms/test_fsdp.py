@@ -20,7 +20,6 @@ STEPS, GLOBAL_BATCH = 4, 24
 MLP = ["problem=digits_mlp", "problem.dtype=float64", "problem.hidden_sizes=[6, 3]", "budget.observations=2"]
 MLP += ["tracking=none", f"budget.epochs={STEPS * GLOBAL_BATCH / 1437}", "algorithm.learning_rate=0.1"]
 SHAPES = [(6, 64), (6,), (3, 6), (3,), (10, 3), (10,)]  # 3 rows, for 4 workers
-ROOMY = "problem.hidden_sizes=[64]"
 HYBRID = "algorithm.shard_size=2"
 KEPT, AHEAD, AGAIN = "algorithm.reshard_after_forward=false", "algorithm.prefetch=2", "algorithm.checkpointing=true"
 

@@ -1,5 +1,6 @@
 """Layouts of a shared model: workers see rows renumbered, everybody else the model in the problem's order."""
 
+import functools
 import itertools
 
 import pytest
@@ -27,6 +28,7 @@ def weights(*overrides):
     return done.observations[-1].parameters
 
 
+@functools.cache
 def one_worker(hardware, *overrides):
     return weights(f"hardware={hardware}", "hardware.num_workers=1", *overrides)
 

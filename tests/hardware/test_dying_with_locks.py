@@ -1,12 +1,10 @@
 """Whoever dies with a lock ends the run, or lets it go on where nobody waits for him: nobody hangs."""
 
-import os
-import signal
-import time
 from dataclasses import replace
 
 import pytest
 import torch
+from patience import impatient
 from simulated_ranks import SECOND, compute_for, execute, shared_memory
 
 from harness.errors import WorkerFailed
@@ -16,18 +14,6 @@ from tests.hardware.toys import Counts, DiesInItsKernel, machine, program
 
 LOCKS = [locking for locking in LOCKING if locking not in ("none", "atomic")]
 FREE = shared_memory()
-PATIENCE_S = 120.0  # worker processes compile first
-
-
-def impatient():
-    """Ends a run that hangs, as Ctrl-C would."""
-    end_s = time.monotonic() + PATIENCE_S
-
-    def progress(samples):
-        if time.monotonic() > end_s:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    return progress
 
 
 @pytest.mark.parametrize("locking", LOCKS)
