@@ -7,7 +7,6 @@ are *siblings*, and do the same at the same time.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -44,11 +43,6 @@ class Symmetry:
         moved, first = np.divmod(places, self._steps)
         self.elements, self.classes = self._number(moved), self._rank(first)
         self._places = places
-
-    @cached_property
-    def representatives(self) -> list[int]:
-        """The first rank of each class, ascending."""
-        return np.unique(self.classes).tolist()
 
     def translated(self, ranks: np.ndarray, elements: np.ndarray) -> np.ndarray:
         """Ranks moved by the translations of these numbers; shapes are broadcast."""

@@ -1,5 +1,7 @@
 """What pipelines promise: the unsplit model's gradients, how long workers wait, what they keep and send."""
 
+from itertools import product
+
 import pytest
 import torch
 from composed import setup
@@ -46,16 +48,14 @@ def test_every_order_does_what_the_unsplit_model_does(sequential, hardware, orde
     assert_unsplit(sequential, *chosen)
 
 
-@pytest.mark.parametrize(("order", "workers"), [*[(order, 2) for order in ORDERS], ("one_f_one_b", 4)])
+def in_processes(order, workers):
+    """All orders with two workers, and one with four; the others when asked for."""
+    usual = workers == 2 or (order, workers) == ("one_f_one_b", 4)
+    return pytest.param(order, workers, marks=() if usual else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("order", "workers"), [in_processes(*each) for each in product(ORDERS, (1, 2, 4))])
 def test_so_do_real_processes(sequential, order, workers):
-    chosen = ["hardware=cpu", f"hardware.num_workers={workers}", f"algorithm/pipeline_schedule={order}"]
-    assert_unsplit(sequential, *chosen)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("order", ORDERS)
-def test_so_do_all_numbers_of_real_processes(sequential, order, workers):
     chosen = ["hardware=cpu", f"hardware.num_workers={workers}", f"algorithm/pipeline_schedule={order}"]
     assert_unsplit(sequential, *chosen)
 

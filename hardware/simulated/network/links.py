@@ -171,7 +171,7 @@ class Links:
             over = made.routes[begin : begin + len(used)]
             links["payload_bytes"][over] += times * sends["payload_bytes"][used]
             links["wire_bytes"][over] += times * sends["wire_bytes"][used]
-            links["busy_s"][over] += times * sends["wire_bytes"][used] / _rate(links, made, sends, used, over)
+            links["busy_s"][over] += times * sends["wire_bytes"][used] / _rate(links, sends, used, over)
         alone.ended(np.arange(made.plan.num_ranks))
 
     def _wake_at(self, time_s: float) -> None:
@@ -303,7 +303,7 @@ def _size(num_ranks: int) -> int:
     return 1 << (num_ranks - 1).bit_length()
 
 
-def _rate(links: np.ndarray, made: Program, sends: np.ndarray, used: np.ndarray, over: np.ndarray) -> np.ndarray:
+def _rate(links: np.ndarray, sends: np.ndarray, used: np.ndarray, over: np.ndarray) -> np.ndarray:
     """Bytes/s of each hop's transfer: what its narrowest link can do."""
     rate = np.full(len(sends), np.inf)
     np.minimum.at(rate, used, links["capacity"][over])
