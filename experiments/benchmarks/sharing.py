@@ -108,17 +108,26 @@ class Case:
 
     def watched(self) -> tuple[Execution, float]:
         """Once; with the share of its workers' time for which others had their cores."""
+        program = self.program()
+        execution = self.executed(program)
+        return execution, sum(program.stolen_s) / (len(execution.workers) * execution.run_s)
+
+    def program(self) -> Watched:
+        """What is run."""
         overrides = [f"algorithm={self.algorithm}", *(f"algorithm.{setting}" for setting in self.settings)]
         node = composed([*overrides, f"algorithm.learning_rate={self.problem.learning_rate}"])
         budget = round(self.epochs * self.problem.num_samples)
         milestones = [round(budget * share) for share in self.observed]
-        program = Watched(
+        return Watched(
             build(node.algorithm, "algorithm"), self.problem, build(node.data, "data"), 0, budget, milestones
         )
+
+    def executed(self, program: Watched) -> Execution:
+        """Run what `program` returned."""
         execution = self.hardware.execute(program, lambda samples: None)
         if execution.failure is not None:
             raise execution.failure
-        return execution, sum(program.stolen_s) / (len(execution.workers) * execution.run_s)
+        return execution
 
     def samples_per_s(self) -> float:
         """In the steady part of a run, of the least disturbed of some attempts."""
@@ -286,8 +295,8 @@ def rate(nonzeros: int) -> float:
     problem = problem_of("synthetic_samples=100000", f"synthetic_nonzeros_per_sample={nonzeros}")
     case, rates = Case("hogwild", (), hardware_of("sim_numa2", 4), problem, epochs=1.0), []
     for _ in range(4):
-        begin_s = time.perf_counter()
-        case.run()
+        program, begin_s = case.program(), time.perf_counter()
+        case.executed(program)
         rates.append(problem.num_samples / (time.perf_counter() - begin_s))
     return round(max(rates[1:]))
 
