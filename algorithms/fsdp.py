@@ -93,7 +93,7 @@ class FSDP(Algorithm):
 
     def check(self, problem: Problem) -> None:
         """Layers are what is gathered."""
-        check_layered(problem, "fsdp")
+        check_layered(problem)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """Groups make them up."""
@@ -106,7 +106,7 @@ class FSDP(Algorithm):
             UserError: if they do not divide the workers.
         """
         size = self.shard_size if self.shard_size and num_workers > 1 else num_workers
-        rule = f"must divide the {num_workers} workers, or be 0 for all of them"
+        rule = f"must divide hardware.num_workers={num_workers}, or be 0 for all of them"
         require(num_workers % size == 0, "algorithm.shard_size", rule, size)
         return size
 
@@ -129,7 +129,7 @@ class FSDP(Algorithm):
     def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """The same with it."""
         shards = self.shards(num_workers)
-        model = check_layered(problem, "fsdp").build_model(torch.device("meta"), 0)
+        model = check_layered(problem).build_model(torch.device("meta"), 0)
         rows = [(len(parameter), parameter.shape[1:].numel()) for parameter in model.parameters()]
         padded = sum(-(-count // shards) * shards * elements for count, elements in rows)
         return self.bytes_per_update(torch.empty(padded, dtype=weights.dtype, device="meta"), num_workers)

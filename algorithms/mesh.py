@@ -17,7 +17,7 @@ from torch._subclasses import schema_check_mode  # noqa: F401 - what disables mo
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import _disable_current_modes
 
-from harness.errors import require
+from harness.errors import UserError, require
 
 
 class Shape(NamedTuple):
@@ -84,11 +84,11 @@ class Mesh:
         product = prod(size for size in given.values() if size is not None)
         rest, over = divmod(num_workers, product)
         open_ended = None in given.values()
-        rule = f"must multiply to hardware.num_workers={num_workers}" + (
-            ", or to a divisor of it" if open_ended else ""
-        )
-        shown = ", ".join(f"{name}: {'null' if size is None else size}" for name, size in given.items())
-        require(over == 0 if open_ended else num_workers == product, "algorithm.mesh", rule, f"{{{shown}}}")
+        if over or not (open_ended or num_workers == product):
+            shown = ", ".join(f"{name}: {'null' if size is None else size}" for name, size in given.items())
+            rule = f"must multiply to {'a divisor of ' * open_ended}hardware.num_workers={num_workers}"
+            fewest = max(1, rest) * product if open_ended else product
+            raise UserError(f"algorithm.mesh {rule}, got {{{shown}}}: set hardware.num_workers={fewest}")
         return Shape(**{name: rest if size is None else size for name, size in given.items()})
 
 

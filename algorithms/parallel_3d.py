@@ -22,7 +22,7 @@ from algorithms.layer_split import LayerSplit
 from algorithms.mesh import Mesh, mesh_of
 from algorithms.micro_batches import Passes
 from algorithms.optimizers import Optimizer
-from algorithms.pipeline_schedules import PipelineSchedule
+from algorithms.pipeline_schedules import PipelineSchedule, check_micro_batches
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards
 from algorithms.split_plan import check_degree, check_plan
@@ -67,8 +67,7 @@ class Parallel3D(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = f"must be from 1 to {self.batch_size}, the samples of a batch: raise algorithm.batch_size, or take fewer"
-        require(1 <= self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
+        require(self.micro_batches >= 1, "algorithm.micro_batches", "must be >= 1", self.micro_batches)
         check_balance(self.balance)
 
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
@@ -83,16 +82,16 @@ class Parallel3D(Algorithm):
 
     def check(self, problem: Problem) -> None:
         """Its model is a chain of layers."""
-        check_layered(problem, "parallel_3d")
+        check_layered(problem)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """They fill the mesh, and each axis has what it splits."""
         shape = self.mesh.shape(num_workers)
         if shape.tensor > 1:
-            check_plan(problem, "parallel_3d", self.sequence_parallel)
+            check_plan(problem, self.sequence_parallel)
             check_degree(problem, shape.tensor, "algorithm.mesh.tensor", self.sequence_parallel)
-        self.pipeline_schedule.check(shape.pipeline, self.micro_batches)
-        check_stages(problem, shape.pipeline, self.pipeline_schedule.stages_per_worker, "parallel_3d")
+        check_stages(problem, shape.pipeline, self.pipeline_schedule.stages_per_worker, "algorithm.mesh.pipeline")
+        check_micro_batches(self.pipeline_schedule, shape.pipeline, self.micro_batches, self.batch_size)
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """The share of time in which workers with uniform stages wait for each other."""
@@ -104,13 +103,13 @@ class Parallel3D(Algorithm):
         shape = self.mesh.shape(num_workers)
         if shape.pipeline > 1 or (self.shard_data and shape.data > 1) or self.checkpointing:
             return None
-        layered = check_layered(problem, "parallel_3d")
+        layered = check_layered(problem)
         activations = shape.data * bytes_of_batch(layered, shape.tensor, self.batch_size, self.sequence_parallel)
         return activations + bytes_of_gradients(layered, shape)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the mean gradient of all batches."""
-        problem = check_layered(problem, "parallel_3d")
+        problem = check_layered(problem)
         model = problem.build_model(worker.device, worker.seed)
         shape, order = self.mesh.shape(worker.num_workers), self.pipeline_schedule
         costs = costs_of(model, self.balance, problem, -(-self.batch_size // self.micro_batches), worker)

@@ -51,7 +51,7 @@ class TensorParallel(Algorithm):
 
     def check(self, problem: Problem) -> None:
         """Its layers can be split."""
-        check_plan(problem, "tensor_parallel", self.sequence_parallel)
+        check_plan(problem, self.sequence_parallel)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """They divide what is split."""
@@ -59,12 +59,12 @@ class TensorParallel(Algorithm):
 
     def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """Activations of the batch, in both passes."""
-        problem = check_plan(problem, "tensor_parallel", self.sequence_parallel)
+        problem = check_plan(problem, self.sequence_parallel)
         return bytes_of_batch(problem, num_workers, self.batch_size, self.sequence_parallel)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the gradient of each batch."""
-        problem = check_plan(problem, "tensor_parallel", self.sequence_parallel)
+        problem = check_plan(problem, self.sequence_parallel)
         model = problem.build_model(worker.device, worker.seed)
         with worker.clock.paused():
             group = dist.group.WORLD if worker.num_workers > 1 else None

@@ -1,15 +1,17 @@
 """What is refused before anything starts: pairs that cannot be, each in one sentence that names what would work."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.build import class_path
 from harness.canonical import first_difference, plain
-from harness.errors import UserError
+from harness.errors import Unfit, UserError
 from harness.interleaving import FILE, read
 from harness.local_data import LocalData
 from harness.options import names_of
+from harness.problems.base import Problem
 from harness.record import Record
 from harness.setup import Setup, run_info
 
@@ -24,7 +26,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
         UserError: with a sentence that names what would work.
     """
     _check_values(setup)
-    setup.algorithm.check(setup.problem)
+    _check_problem(setup, lambda problem: setup.algorithm.check(problem))
     _check_memory(setup)
     _check_replay(setup)
     _check_kernel(setup)
@@ -38,7 +40,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     if used < offered and setup.hardware.num_workers is not None:
         notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
     setup.algorithm.constants(used)
-    setup.algorithm.check_workers(setup.problem, used)
+    _check_problem(setup, lambda problem: setup.algorithm.check_workers(problem, used))
     _check_compute(setup, used)
     setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
@@ -55,6 +57,21 @@ def _check_values(setup: Setup) -> None:
     if not setup.algorithm.supports_fake_tensors:
         able = names_of("algorithm", lambda each: each.supports_fake_tensors)
         raise UserError(f"{problem} has shapes and no values, which {algorithm} needs: use algorithm={able}")
+
+
+def _check_problem(setup: Setup, accept: Callable[[Problem], None]) -> None:
+    """Say which problems would do, where the algorithm refuses this one as such."""
+
+    def works(problem: Problem) -> bool:
+        setup.algorithm.check(problem)
+        accept(problem)
+        return not problem.is_fake or not setup.hardware.why_no_fake_tensors
+
+    try:
+        accept(setup.problem)
+    except Unfit as reason:
+        pair = f"algorithm={setup.choices['algorithm']} cannot do problem={setup.choices['problem']}"
+        raise UserError(f"{pair}: {reason}: use problem={names_of('problem', works)}") from reason
 
 
 def _check_memory(setup: Setup) -> None:

@@ -152,7 +152,7 @@ def refused(*overrides):
 
 def test_what_cannot_be_split_is_refused():
     assert "least" in refused("problem=least_squares").lower() and "has no plan" in refused("problem=least_squares")
-    assert "algorithm.sequence_parallel must be false" in refused("problem=digits_mlp", SEQUENCE)
+    assert "of which these have none: use problem=transformer" in refused("problem=digits_mlp", SEQUENCE)
     odd = refused(*LLAMA, "hardware.num_workers=3")
     assert odd == "hardware.num_workers must divide problem.heads=4, which it splits, got 3"
     uneven = refused("problem=digits_mlp", "problem.hidden_sizes=[10]", "hardware.num_workers=4")
