@@ -1,10 +1,12 @@
 """What is refused before anything starts: pairs that cannot be, each in one sentence that names what would work."""
 
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hardware.real.world import TORCHRUN, find_world
 from harness.build import class_path
 from harness.canonical import first_difference, plain
 from harness.errors import Unfit, UserError
@@ -25,6 +27,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     Raises:
         UserError: with a sentence that names what would work.
     """
+    _check_launcher(setup)
     _check_values(setup)
     _check_problem(setup, lambda problem: setup.algorithm.check(problem))
     _check_memory(setup)
@@ -44,7 +47,25 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     _check_compute(setup, used)
     setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
-    return setup, [*notices, *setup.machine.check()]
+    return setup, [*notices, *_notices_of_tasks(setup), *setup.machine.check()]
+
+
+def _check_launcher(setup: Setup) -> None:
+    """Ranks that torchrun has started would look on while rank 0 starts workers of its own."""
+    world = find_world(os.environ)
+    if world is not None and world.launcher == TORCHRUN and not setup.hardware.joins_world:
+        raise UserError(
+            f"hardware={setup.choices['hardware']} starts its workers itself, and torchrun has started "
+            f"{world.size} (RANK and WORLD_SIZE are set): use hardware=torchrun, or start `python run.py ...` without "
+            "torchrun"
+        )
+
+
+def _notices_of_tasks(setup: Setup) -> list[str]:
+    world = find_world(os.environ)
+    if world is None or setup.hardware.joins_world or world.size == 1:
+        return []
+    return [f"each of Slurm's {world.size} tasks is a run of its own: hardware=torchrun makes them ranks of one"]
 
 
 def _check_values(setup: Setup) -> None:
