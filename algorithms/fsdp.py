@@ -37,6 +37,7 @@ from algorithms.stages import check_layered
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
+from harness.shortage import Shortage
 from harness.worker import Worker
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -121,6 +122,16 @@ class FSDP(Algorithm):
         if shards < num_workers:
             own_bytes += summed_bytes / shards
         return num_workers * own_bytes
+
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+        """Layers given up or computed again, and smaller shards."""
+        ways = [] if self.checkpointing or lacks.stays else ["algorithm.checkpointing=true"]
+        ways += [] if self.reshard_after_forward else ["algorithm.reshard_after_forward=true"]
+        if self.shards(num_workers) < num_workers:
+            ways.append("algorithm.shard_size=0")
+        elif more := lacks.sharers(num_workers):
+            ways.append(" ".join([f"hardware.num_workers={more}", *["algorithm.shard_size=0"] * (self.shard_size > 0)]))
+        return [*ways, *super().frees_memory(problem, num_workers, lacks)]
 
     def computes_in(self, dtype: str) -> str:
         """That of gathered layers."""

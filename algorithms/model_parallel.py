@@ -16,6 +16,7 @@ from algorithms.pipeline import Pipeline
 from algorithms.pipeline_schedules import GPipe
 from algorithms.schedules import Schedule
 from harness.problems.base import Problem
+from harness.shortage import Shortage
 from harness.worker import Worker
 
 
@@ -65,6 +66,10 @@ class ModelParallel(Algorithm):
     def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Activations of a batch that go from worker to worker, and their gradients."""
         return self._pipeline.bytes_of_update(problem, weights, num_workers)
+
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+        """More stages."""
+        return self._pipeline.frees_memory(problem, num_workers, lacks)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the gradient of each batch."""

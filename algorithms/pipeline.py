@@ -16,13 +16,15 @@ from torch import nn
 from algorithms.balance import check_balance
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
+from algorithms.micro_batch_counts import check_micro_batches, fewer_held
 from algorithms.micro_batches import Passes
 from algorithms.optimizers import Descent, Optimizer
-from algorithms.pipeline_schedules import PipelineSchedule, check_micro_batches
+from algorithms.pipeline_schedules import PipelineSchedule
 from algorithms.schedules import Schedule
-from algorithms.stages import bytes_handed_on, check_layered, check_stages, costs_of, positions, split
+from algorithms.stages import bytes_handed_on, check_layered, check_stages, costs_of, most_stages, positions, split
 from harness.errors import require
 from harness.problems.base import Problem
+from harness.shortage import Shortage
 from harness.worker import Worker
 
 
@@ -76,6 +78,15 @@ class Pipeline(Algorithm):
         layered = check_layered(problem)
         handed_on = bytes_handed_on(layered, self.balance, order.holders(num_workers), size)
         return None if handed_on is None else self.micro_batches * handed_on
+
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+        """Less of a batch under way at a time, and more stages."""
+        order, most = self.pipeline_schedule, most_stages(problem) // self.pipeline_schedule.stages_per_worker
+        ways = [] if lacks.stays else fewer_held(order, num_workers, self.micro_batches, self.batch_size)
+        more = [number for number in range(num_workers + 1, most + 1) if order.fits(number, self.micro_batches)]
+        enough = [number for number in more if number >= lacks.sharers(num_workers)]
+        ways += [f"hardware.num_workers={number}" for number in (enough[:1] or more[-1:])]
+        return [*ways, *super().frees_memory(problem, num_workers, lacks)]
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the gradient of each batch."""

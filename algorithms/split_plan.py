@@ -58,6 +58,21 @@ def check_plan(problem: Problem, sequence_parallel: bool) -> Layered:
     return problem
 
 
+def larger_degree(problem: Problem, degree: int, needed: int, sequence_parallel: bool) -> int:
+    """The least number above `degree`, of `needed` or more, that layers can be split among, or the largest; or 0."""
+    assert isinstance(problem, Layered)
+    common = gcd(*problem.tensor_divisors(sequence_parallel).values())
+    possible = [number for number in range(degree + 1, common + 1) if common % number == 0]
+    return next((number for number in possible if number >= needed), possible[-1] if possible else 0)
+
+
+def lets_split_positions(problem: Problem, degree: int) -> bool:
+    """Whether algorithm.sequence_parallel=true is one of its choices."""
+    if not isinstance(problem, Layered) or SEQUENCE not in problem.tensor_plan().values():
+        return False
+    return all(size % degree == 0 for size in problem.tensor_divisors(sequence_parallel=True).values())
+
+
 def check_degree(problem: Problem, degree: int, field: str, sequence_parallel: bool) -> None:
     """Refuse a number of workers that layers cannot be split among.
 

@@ -39,7 +39,7 @@ def check_stages(problem: Problem, num_workers: int, stages_per_worker: int, fie
         UserError: naming the largest number of workers, and a deeper model.
     """
     problem = check_layered(problem)
-    layers = len(units(problem.build_model(torch.device("meta"), 0)))
+    layers = most_stages(problem)
     most, needed = layers // stages_per_worker, num_workers * stages_per_worker
     if needed > layers:
         ways = [f"{field}={most}"] * (most > 0) + [problem.deepened(needed)] * bool(problem.deepened(needed))
@@ -50,6 +50,11 @@ def check_stages(problem: Problem, num_workers: int, stages_per_worker: int, fie
             f"{field}={num_workers} needs {needed} layers with parameters, {stages_per_worker} a worker, and the model "
             f"has {layers}: {remedy}"
         )
+
+
+def most_stages(problem: Problem) -> int:
+    """Layers to cut before."""
+    return len(units(check_layered(problem).build_model(torch.device("meta"), 0)))
 
 
 def units(model: nn.Sequential) -> list[nn.Sequential]:

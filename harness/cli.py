@@ -261,6 +261,7 @@ GROUPS = (
     "algorithm",
     "algorithm/optimizer",
     "algorithm/schedule",
+    "algorithm/pipeline_schedule",
     "algorithm/mixing",
     "algorithm/compression",
     "algorithm/partition",
