@@ -7,6 +7,7 @@ midst of it, several times a layer, and shall sit in one machine; those who spli
 step; stages of a pipeline exchange activations once a micro-batch, with one neighbour each, and may sit far apart.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -70,7 +71,8 @@ class Mesh:
         for name, size in sizes.items():
             require(size is None or size >= 1, f"algorithm.mesh.{name}", "must be >= 1, or null for the rest", size)
         rule = "must leave at most one of data, tensor and pipeline null"
-        require(list(sizes.values()).count(None) <= 1, "algorithm.mesh", rule, sizes)
+        if list(sizes.values()).count(None) > 1:
+            raise UserError(f"algorithm.mesh {rule}, got {_shown(sizes)}")
 
     def shape(self, num_workers: int) -> Shape:
         """Of so many workers; one is alone, whatever the mesh is.
@@ -85,11 +87,15 @@ class Mesh:
         rest, over = divmod(num_workers, product)
         open_ended = None in given.values()
         if over or not (open_ended or num_workers == product):
-            shown = ", ".join(f"{name}: {'null' if size is None else size}" for name, size in given.items())
             rule = f"must multiply to {'a divisor of ' * open_ended}hardware.num_workers={num_workers}"
             fewest = max(1, rest) * product if open_ended else product
-            raise UserError(f"algorithm.mesh {rule}, got {{{shown}}}: set hardware.num_workers={fewest}")
+            raise UserError(f"algorithm.mesh {rule}, got {_shown(given)}: set hardware.num_workers={fewest}")
         return Shape(**{name: rest if size is None else size for name, size in given.items()})
+
+
+def _shown(sizes: Mapping[str, int | None]) -> str:
+    """As they are typed."""
+    return "{" + ", ".join(f"{name}: {'null' if size is None else size}" for name, size in sizes.items()) + "}"
 
 
 def mesh_of(group: dist.ProcessGroup, device: torch.device) -> DeviceMesh:

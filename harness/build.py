@@ -89,6 +89,8 @@ def _value(node: DictConfig, key: str, field: str) -> Any:
 
 
 def _assign(schema: DictConfig, key: str, value: Any, field: str, hint: Any) -> None:
+    if hint is bool and isinstance(value, int) and value not in (0, 1):
+        raise UserError(f"{_join(field, key)} must be true or false, got {value}")
     try:
         schema[key] = value
     except OmegaConfBaseException as error:
@@ -124,12 +126,14 @@ def _type_rule(message: str, field: str = "", settings: Sequence[str] = ()) -> s
     >>> _type_rule("Invalid type assigned: str is not a subclass of Optimizer. value: adam", "algorithm.optimizer")
     'has settings of its own, and is chosen with a slash: algorithm/optimizer=adam'
     """
-    if option := re.search(r"str is not a subclass of (\w+)\. value: (\w+)", message):
+    if option := re.search(r"(?:str|int) is not a subclass of (\w+)\. value: (\w+)", message):
         return _part_rule(field, option[1], option[2], settings)
     found = re.search(r"Value (.+) of type '.+' could not be converted to (\w+)", message)
     names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
     if found:
         return f"must be {names.get(found[2], found[2])}, got {found[1]}"
+    if truth := re.search(r"Value (.+) is not a valid bool", message):
+        return f"must be true or false, got {truth[1]}"
     if key := re.search(r"Key (.+) \(\w+\) is incompatible with \((int|float)\)", message):
         return f"must have {'a whole number' if key[2] == 'int' else 'a number'} as its key, got {key[1]}"
     if re.search(r"Cannot assign .+ to Dict\[", message):
