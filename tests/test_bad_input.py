@@ -118,6 +118,11 @@ def outcomes(tmp_path_factory):
         return dict(zip(MISTAKES, pool.map(make, MISTAKES), strict=True))
 
 
+def test_a_run_that_is_refused_leaves_nothing(tmp_path):
+    assert command(*QUICK, *SIMULATED, "algorithm.batch_size=0", runs_dir=tmp_path).returncode == 1
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistake_gets_one_sentence(outcomes, name):
     outcome = outcomes[name]
