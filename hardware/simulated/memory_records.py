@@ -22,7 +22,7 @@ WORKER = np.dtype(
         ("seen", np.int64),  # updates of its model when it read
         ("loaded", np.int64),  # updates of its model when it began to write
         ("ticket", np.int64),  # of its update, round robin
-        ("taken", np.int64),  # locks of coordinates that its update holds
+        ("taken", np.int64),  # locks of coordinates that its update holds, or atomic additions it has begun
         ("weights", np.int64),  # address of its model
         ("num_weights", np.int64),
         ("hot", np.int64),  # address of its replica of the hottest coordinates
@@ -51,6 +51,8 @@ class Costs(NamedTuple):
     doze_s: float
     futex_s: float
     lock_s: float
+    spin_s: float
+    yield_s: float
     line_shift: np.uint64  # log2 of the parameters in a line
     block: np.uint64  # parameters in a coordinate
     row_lines: tuple[float, float]  # of a row, and of each of its nonzeros, that pass through a cache

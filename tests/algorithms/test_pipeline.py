@@ -198,7 +198,7 @@ def test_what_cannot_be_is_refused_in_one_sentence(overrides, message):
 def test_a_model_that_is_no_chain_of_layers_cannot_be_cut():
     with pytest.raises(
         UserError,
-        match=r"cannot do problem=\w+: .* is no chain of layers: use problem=cnn\|digits_mlp\|resnet20\|transformer$",
+        match=r"cannot do problem=\w+: .* is no chain of layers: use problem=cnn\|digits_mlp\|resnet20\|transformer",
     ):
         setup("problem=logistic_regression", "algorithm=pipeline", "hardware=sim_ethernet")
 
