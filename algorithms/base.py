@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from harness.alike import Axis
     from harness.problems.base import Problem
+    from harness.shortage import Shortage
     from harness.worker import Worker
 
 
@@ -128,6 +129,22 @@ class Algorithm(ABC):
     def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """As `bytes_per_update`, for those who send what a problem's layers give too."""
         return self.bytes_per_update(weights, num_workers)
+
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+        """What would make workers need less memory, as it is typed: settings that there are, values by estimate.
+
+        Those of an algorithm come before what all have: smaller batches, smaller numbers, no state of an optimiser.
+        """
+        ways = []
+        if self.batch_size > 1 and not lacks.stays:
+            ways.append(f"algorithm.batch_size={min(max(1, lacks.samples(self.batch_size)), self.batch_size - 1)}")
+        if "bfloat16" in problem.dtypes and problem.dtype != "bfloat16":
+            ways.append("problem.dtype=bfloat16")
+        if not getattr(getattr(self, "optimizer", None), "is_stateless", True):
+            ways.append("algorithm/optimizer=sgd")
+        if not self.splits_model:
+            ways.append("algorithm=fsdp, whose workers share the model out")
+        return ways
 
     def computes_in(self, dtype: str) -> str:
         """The dtype of its products, of a problem whose model is of `dtype`."""

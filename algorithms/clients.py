@@ -87,7 +87,7 @@ class WithClients(Algorithm, ABC):
         """There must be samples for all, a timetable of them, and perhaps labels."""
         rule = f"must be at most the {problem.num_samples} samples of the training set"
         require(self.num_clients <= problem.num_samples, "algorithm.num_clients", rule, self.num_clients)
-        self.partition.check_labels(problem, "algorithm/partition", "iid")
+        self.partition.check_labels(problem, "algorithm/partition", "algorithm/partition=iid")
         self.availability.timetable(self.num_clients, seed=0)
 
 

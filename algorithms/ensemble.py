@@ -20,7 +20,7 @@ from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters, flatten_
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
-from harness.errors import UserError, require
+from harness.errors import Unfit, require
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -68,11 +68,10 @@ class Ensemble(Algorithm):
         """Refuse a problem whose predictions nobody knows how to average.
 
         Raises:
-            UserError: naming it.
+            Unfit: where there is no `evaluate_ensemble`.
         """
         if type(problem).evaluate_ensemble is Problem.evaluate_ensemble:
-            name = type(problem).__name__
-            raise UserError(f"algorithm=ensemble needs a problem with `evaluate_ensemble`, which {name} does not have")
+            raise Unfit("predictions are averaged, and nothing (`evaluate_ensemble`) says what the mean of these is")
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take a step of each own member in turn, until the budget is spent by all."""

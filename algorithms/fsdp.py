@@ -37,6 +37,7 @@ from algorithms.stages import check_layered
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
+from harness.shortage import Shortage
 from harness.worker import Worker
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -93,7 +94,7 @@ class FSDP(Algorithm):
 
     def check(self, problem: Problem) -> None:
         """Layers are what is gathered."""
-        check_layered(problem, "fsdp")
+        check_layered(problem)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """Groups make them up."""
@@ -106,7 +107,7 @@ class FSDP(Algorithm):
             UserError: if they do not divide the workers.
         """
         size = self.shard_size if self.shard_size and num_workers > 1 else num_workers
-        rule = f"must divide the {num_workers} workers, or be 0 for all of them"
+        rule = f"must divide hardware.num_workers={num_workers}, or be 0 for all of them"
         require(num_workers % size == 0, "algorithm.shard_size", rule, size)
         return size
 
@@ -122,6 +123,16 @@ class FSDP(Algorithm):
             own_bytes += summed_bytes / shards
         return num_workers * own_bytes
 
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+        """Layers given up or computed again, and smaller shards."""
+        ways = [] if self.checkpointing or lacks.stays else ["algorithm.checkpointing=true"]
+        ways += [] if self.reshard_after_forward else ["algorithm.reshard_after_forward=true"]
+        if self.shards(num_workers) < num_workers:
+            ways.append("algorithm.shard_size=0")
+        elif more := lacks.sharers(num_workers):
+            ways.append(" ".join([f"hardware.num_workers={more}", *["algorithm.shard_size=0"] * (self.shard_size > 0)]))
+        return [*ways, *super().frees_memory(problem, num_workers, lacks)]
+
     def computes_in(self, dtype: str) -> str:
         """That of gathered layers."""
         return self.param_dtype or dtype
@@ -129,7 +140,7 @@ class FSDP(Algorithm):
     def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """The same with it."""
         shards = self.shards(num_workers)
-        model = check_layered(problem, "fsdp").build_model(torch.device("meta"), 0)
+        model = check_layered(problem).build_model(torch.device("meta"), 0)
         rows = [(len(parameter), parameter.shape[1:].numel()) for parameter in model.parameters()]
         padded = sum(-(-count // shards) * shards * elements for count, elements in rows)
         return self.bytes_per_update(torch.empty(padded, dtype=weights.dtype, device="meta"), num_workers)

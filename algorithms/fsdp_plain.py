@@ -81,7 +81,7 @@ class PlainFSDP(Algorithm):
 
     def check(self, problem: Problem) -> None:
         """Layers are what is gathered."""
-        check_layered(problem, "fsdp_plain")
+        check_layered(problem)
 
     def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
         """Every worker hands in its shard twice and a whole gradient, without what fills shards up."""
@@ -89,7 +89,7 @@ class PlainFSDP(Algorithm):
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i, each worker of its own shards."""
-        problem = check_layered(problem, "fsdp_plain")
+        problem = check_layered(problem)
         modules = layers_of(problem.build_model(worker.device, worker.seed))
         shards = JoinedShards([flat_parameters(module) for module in modules], worker.rank, worker.num_workers)
         gradient = torch.zeros_like(shards.flat)

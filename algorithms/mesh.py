@@ -7,6 +7,7 @@ midst of it, several times a layer, and shall sit in one machine; those who spli
 step; stages of a pipeline exchange activations once a micro-batch, with one neighbour each, and may sit far apart.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from torch._subclasses import schema_check_mode  # noqa: F401 - what disables mo
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import _disable_current_modes
 
-from harness.errors import require
+from harness.errors import UserError, require
 
 
 class Shape(NamedTuple):
@@ -70,7 +71,8 @@ class Mesh:
         for name, size in sizes.items():
             require(size is None or size >= 1, f"algorithm.mesh.{name}", "must be >= 1, or null for the rest", size)
         rule = "must leave at most one of data, tensor and pipeline null"
-        require(list(sizes.values()).count(None) <= 1, "algorithm.mesh", rule, sizes)
+        if list(sizes.values()).count(None) > 1:
+            raise UserError(f"algorithm.mesh {rule}, got {_shown(sizes)}")
 
     def shape(self, num_workers: int) -> Shape:
         """Of so many workers; one is alone, whatever the mesh is.
@@ -84,12 +86,16 @@ class Mesh:
         product = prod(size for size in given.values() if size is not None)
         rest, over = divmod(num_workers, product)
         open_ended = None in given.values()
-        rule = f"must multiply to hardware.num_workers={num_workers}" + (
-            ", or to a divisor of it" if open_ended else ""
-        )
-        shown = ", ".join(f"{name}: {'null' if size is None else size}" for name, size in given.items())
-        require(over == 0 if open_ended else num_workers == product, "algorithm.mesh", rule, f"{{{shown}}}")
+        if over or not (open_ended or num_workers == product):
+            rule = f"must multiply to {'a divisor of ' * open_ended}hardware.num_workers={num_workers}"
+            fewest = max(1, rest) * product if open_ended else product
+            raise UserError(f"algorithm.mesh {rule}, got {_shown(given)}: set hardware.num_workers={fewest}")
         return Shape(**{name: rest if size is None else size for name, size in given.items()})
+
+
+def _shown(sizes: Mapping[str, int | None]) -> str:
+    """As they are typed."""
+    return "{" + ", ".join(f"{name}: {'null' if size is None else size}" for name, size in sizes.items()) + "}"
 
 
 def mesh_of(group: dist.ProcessGroup, device: torch.device) -> DeviceMesh:

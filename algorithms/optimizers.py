@@ -38,6 +38,11 @@ class Optimizer(ABC):
         """Whether a step is w <- w - eta * g and nothing more, as native kernels take it."""
         return False
 
+    @property
+    def is_stateless(self) -> bool:
+        """Whether it keeps nothing from step to step."""
+        return False
+
     @abstractmethod
     def over(self, parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         """Torch's optimiser of these parameters."""
@@ -51,6 +56,11 @@ class PlainSGD(Optimizer):
     def is_plain(self) -> bool:
         """Without weight decay."""
         return self.weight_decay == 0
+
+    @property
+    def is_stateless(self) -> bool:
+        """With weight decay too."""
+        return True
 
     def over(self, parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
         """Torch's SGD."""

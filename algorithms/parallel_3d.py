@@ -7,6 +7,7 @@ by those of torch's FSDP2 (Zhao et al., VLDB 2023).
 """
 
 from dataclasses import dataclass
+from math import prod
 from typing import ClassVar
 
 import torch
@@ -19,18 +20,20 @@ from algorithms.base import Algorithm
 from algorithms.copies import Copies, sharded
 from algorithms.handed_on import Chain, HandedOn, let_go, of_stages
 from algorithms.layer_split import LayerSplit
-from algorithms.mesh import Mesh, mesh_of
+from algorithms.mesh import Mesh, Shape, mesh_of
+from algorithms.micro_batch_counts import check_micro_batches, fewer_held
 from algorithms.micro_batches import Passes
 from algorithms.optimizers import Optimizer
 from algorithms.pipeline_schedules import PipelineSchedule
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards
-from algorithms.split_plan import check_degree, check_plan
+from algorithms.split_plan import check_degree, check_plan, larger_degree, lets_split_positions
 from algorithms.split_traffic import bytes_of_batch, bytes_of_gradients
-from algorithms.stages import check_layered, check_stages, costs_of, split, units
+from algorithms.stages import check_layered, check_stages, costs_of, most_stages, split, units
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
+from harness.shortage import Shortage
 from harness.worker import Worker
 
 
@@ -67,8 +70,7 @@ class Parallel3D(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        rule = f"must be from 1 to {self.batch_size}, the samples of a batch: raise algorithm.batch_size, or take fewer"
-        require(1 <= self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
+        require(self.micro_batches >= 1, "algorithm.micro_batches", "must be >= 1", self.micro_batches)
         check_balance(self.balance)
 
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
@@ -83,16 +85,16 @@ class Parallel3D(Algorithm):
 
     def check(self, problem: Problem) -> None:
         """Its model is a chain of layers."""
-        check_layered(problem, "parallel_3d")
+        check_layered(problem)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """They fill the mesh, and each axis has what it splits."""
         shape = self.mesh.shape(num_workers)
         if shape.tensor > 1:
-            check_plan(problem, "parallel_3d", self.sequence_parallel)
+            check_plan(problem, self.sequence_parallel)
             check_degree(problem, shape.tensor, "algorithm.mesh.tensor", self.sequence_parallel)
-        self.pipeline_schedule.check(shape.pipeline, self.micro_batches)
-        check_stages(problem, shape.pipeline, self.pipeline_schedule.stages_per_worker, "parallel_3d")
+        check_stages(problem, shape.pipeline, self.pipeline_schedule.stages_per_worker, "algorithm.mesh.pipeline")
+        check_micro_batches(self.pipeline_schedule, shape.pipeline, self.micro_batches, self.batch_size)
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """The share of time in which workers with uniform stages wait for each other."""
@@ -104,13 +106,37 @@ class Parallel3D(Algorithm):
         shape = self.mesh.shape(num_workers)
         if shape.pipeline > 1 or (self.shard_data and shape.data > 1) or self.checkpointing:
             return None
-        layered = check_layered(problem, "parallel_3d")
+        layered = check_layered(problem)
         activations = shape.data * bytes_of_batch(layered, shape.tensor, self.batch_size, self.sequence_parallel)
         return activations + bytes_of_gradients(layered, shape)
 
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+        """What is shared out or computed again, and longer axes of the mesh."""
+        shape, ways = self.mesh.shape(num_workers), []
+        if not lacks.stays:
+            ways += ["algorithm.checkpointing=true"] * (not self.checkpointing)
+            splits = shape.tensor > 1 and not self.sequence_parallel and lets_split_positions(problem, shape.tensor)
+            ways += ["algorithm.sequence_parallel=true"] * splits
+            ways += fewer_held(self.pipeline_schedule, shape.pipeline, self.micro_batches, self.batch_size)
+        ways += ["algorithm.shard_data=true"] * (shape.data > 1 and not self.shard_data)
+        if wider := larger_degree(problem, shape.tensor, 2 * shape.tensor, self.sequence_parallel):
+            ways.append(self._longer(shape, "tensor", wider))
+        deeper, order = 2 * shape.pipeline, self.pipeline_schedule
+        if deeper * order.stages_per_worker <= most_stages(problem) and order.fits(deeper, self.micro_batches):
+            ways.append(self._longer(shape, "pipeline", deeper))
+        return [*ways, *super().frees_memory(problem, num_workers, lacks)]
+
+    def _longer(self, shape: Shape, axis: str, size: int) -> str:
+        """The settings of a mesh of which one axis is longer, and none shorter."""
+        longer = shape._replace(**{axis: size})
+        mesh = {f"algorithm.mesh.{name}={getattr(longer, name)}" for name in ("tensor", "pipeline")}
+        given = {f"algorithm.mesh.{name}={value}" for name, value in vars(self.mesh).items()}
+        data = [] if self.mesh.data is None else [f"algorithm.mesh.data={longer.data}"]
+        return " ".join([f"hardware.num_workers={prod(longer)}", *sorted({*mesh, *data} - given)])
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the mean gradient of all batches."""
-        problem = check_layered(problem, "parallel_3d")
+        problem = check_layered(problem)
         model = problem.build_model(worker.device, worker.seed)
         shape, order = self.mesh.shape(worker.num_workers), self.pipeline_schedule
         costs = costs_of(model, self.balance, problem, -(-self.batch_size // self.micro_batches), worker)

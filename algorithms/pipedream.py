@@ -61,11 +61,11 @@ class PipeDream(Algorithm):
 
     def check(self, problem: Problem) -> None:
         """Its model is a chain of layers."""
-        check_layered(problem, "pipedream")
+        check_layered(problem)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """There is a layer for every stage."""
-        check_stages(problem, num_workers, 1, "pipedream")
+        check_stages(problem, num_workers, 1, "hardware.num_workers")
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """Nobody waits once the pipeline is full."""
@@ -73,7 +73,7 @@ class PipeDream(Algorithm):
 
     def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Activations of a batch that go from worker to worker, and their gradients."""
-        layered = check_layered(problem, "pipedream")
+        layered = check_layered(problem)
         return bytes_handed_on(layered, self.balance, range(num_workers), self.batch_size)
 
     def staleness_bound(self, num_workers: int) -> int | None:
@@ -82,7 +82,7 @@ class PipeDream(Algorithm):
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Go forward and backward in turns, and take a step after each backward pass."""
-        problem = check_layered(problem, "pipedream")
+        problem = check_layered(problem)
         model = problem.build_model(worker.device, worker.seed)
         costs = costs_of(model, self.balance, problem, self.batch_size, worker)
         stages = split(model, worker.num_workers, costs)

@@ -4,7 +4,7 @@
 before and after it. Gradients of a batch's micro-batches are summed before its step, so that P workers do what one
 would do with the same batch: minibatch SGD. Stages, orders of passes and messages are torch.distributed.pipelining's.
 
-With one micro-batch it is model parallelism: at any time one worker works, and the others wait.
+With one micro-batch it is model parallelism (model_parallel.py): at any time one worker works, and the others wait.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,15 @@ from torch import nn
 from algorithms.balance import check_balance
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
+from algorithms.micro_batch_counts import check_micro_batches, fewer_held
 from algorithms.micro_batches import Passes
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.pipeline_schedules import PipelineSchedule
 from algorithms.schedules import Schedule
-from algorithms.stages import bytes_handed_on, check_layered, check_stages, costs_of, positions, split
+from algorithms.stages import bytes_handed_on, check_layered, check_stages, costs_of, most_stages, positions, split
 from harness.errors import require
 from harness.problems.base import Problem
+from harness.shortage import Shortage
 from harness.worker import Worker
 
 
@@ -58,30 +60,37 @@ class Pipeline(Algorithm):
         return 0, 1
 
     def check(self, problem: Problem) -> None:
-        """Its model is a chain of layers, and a batch of it has a sample for every micro-batch."""
-        check_layered(problem, "pipeline")
-        rule = f"must be <= {self.batch_size}, the samples of a batch: raise algorithm.batch_size, or take fewer"
-        require(self.micro_batches <= self.batch_size, "algorithm.micro_batches", rule, self.micro_batches)
+        """Its model is a chain of layers."""
+        check_layered(problem)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
-        """There is a layer for every stage."""
-        check_stages(problem, num_workers, self.pipeline_schedule.stages_per_worker, "pipeline")
+        """There is a layer for every stage, and a sample for every micro-batch."""
+        check_stages(problem, num_workers, self.pipeline_schedule.stages_per_worker, "hardware.num_workers")
+        check_micro_batches(self.pipeline_schedule, num_workers, self.micro_batches, self.batch_size)
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """The share of time in which workers with uniform stages wait for each other."""
-        self.pipeline_schedule.check(num_workers, self.micro_batches)
         return {"pipeline/bubble_frac": self.pipeline_schedule.bubble_frac(num_workers, self.micro_batches)}
 
     def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Activations of a batch that go from worker to worker, and their gradients."""
         order, size = self.pipeline_schedule, -(-self.batch_size // self.micro_batches)
-        layered = check_layered(problem, "pipeline")
+        layered = check_layered(problem)
         handed_on = bytes_handed_on(layered, self.balance, order.holders(num_workers), size)
         return None if handed_on is None else self.micro_batches * handed_on
 
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+        """Less of a batch under way at a time, and more stages."""
+        order, most = self.pipeline_schedule, most_stages(problem) // self.pipeline_schedule.stages_per_worker
+        ways = [] if lacks.stays else fewer_held(order, num_workers, self.micro_batches, self.batch_size)
+        more = [number for number in range(num_workers + 1, most + 1) if order.fits(number, self.micro_batches)]
+        enough = [number for number in more if number >= lacks.sharers(num_workers)]
+        ways += [f"hardware.num_workers={number}" for number in (enough[:1] or more[-1:])]
+        return [*ways, *super().frees_memory(problem, num_workers, lacks)]
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the gradient of each batch."""
-        problem = check_layered(problem, "pipeline")
+        problem = check_layered(problem)
         model = problem.build_model(worker.device, worker.seed)
         order, samples = self.pipeline_schedule, -(-self.batch_size // self.micro_batches)
         costs = costs_of(model, self.balance, problem, samples, worker)

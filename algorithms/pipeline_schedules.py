@@ -51,12 +51,13 @@ class PipelineSchedule(ABC):
         held = [(stage, rank) for rank in range(num_workers) for stage in self.held(rank, num_workers)]
         return [rank for _, rank in sorted(held)]
 
-    def check(self, num_workers: int, micro_batches: int) -> None:  # noqa: B027 - some do any number
-        """Refuse a number of micro-batches.
+    def rule(self, num_workers: int) -> str:
+        """What a number of micro-batches must be."""
+        return "at least 1"
 
-        Raises:
-            UserError: naming the field.
-        """
+    def fits(self, num_workers: int, micro_batches: int) -> bool:
+        """Whether it is."""
+        return True
 
     @abstractmethod
     def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
@@ -88,10 +89,13 @@ class GPipe(PipelineSchedule):
 class OneFOneB(PipelineSchedule):
     """A backward pass after each forward pass, once the pipeline is full: p - rank micro-batches are held at most."""
 
-    def check(self, num_workers: int, micro_batches: int) -> None:
+    def rule(self, num_workers: int) -> str:
         """The pipeline gets full."""
-        rule = f"must be >= {num_workers}, the number of workers, with algorithm/pipeline_schedule=one_f_one_b"
-        require(micro_batches >= num_workers, "algorithm.micro_batches", rule, micro_batches)
+        return f"at least {num_workers}, the workers of the pipeline, with algorithm/pipeline_schedule=one_f_one_b"
+
+    def fits(self, num_workers: int, micro_batches: int) -> bool:
+        """As the rule says."""
+        return micro_batches >= num_workers
 
     def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
         """As GPipe."""
@@ -120,9 +124,13 @@ class Interleaved(PipelineSchedule):
         """v."""
         return self.stages
 
-    def check(self, num_workers: int, micro_batches: int) -> None:
+    def rule(self, num_workers: int) -> str:
         """Workers take turns with micro-batches in rounds of p."""
-        _check_rounds(num_workers, micro_batches, "interleaved")
+        return _ROUNDS.format(num_workers, "interleaved")
+
+    def fits(self, num_workers: int, micro_batches: int) -> bool:
+        """As the rule says."""
+        return micro_batches % num_workers == 0
 
     def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
         """Passes of a v-th of a worker's layers."""
@@ -151,9 +159,13 @@ class ZeroBubble(PipelineSchedule):
         """v."""
         return self.stages
 
-    def check(self, num_workers: int, micro_batches: int) -> None:
+    def rule(self, num_workers: int) -> str:
         """As interleaved."""
-        _check_rounds(num_workers, micro_batches, "zero_bubble")
+        return _ROUNDS.format(num_workers, "zero_bubble")
+
+    def fits(self, num_workers: int, micro_batches: int) -> bool:
+        """As the rule says."""
+        return micro_batches % num_workers == 0
 
     def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
         """A third of that of 1F1B's passes: only the gradients of inputs are waited for."""
@@ -177,11 +189,14 @@ class ZeroBubbleV(PipelineSchedule):
         """One on each leg."""
         return [rank, 2 * num_workers - 1 - rank]
 
-    def check(self, num_workers: int, micro_batches: int) -> None:
+    def rule(self, num_workers: int) -> str:
         """The V gets full."""
-        fewest = 2 * num_workers - 1
-        rule = f"must be >= {fewest}, 2 * {num_workers} workers - 1, with algorithm/pipeline_schedule=zero_bubble_v"
-        require(micro_batches >= fewest, "algorithm.micro_batches", rule, micro_batches)
+        fewest = f"{2 * num_workers - 1}, twice the {num_workers} workers of the pipeline less 1"
+        return f"at least {fewest}, with algorithm/pipeline_schedule=zero_bubble_v"
+
+    def fits(self, num_workers: int, micro_batches: int) -> bool:
+        """As the rule says."""
+        return micro_batches >= 2 * num_workers - 1
 
     def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
         """None, once the pipeline is full: a worker goes on to the next step as soon as it is done with this one."""
@@ -192,6 +207,4 @@ class ZeroBubbleV(PipelineSchedule):
         return ScheduleZBVZeroBubble([*stages], micro_batches, loss, scale_grads=False)
 
 
-def _check_rounds(num_workers: int, micro_batches: int, name: str) -> None:
-    rule = f"must be a multiple of {num_workers}, the number of workers, with algorithm/pipeline_schedule={name}"
-    require(micro_batches % num_workers == 0, "algorithm.micro_batches", rule, micro_batches)
+_ROUNDS = "a multiple of {}, the workers of the pipeline, with algorithm/pipeline_schedule={}"

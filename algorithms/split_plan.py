@@ -1,12 +1,13 @@
 """What the words of a problem's `tensor_plan` mean for a model's parameters and activations."""
 
 from collections.abc import Mapping
+from math import gcd
 
 from torch import nn
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
-from harness.errors import UserError, require
+from harness.errors import Unfit, UserError
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
 
@@ -43,30 +44,44 @@ def ends_open(model: nn.Module, plan: Mapping[str, str]) -> bool:
     return split[-1:] == [COLUMN]
 
 
-def check_plan(problem: Problem, algorithm: str, sequence_parallel: bool) -> Layered:
+def check_plan(problem: Problem, sequence_parallel: bool) -> Layered:
     """The problem, whose layers can be split.
 
     Raises:
-        UserError: if they cannot, or not by position where that is asked for.
+        Unfit: if they cannot, or not by position where that is asked for.
     """
     plan = problem.tensor_plan() if isinstance(problem, Layered) else {}
-    name = type(problem).__name__
     if not isinstance(problem, Layered) or not plan:
-        raise UserError(
-            f"algorithm={algorithm} splits layers, and {name} has no plan of how: choose a problem that has a "
-            "`tensor_plan`, such as digits_mlp"
-        )
-    rule = f"must be false, as the layers of {name} have no positions to split"
-    require(not sequence_parallel or SEQUENCE in plan.values(), "algorithm.sequence_parallel", rule, True)
+        raise Unfit("layers are split, and there is no plan (`tensor_plan`) of how to split these")
+    if sequence_parallel and SEQUENCE not in plan.values():
+        raise Unfit("algorithm.sequence_parallel=true splits activations by position, of which these have none")
     return problem
+
+
+def larger_degree(problem: Problem, degree: int, needed: int, sequence_parallel: bool) -> int:
+    """The least number above `degree`, of `needed` or more, that layers can be split among, or the largest; or 0."""
+    assert isinstance(problem, Layered)
+    common = gcd(*problem.tensor_divisors(sequence_parallel).values())
+    possible = [number for number in range(degree + 1, common + 1) if common % number == 0]
+    return next((number for number in possible if number >= needed), possible[-1] if possible else 0)
+
+
+def lets_split_positions(problem: Problem, degree: int) -> bool:
+    """Whether algorithm.sequence_parallel=true is one of its choices."""
+    if not isinstance(problem, Layered) or SEQUENCE not in problem.tensor_plan().values():
+        return False
+    return all(size % degree == 0 for size in problem.tensor_divisors(sequence_parallel=True).values())
 
 
 def check_degree(problem: Problem, degree: int, field: str, sequence_parallel: bool) -> None:
     """Refuse a number of workers that layers cannot be split among.
 
     Raises:
-        UserError: naming the setting that gives it, and what it has to divide.
+        UserError: naming the setting that gives it, what it has to divide, and a number that does.
     """
     assert isinstance(problem, Layered)
-    for name, size in problem.tensor_divisors(sequence_parallel).items():
-        require(size % degree == 0, field, f"must divide {name}={size}, which it splits", degree)
+    sizes = problem.tensor_divisors(sequence_parallel)
+    fewer = max(number for number in range(1, degree + 1) if gcd(*sizes.values()) % number == 0)
+    for name, size in sizes.items():
+        if size % degree:
+            raise UserError(f"{field} must divide {name}={size}, which it splits, got {degree}: set {field}={fewer}")

@@ -12,40 +12,49 @@ import torch.distributed as dist
 from torch import nn
 
 from algorithms.balance import cut, flops, parameters, seconds, shadow
-from harness.errors import UserError
+from harness.errors import Unfit, UserError
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
 from harness.worker import Worker
 
 
-def check_layered(problem: Problem, algorithm: str) -> Layered:
+def check_layered(problem: Problem) -> Layered:
     """The problem, if its model is a chain of layers.
 
     Raises:
-        UserError: if it is not.
+        Unfit: if it is not.
     """
     if not isinstance(problem, Layered):
-        raise UserError(
-            f"algorithm={algorithm} splits a model between its layers, and that of problem={type(problem).__name__} is "
-            "no chain of layers: use a problem whose model is, such as problem=digits_mlp"
-        )
+        raise Unfit("a model is taken by its layers, and this one is no chain of layers")
     return problem
 
 
-def check_stages(problem: Problem, num_workers: int, stages_per_worker: int, algorithm: str) -> None:
+def check_stages(problem: Problem, num_workers: int, stages_per_worker: int, field: str) -> None:
     """Refuse more stages than there are layers to cut before.
 
+    Args:
+        field: the setting that says how many workers have stages.
+
     Raises:
-        UserError: naming the largest number of workers.
+        UserError: naming the largest number of workers, and a deeper model.
     """
-    layers = len(units(check_layered(problem, algorithm).build_model(torch.device("meta"), 0)))
+    problem = check_layered(problem)
+    layers = most_stages(problem)
     most, needed = layers // stages_per_worker, num_workers * stages_per_worker
     if needed > layers:
-        fewer = f"set hardware.num_workers to at most {most}, or use" if most else "use"
+        ways = [f"{field}={most}"] * (most > 0) + [problem.deepened(needed)] * bool(problem.deepened(needed))
+        if stages_per_worker > 1 and num_workers <= layers:
+            ways.append("algorithm/pipeline_schedule=one_f_one_b, of one stage a worker")
+        remedy = f"set {', or '.join(ways)}" if ways else "use a deeper model"
         raise UserError(
-            f"algorithm={algorithm} with hardware.num_workers={num_workers} needs {needed} layers with parameters, "
-            f"one for each stage, and the model has {layers}: {fewer} a deeper model"
+            f"{field}={num_workers} needs {needed} layers with parameters, {stages_per_worker} a worker, and the model "
+            f"has {layers}: {remedy}"
         )
+
+
+def most_stages(problem: Problem) -> int:
+    """Layers to cut before."""
+    return len(units(check_layered(problem).build_model(torch.device("meta"), 0)))
 
 
 def units(model: nn.Sequential) -> list[nn.Sequential]:

@@ -16,10 +16,11 @@ from algorithms.flat import flatten_
 from algorithms.layer_split import LayerSplit
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
-from algorithms.split_plan import check_degree, check_plan
+from algorithms.split_plan import check_degree, check_plan, larger_degree, lets_split_positions
 from algorithms.split_traffic import bytes_of_batch
 from harness.alike import Axis
 from harness.problems.base import Problem
+from harness.shortage import Shortage
 from harness.worker import Worker
 
 
@@ -51,7 +52,7 @@ class TensorParallel(Algorithm):
 
     def check(self, problem: Problem) -> None:
         """Its layers can be split."""
-        check_plan(problem, "tensor_parallel", self.sequence_parallel)
+        check_plan(problem, self.sequence_parallel)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """They divide what is split."""
@@ -59,12 +60,21 @@ class TensorParallel(Algorithm):
 
     def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """Activations of the batch, in both passes."""
-        problem = check_plan(problem, "tensor_parallel", self.sequence_parallel)
+        problem = check_plan(problem, self.sequence_parallel)
         return bytes_of_batch(problem, num_workers, self.batch_size, self.sequence_parallel)
+
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+        """More workers for a layer, and for what is between layers."""
+        ways = []
+        if not (lacks.stays or self.sequence_parallel) and lets_split_positions(problem, num_workers):
+            ways.append("algorithm.sequence_parallel=true")
+        if more := larger_degree(problem, num_workers, lacks.sharers(num_workers), self.sequence_parallel):
+            ways.append(f"hardware.num_workers={more}")
+        return [*ways, *super().frees_memory(problem, num_workers, lacks)]
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the gradient of each batch."""
-        problem = check_plan(problem, "tensor_parallel", self.sequence_parallel)
+        problem = check_plan(problem, self.sequence_parallel)
         model = problem.build_model(worker.device, worker.seed)
         with worker.clock.paused():
             group = dist.group.WORLD if worker.num_workers > 1 else None

@@ -110,6 +110,7 @@ class Hardware(ABC):
 
     kind: ClassVar[str]  # "real" or "simulated"
     clock_kind: ClassVar[str]  # "wall" or "virtual"
+    joins_world: ClassVar[bool] = False  # its workers have been started by a launcher
     device_per_rank: ClassVar[bool] = False  # an accelerator, which a rank that only serves would leave idle
 
     num_workers: int | None

@@ -6,15 +6,18 @@
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError, require
+
+CONF = Path(__file__).parents[1] / "conf"
 
 
 def build(node: DictConfig, field: str) -> Any:
@@ -40,7 +43,7 @@ def instantiate(cls: type, values: Mapping[str, Any], field: str) -> Any:
     for key, value in values.items():
         if key not in names:
             raise UserError(unknown_key(_join(field, key), key, names))
-        _assign(schema, key, _with_float_keys(value, hints[key]), field)
+        _assign(schema, key, _with_float_keys(value, hints[key]), field, hints[key])
     _require_finite(OmegaConf.to_container(schema), field)
     try:
         return OmegaConf.to_object(schema)
@@ -85,13 +88,17 @@ def _value(node: DictConfig, key: str, field: str) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _assign(schema: DictConfig, key: str, value: Any, field: str) -> None:
+def _assign(schema: DictConfig, key: str, value: Any, field: str, hint: Any) -> None:
+    if hint is bool and isinstance(value, int) and value not in (0, 1):
+        raise UserError(f"{_join(field, key)} must be true or false, got {value}")
     try:
         schema[key] = value
     except OmegaConfBaseException as error:
         inner = str(error.full_key or key)
         path = inner if inner.startswith(key) else f"{key}.{inner}"
-        raise UserError(f"{_join(field, path)} {_type_rule(str(error).splitlines()[0], _join(field, path))}") from error
+        field, message = _join(field, path), str(error).splitlines()[0]
+        settings = [each.name for each in fields(hint)] if is_dataclass(hint) else []
+        raise UserError(f"{field} {_type_rule(message, field, settings)}") from error
 
 
 def _with_float_keys(value: Any, hint: Any) -> Any:
@@ -109,7 +116,7 @@ def _with_float_keys(value: Any, hint: Any) -> Any:
     }
 
 
-def _type_rule(message: str, field: str = "") -> str:
+def _type_rule(message: str, field: str = "", settings: Sequence[str] = ()) -> str:
     """OmegaConf's words about a wrong type, in ours.
 
     >>> _type_rule("Value 'two' of type 'str' could not be converted to Integer")
@@ -119,17 +126,36 @@ def _type_rule(message: str, field: str = "") -> str:
     >>> _type_rule("Invalid type assigned: str is not a subclass of Optimizer. value: adam", "algorithm.optimizer")
     'has settings of its own, and is chosen with a slash: algorithm/optimizer=adam'
     """
-    if option := re.search(r"str is not a subclass of \w+\. value: (\w+)", message):
-        return f"has settings of its own, and is chosen with a slash: {field.replace('.', '/')}={option[1]}"
+    if option := re.search(r"(?:str|int) is not a subclass of (\w+)\. value: (\w+)", message):
+        return _part_rule(field, option[1], option[2], settings)
     found = re.search(r"Value (.+) of type '.+' could not be converted to (\w+)", message)
     names = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
     if found:
         return f"must be {names.get(found[2], found[2])}, got {found[1]}"
+    if truth := re.search(r"Value (.+) is not a valid bool", message):
+        return f"must be true or false, got {truth[1]}"
     if key := re.search(r"Key (.+) \(\w+\) is incompatible with \((int|float)\)", message):
         return f"must have {'a whole number' if key[2] == 'int' else 'a number'} as its key, got {key[1]}"
     if re.search(r"Cannot assign .+ to Dict\[", message):
         return "must be a mapping, such as {10.0: 4.0}"
     return "must have a value" if "is not Optional" in message else f"has the wrong type: {message}"
+
+
+def _part_rule(field: str, kind: str, option: str, settings: Sequence[str] = ()) -> str:
+    """What to type for a component within another, which is one of a group of options, or has settings alone.
+
+    >>> _part_rule("algorithm.server", "Optimizer", "adam")
+    'has settings of its own, and is chosen with a slash: algorithm/optimizer@algorithm.server=adam'
+    >>> _part_rule("algorithm.mesh", "Mesh", "1x2", ["data", "tensor"])
+    'has settings of its own, each of which is set: algorithm.mesh.data, algorithm.mesh.tensor'
+    """
+    parent, _, name = field.partition(".")
+    group = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
+    if (CONF / parent / name).is_dir():
+        return f"has settings of its own, and is chosen with a slash: {parent}/{name}={option}"
+    if (CONF / parent / group).is_dir():
+        return f"has settings of its own, and is chosen with a slash: {parent}/{group}@{field}={option}"
+    return f"has settings of its own, each of which is set: {', '.join(f'{field}.{name}' for name in settings)}"
 
 
 def _require_finite(value: Any, field: str) -> None:

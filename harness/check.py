@@ -1,15 +1,19 @@
 """What is refused before anything starts: pairs that cannot be, each in one sentence that names what would work."""
 
+import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hardware.real.world import TORCHRUN, find_world
 from harness.build import class_path
 from harness.canonical import first_difference, plain
-from harness.errors import UserError
+from harness.errors import Unfit, UserError
 from harness.interleaving import FILE, read
 from harness.local_data import LocalData
 from harness.options import names_of
+from harness.problems.base import Problem
 from harness.record import Record
 from harness.setup import Setup, run_info
 
@@ -23,8 +27,9 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     Raises:
         UserError: with a sentence that names what would work.
     """
+    _check_launcher(setup)
     _check_values(setup)
-    setup.algorithm.check(setup.problem)
+    _check_problem(setup, lambda problem: setup.algorithm.check(problem))
     _check_memory(setup)
     _check_replay(setup)
     _check_kernel(setup)
@@ -38,11 +43,29 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     if used < offered and setup.hardware.num_workers is not None:
         notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
     setup.algorithm.constants(used)
-    setup.algorithm.check_workers(setup.problem, used)
+    _check_problem(setup, lambda problem: setup.algorithm.check_workers(problem, used))
     _check_compute(setup, used)
     setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
-    return setup, [*notices, *setup.machine.check()]
+    return setup, [*notices, *_notices_of_tasks(setup), *setup.machine.check()]
+
+
+def _check_launcher(setup: Setup) -> None:
+    """Ranks that torchrun has started would look on while rank 0 starts workers of its own."""
+    world = find_world(os.environ)
+    if world is not None and world.launcher == TORCHRUN and not setup.hardware.joins_world:
+        raise UserError(
+            f"hardware={setup.choices['hardware']} starts its workers itself, and torchrun has started "
+            f"{world.size} (RANK and WORLD_SIZE are set): use hardware=torchrun, or start `python run.py ...` without "
+            "torchrun"
+        )
+
+
+def _notices_of_tasks(setup: Setup) -> list[str]:
+    world = find_world(os.environ)
+    if world is None or setup.hardware.joins_world or world.size == 1:
+        return []
+    return [f"each of Slurm's {world.size} tasks is a run of its own: hardware=torchrun makes them ranks of one"]
 
 
 def _check_values(setup: Setup) -> None:
@@ -55,6 +78,21 @@ def _check_values(setup: Setup) -> None:
     if not setup.algorithm.supports_fake_tensors:
         able = names_of("algorithm", lambda each: each.supports_fake_tensors)
         raise UserError(f"{problem} has shapes and no values, which {algorithm} needs: use algorithm={able}")
+
+
+def _check_problem(setup: Setup, accept: Callable[[Problem], None]) -> None:
+    """Say which problems would do, where the algorithm refuses this one as such."""
+
+    def works(problem: Problem) -> bool:
+        setup.algorithm.check(problem)
+        accept(problem)
+        return not problem.is_fake or not setup.hardware.why_no_fake_tensors
+
+    try:
+        accept(setup.problem)
+    except Unfit as reason:
+        pair = f"algorithm={setup.choices['algorithm']} cannot do problem={setup.choices['problem']}"
+        raise UserError(f"{pair}: {reason}: use problem={names_of('problem', works)}") from reason
 
 
 def _check_memory(setup: Setup) -> None:

@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from hardware.real.world import World, joined_world
+from hardware.real.world import World, explain_end, joined_world
 from harness.build import unknown_key
 from harness.errors import REMEDIES, TwinclockError, require, unwritable
 
@@ -63,7 +63,7 @@ def _leading(world: World, main: Callable[[], None]) -> int:
     try:
         if several:
             starts = f"{world.launcher} starts ranks for one: start it once for each"
-            print(f"error: {several.pop()} runs several jobs, and {starts}", file=sys.stderr)
+            say(f"{several.pop()} runs several jobs, and {starts}")
         else:
             status = _status(main)
     finally:
@@ -106,8 +106,18 @@ def _status(main: Callable[[], None]) -> int:
         if wants_traceback or HydraConfig.initialized():
             raise
         said = f"cannot understand the command line ({error}): write key=value"
-    print(f"error: {said}", file=sys.stderr)
+    say(said)
     return 1
+
+
+def say(sentence: str, details: str = "") -> None:
+    """Print a mistake, and let the launcher that has started this rank, if one has, repeat it as the cause of its own.
+
+    Args:
+        details: what to print before it.
+    """
+    print(f"{details}error: {sentence}", file=sys.stderr)
+    explain_end(os.environ, f"error: {sentence}")
 
 
 def leave(status: int, at_once: bool = False) -> NoReturn:
@@ -189,7 +199,7 @@ class ReportFailures(Callback):
         ReportFailures.failed += 1
         error = job_return._return_value
         if isinstance(error, MISTAKES):
-            print(getattr(error, "details", ""), f"error: {sentence(error)}", sep="", file=sys.stderr)
+            say(sentence(error), getattr(error, "details", ""))
             if not self.hands_on:
                 job_return.status, job_return.return_value = JobStatus.COMPLETED, None
 
@@ -251,6 +261,7 @@ GROUPS = (
     "algorithm",
     "algorithm/optimizer",
     "algorithm/schedule",
+    "algorithm/pipeline_schedule",
     "algorithm/mixing",
     "algorithm/compression",
     "algorithm/partition",

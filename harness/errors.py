@@ -2,6 +2,7 @@
 
     TwinclockError
     ├── UserError (ValueError)   a setting that cannot work: the message names field, value, rule and fix
+    │   └── Unfit                a problem that an algorithm cannot do; the command line names both, and those it can
     ├── Diverged                 the loss or the model is no longer finite
     └── WorkerFailed             a worker raised, was killed or hung; what was observed until then is kept
         └── Unexpected           anything else went wrong: a bug of ours, or of a user's own component
@@ -25,6 +26,10 @@ class TwinclockError(Exception):
 
 class UserError(TwinclockError, ValueError):
     """A setting that cannot work. The message names the field, the value, the rule and the fix."""
+
+
+class Unfit(UserError):
+    """A problem that an algorithm cannot do with these settings. The message says why, without their names."""
 
 
 class Diverged(TwinclockError):

@@ -33,7 +33,7 @@ def with_parts(path: Path, group: str) -> DictConfig:
 
 def _working(group: str, works: Any) -> Iterator[str]:
     for path in option_files(HydraConfig.get().runtime.config_sources, group):
-        node = OmegaConf.create({group: with_parts(path, group), "problem": PROBLEM_HINTS})
+        node = OmegaConf.create({"problem": PROBLEM_HINTS, group: with_parts(path, group)})
         try:
             if works(build(node[group], group)):
                 yield path.stem

@@ -1,5 +1,6 @@
 """One run: compose, check, find or run what it is compared with, execute, record, show."""
 
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +32,9 @@ def run(config: DictConfig) -> None:
     try:
         setup, notices = check(compose(config))
     except Exception as error:
-        if HydraConfig.get().runtime.choices["tracking"] != "none":
+        if isinstance(error, UserError) and HydraConfig.get().mode == RunMode.RUN:
+            _leave_nothing(directory)
+        elif HydraConfig.get().runtime.choices["tracking"] != "none":
             Record(directory).refuse(_plain(config), str(error))
         raise error if isinstance(error, UserError) else Unexpected.of(error) from error
     for notice in notices:
@@ -46,6 +49,14 @@ def run(config: DictConfig) -> None:
     if outcome.failure is not None:
         raise outcome.failure
     show(console, info.name, outcome.summary, _shown(directory) if setup.tracking.writes_files else "", tracker.hint)
+
+
+def _leave_nothing(directory: Path) -> None:
+    """Of a run that was refused: a job of a sweep keeps its place there, but who is alone will start again."""
+    with suppress(OSError):  # what holds more than Hydra's settings is not empty, and stays
+        if [each.name for each in directory.iterdir()] == [".hydra"]:
+            shutil.rmtree(directory)
+            directory.parent.rmdir()
 
 
 def _interrupted(outcome: Outcome, directory: Path | None) -> str:

@@ -110,6 +110,13 @@ class Setup:
         """The same run on another number of workers."""
         return replace(self, hardware=replace(self.hardware, num_workers=num_workers))
 
+    def presumed(self) -> dict[str, str]:
+        """What a prediction depends on and its numbers do not say, by key of docs/metrics.md."""
+        dtype, parts = self.problem.dtype, HydraConfig.get().runtime.choices
+        found = {"predicted/parameter_dtype": dtype, "predicted/compute_dtype": self.algorithm.computes_in(dtype)}
+        optimizer = parts.get("algorithm/optimizer")
+        return found | ({"predicted/optimizer": optimizer} if optimizer else {})
+
     def program(self) -> Program:
         """What the hardware executes. Loads the data."""
         budget = max(1, round(self.settings.budget.epochs * self.problem.num_samples))

@@ -71,8 +71,8 @@ class Labelled(Split, ABC):
     def check_labels(self, problem: Problem, group: str, instead: str) -> None:
         """There must be some."""
         if problem.labels is None:
-            who, name = f"{group}={self.option}", type(problem).__name__
-            raise UserError(f"{who} needs a label of every sample, which {name} lacks: use {instead}")
+            who = f"{group}={self.option}"
+            raise UserError(f"{who} needs a label of every sample, which this problem lacks: use {instead}")
 
     def _labels(self, problem: Problem) -> np.ndarray:
         assert problem.labels is not None

@@ -118,7 +118,20 @@ def _predicted(summary: dict[str, Any]) -> str:
     for key, words in (("mfu", "MFU"), ("exposed_comm_frac", "exposed communication"), ("bubble_frac", "bubble")):
         if key in found and (key == "mfu" or found[key] >= 0.0005):
             parts.append(f"{words} {100 * found[key]:.3g}%")
-    return ", ".join([*parts, f"peak memory {found['peak_memory_bytes_max'] / 2**30:.4g} GiB"])
+    parts.append(f"peak memory {found['peak_memory_bytes_max'] / 2**30:.4g} GiB")
+    return ", ".join(parts) + _presumed(found)
+
+
+def _presumed(found: dict[str, Any]) -> str:
+    """Of what a prediction is.
+
+    >>> _presumed({"optimizer": "adam", "parameter_dtype": "float32", "compute_dtype": "bfloat16"})
+    '; optimizer adam, float32 parameters, computed in bfloat16'
+    """
+    if "parameter_dtype" not in found:
+        return ""
+    optimizer = f"optimizer {found['optimizer']}, " if "optimizer" in found else ""
+    return f"; {optimizer}{found['parameter_dtype']} parameters, computed in {found['compute_dtype']}"
 
 
 def _statistics(summary: dict[str, Any]) -> str:

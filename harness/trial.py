@@ -93,6 +93,8 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     if setup.num_servers:
         summary["run/num_servers"] = setup.num_servers
     summary |= setup.algorithm.constants(setup.num_workers)
+    if problem.is_fake:
+        summary |= setup.presumed()
     silence = (_silence(execution) or missing(execution.observations, setup.num_workers)) if trains else None
     failure = execution.failure or silence or _divergence(observations, evaluations, problem.num_samples)
     summary |= _stamp(info, execution.tags)

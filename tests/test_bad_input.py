@@ -103,6 +103,11 @@ MISTAKES = {
 }
 
 
+def test_a_run_that_is_refused_leaves_nothing(tmp_path):
+    assert command(*QUICK, *SIMULATED, "algorithm.batch_size=0", runs_dir=tmp_path).returncode == 1
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), MISTAKES.values(), ids=MISTAKES)
 def test_mistake_gets_one_sentence(tmp_path, arguments, sentence):
     where = {} if any(a.startswith("runs_dir=") for a in arguments) else {"runs_dir": tmp_path}

@@ -6,8 +6,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-WORDS = ("worker", "place", "clock", "data", "errors", "kernels", "rows", "program", "interleaving", "measures")
-VOCABULARY = {f"harness.{word}" for word in (*WORDS, "splits", "batch", "alike")}  # words of all
+WORDS = (
+    "worker",
+    "place",
+    "clock",
+    "data",
+    "errors",
+    "kernels",
+    "rows",
+    "program",
+    "interleaving",
+    "measures",
+    "shortage",
+)
+VOCABULARY = {f"harness.{word}" for word in (*WORDS, "splits", "batch", "alike", "shortage")}  # words of all
 ALLOWED = {  # package -> what of this project it may import
     "algorithms": VOCABULARY | {"algorithms", "harness.problems"},
     "hardware": VOCABULARY | {"hardware"},

@@ -1,4 +1,4 @@
-"""The README is executed: its algorithm of one's own, its commands, its table."""
+"""The README and the page of options are executed: an algorithm of one's own, commands, tables."""
 
 import re
 import shlex
@@ -8,9 +8,13 @@ import pytest
 from commands import command
 from composed import options
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+from harness.cli import GROUPS, description
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+OPTIONS = (ROOT / "docs/options.md").read_text()
 FILES = dict(re.findall(r"^`(my_study/\S+)`\n```\w+\n(.*?)```", README, re.M | re.S))
-COMMANDS = re.findall(r"^python run.py ([^#\n]+)", README, re.M)
+COMMANDS = re.findall(r"^python run.py ([^#\n]+)", README + OPTIONS, re.M)
 
 
 def test_own_algorithm_is_thirty_lines():
@@ -46,10 +50,17 @@ def test_commands_run(tmp_path, line):
     assert outcome.returncode == 0, outcome.stderr
 
 
-@pytest.mark.parametrize("group", ["algorithm", "hardware", "problem", "data", "tracking"])
-def test_table_lists_every_option(group):
-    (row,) = re.findall(rf"^\| `{group}` \| (.*) \|$", README, re.M)
-    assert sorted(re.findall(r"`(\w+)`", row)) == options(group)
+def test_table_names_every_algorithm():
+    (table,) = re.findall(r"^\| family \| .*?\n\n", README, re.M | re.S)
+    assert sorted(set(re.findall(r"`(\w+)`", table))) == options("algorithm")
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_page_lists_every_option_with_the_line_of_its_file(group):
+    (section,) = re.findall(rf"^## `{group}`\n(.*?)(?=^## |\Z)", OPTIONS, re.M | re.S)
+    listed = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.M))
+    files = {name: description(ROOT / "conf" / group / f"{name}.yaml") for name in options(group)}
+    assert listed == {name: text.replace("|", "or") for name, text in files.items()}
 
 
 def test_is_short():

@@ -3,6 +3,7 @@
 It composes nothing, writes no file and prints nothing: what it has to say goes to rank 0.
 """
 
+import os
 import signal
 import threading
 import time
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from hardware.real.card import own_card
 from hardware.real.member import BEAT_S, Job, StoreLine, work
-from hardware.real.world import World
+from hardware.real.world import World, explain_end
 from hardware.real.world_store import store_of
 from harness.errors import TwinclockError
 
@@ -46,6 +47,8 @@ def follow(world: World) -> int:
             time.sleep(LOOK_S)
         status = int(store.get("end")) if store.has("end") else 128 + signal.SIGTERM
         store.add("left", 1)
+        if status:
+            explain_end(os.environ, "as rank 0 did, which says why")
     except (dist.DistError, TwinclockError):  # rank 0 is gone, or never came: it or its launcher says so
         return 1
     return status

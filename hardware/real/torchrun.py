@@ -41,6 +41,7 @@ class Torchrun(Hardware):
     kind: ClassVar[str] = "real"
     clock_kind: ClassVar[str] = "wall"
     shares_memory: ClassVar[bool] = False
+    joins_world: ClassVar[bool] = True
 
     backend: str
     pinning: bool

@@ -5,9 +5,13 @@ SLURM_PROCID, SLURM_NTASKS, SLURM_LOCALID and SLURM_NODELIST, of which the first
 nothing heavy: the command line asks before anything else.
 """
 
+import json
 import re
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 TORCHRUN, SRUN = "torchrun", "srun"
 FIRST_PORT, PORTS = 20_000, 10_000  # below those that the kernel hands out
@@ -53,6 +57,14 @@ def joined_world(environment: Mapping[str, str], arguments: Sequence[str]) -> Wo
     world = find_world(environment)
     asked = any(name == "hardware" and "torchrun" in value for name, _, value in (a.partition("=") for a in arguments))
     return world if world is not None and (world.launcher == TORCHRUN or asked) else None
+
+
+def explain_end(environment: Mapping[str, str], reason: str) -> None:
+    """Leave word of why this process ends in failure, where torchrun looks for it: its own traceback ends with that."""
+    if path := environment.get("TORCHELASTIC_ERROR_FILE"):
+        word = {"message": {"message": reason, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with suppress(OSError):  # it has been said on stderr
+            Path(path).write_text(json.dumps(word), encoding="utf-8")
 
 
 def _of_torchrun(environment: Mapping[str, str]) -> World:

@@ -152,7 +152,7 @@ class Simulated(Hardware):
         steps = {place.rank: place.steps for place in places}
         predicted = Predicted(steps, [place.finish_s for place in places], machine.num_ranks, samples)
         execution.metrics |= predicted.metrics(program, self.compute)
-        execution.failure = predicted.shortage(self.compute)
+        execution.failure = predicted.shortage(program, self.compute)
 
     def _symmetry(self, program: Program) -> Symmetry | None:
         """Of the ranks, where one of those that are alike is to stand for all."""

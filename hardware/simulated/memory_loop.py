@@ -2,9 +2,10 @@
 
 An update is three events. At its *read* the slope is computed from the weights as they are then, and the lines it
 lacks are fetched. Once reading and computing are paid it begins to *write*: it loads what it will add to, and asks for
-the lines that others hold. When those have come it *stores*: its additions land on what it has loaded. Reading and
-writing are the functions that real kernels are made of (`harness.kernels.base`), so that one worker alone gets its
-weights bit for bit. Under locks there is one more: the update *begins* when its lock is had, and lets go when stored.
+the lines that others hold, for a few of them at a time if it adds atomically. When those have come it *stores*: its
+additions land on what it has loaded. Reading and writing are the functions that real kernels are made of
+(`harness.kernels.base`), so that one worker alone gets its weights bit for bit. Under locks there is one more: the
+update *begins* when its lock is had, and lets go when stored.
 
 What is lost between load and store: memory_ledger.py. What lines cost: cache_lines.py. Locks: memory_locks.py.
 """
@@ -89,6 +90,18 @@ def _earliest(workers):
     return first
 
 
+@njit(**INLINE)
+def _add_s(worker, lines, rank, touched, atomic, costs):
+    """Let `rank` alone hold the lines it adds to: all of them, or the next few; returns the stall in seconds."""
+    block, shift = costs.block, costs.line_shift
+    if not atomic:
+        return write_lines_s(lines, worker.first_line, rank, touched, block, shift, lines.outstanding_clashes)
+    part = touched[worker.taken : worker.taken + ATOMICS]
+    worker.taken += len(part)
+    stall_s = write_lines_s(lines, worker.first_line, rank, part, block, shift, lines.outstanding_atomics)
+    return stall_s + costs.atomic_s * len(part) * block
+
+
 @njit(nogil=True, cache=True)
 def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantum, loaded, locks, ledger, costs):
     """Process the workers' events at `now_s` and before `until_s`, until the first chunk ends.
@@ -142,20 +155,12 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             if locks_s < 0.0:
                 continue
             begin_s = worker.next_s
+            own_s = _add_s(worker, lines, rank, touched, atomic, costs)
+            worker.next_s += worker.pace * (locks_s + own_s)
             if atomic:
-                part = touched[worker.taken : worker.taken + ATOMICS]
-                clashes = lines.outstanding_atomics
-                own_s = write_lines_s(lines, first_line, rank, part, costs.block, costs.line_shift, clashes)
-                own_s += costs.atomic_s * len(part) * costs.block
-                worker.taken += len(part)
                 if worker.taken < len(touched):
-                    worker.next_s += worker.pace * own_s
                     continue
                 worker.taken = 0
-            else:
-                clashes = lines.outstanding_clashes
-                own_s = write_lines_s(lines, first_line, rank, touched, costs.block, costs.line_shift, clashes)
-            worker.next_s += worker.pace * (locks_s + own_s)
             worker.event, worker.loaded = STORE, ledger.versions[worker.model]
             if worker.next_s > begin_s:
                 if not atomic:

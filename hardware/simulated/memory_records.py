@@ -22,7 +22,7 @@ WORKER = np.dtype(
         ("seen", np.int64),  # updates of its model when it read
         ("loaded", np.int64),  # updates of its model when it began to write
         ("ticket", np.int64),  # of its update, round robin
-        ("taken", np.int64),  # locks of coordinates that its update holds
+        ("taken", np.int64),  # locks of coordinates that its update holds, or atomic additions it has begun
         ("weights", np.int64),  # address of its model
         ("num_weights", np.int64),
         ("hot", np.int64),  # address of its replica of the hottest coordinates

@@ -14,6 +14,7 @@ from hardware.simulated.compute import Roofline
 from hardware.simulated.device import Device
 from harness.errors import UserError
 from harness.program import Program
+from harness.shortage import Shortage
 
 GIB = 2**30
 
@@ -85,7 +86,7 @@ class Predicted:
             found["predicted/mfu"] = problem.flops_per_sample * self.samples / step_s / self.num_ranks / peak
         return found
 
-    def shortage(self, roofline: Roofline) -> UserError | None:
+    def shortage(self, program: Program, roofline: Roofline) -> UserError | None:
         """What does not fit into the device's memory."""
         rank = max(self.steps, key=lambda each: self.steps[each].device.memory.peak_bytes)
         memory, held = self.steps[rank].device.memory, roofline.memory_bytes
@@ -94,12 +95,7 @@ class Predicted:
         missing = memory.peak_bytes - held
         needs = f"{memory.peak_bytes / GIB:.4g} GiB, of which {memory.kept_bytes / GIB:.4g} GiB stay from step to step"
         has = f"{missing / GIB:.4g} GiB more than hardware.compute.memory_bytes, {held / GIB:.4g} GiB"
-        remedy = _MORE_WORKERS if memory.kept_bytes > held else _LESS_AT_ONCE
-        return UserError(f"out of modelled memory: rank {rank} needs {needs}, {has}: {remedy}")
-
-
-_MORE_WORKERS = "let more workers share what stays: raise hardware.num_workers, or an axis that splits the model"
-_LESS_AT_ONCE = (
-    "lower algorithm.batch_size, recompute (algorithm.checkpointing), take more micro-batches, or let more workers "
-    "split a layer"
-)
+        lacks = Shortage(memory.peak_bytes, memory.kept_bytes, held)
+        ways = program.algorithm.frees_memory(program.problem, self.num_ranks, lacks)
+        remedy = ", or ".join([*ways, "devices with more (hardware/compute)"])
+        return UserError(f"out of modelled memory: rank {rank} needs {needs}, {has}: what frees some is {remedy}")

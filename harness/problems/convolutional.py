@@ -102,6 +102,10 @@ class ResNet(ImageClassification):
         rule = f"must divide problem.channels={self.channels}"
         require(self.channels % self.groups == 0, "problem.groups", rule, self.groups)
 
+    def deepened(self, layers: int) -> str:
+        """More blocks in each stage, beside the first layer and the head."""
+        return f"problem.blocks={-(-(layers - 2) // 3)}"
+
     def layers(self) -> nn.Sequential:
         """Initialisation of He et al., ICCV 2015, section 2.2, of convolutions; torch's default of the linear layer."""
         first = nn.Conv2d(self.image_shape[0], self.channels, 3, padding=1, bias=False)

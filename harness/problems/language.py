@@ -78,6 +78,10 @@ class LanguageModel(Layered):
         """Random weights, from the seed, drawn on the CPU: equal on every device."""
         return transformer(self.shape, getattr(torch, self.dtype), device, seed)
 
+    def deepened(self, layers: int) -> str:
+        """More blocks, beside the embedding and the head."""
+        return f"problem.layers={layers - 2}"
+
     def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Mean cross entropy over all tokens, in float32 at least, as its sum is over the whole vocabulary."""
         scores = outputs.to(torch.promote_types(outputs.dtype, torch.float32))

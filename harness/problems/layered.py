@@ -69,6 +69,10 @@ class Layered(Problem):
         inputs, targets = self.rows_of(samples)
         return self.objective(model(inputs), targets)
 
+    def deepened(self, layers: int) -> str:
+        """The setting, as it is typed, with which the model has so many layers with parameters; "" where none does."""
+        return ""
+
     def tensor_plan(self) -> Mapping[str, str]:
         """How each weight is split among the workers that share a layer (Shoeybi et al., arXiv:1909.08053, section 3).
 

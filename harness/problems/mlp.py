@@ -80,6 +80,11 @@ class DigitsMLP(Layered):
         """Mean cross entropy over the batch."""
         return cross_entropy(outputs, targets)
 
+    def deepened(self, layers: int) -> str:
+        """More hidden layers like the last one."""
+        sizes = [*self.hidden_sizes, *[*self.hidden_sizes[-1:], _PIXELS][:1] * (layers - 1 - len(self.hidden_sizes))]
+        return f"problem.hidden_sizes=[{','.join(map(str, sizes))}]"
+
     def tensor_plan(self) -> Mapping[str, str]:
         """Hidden layers in pairs: what one gives in parts, the next one takes in parts; a last one alone is whole."""
         linear = range(0, 2 * len(self.hidden_sizes) + 1, 2)  # between them are ReLUs

@@ -32,7 +32,7 @@ def test_an_axis_takes_what_the_others_leave():
     ("sizes", "workers", "words"),
     [
         ((2, 2, 2), 16, "algorithm.mesh must multiply to hardware.num_workers=16, got"),
-        ((None, 3, 1), 8, "algorithm.mesh must multiply to hardware.num_workers=8, or to a divisor of it, got"),
+        ((None, 3, 1), 8, "algorithm.mesh must multiply to a divisor of hardware.num_workers=8, got"),
         ((None, None, 1), 8, "algorithm.mesh must leave at most one of data, tensor and pipeline null"),
         ((0, 1, 1), 8, "algorithm.mesh.data must be >= 1, or null for the rest, got 0"),
     ],

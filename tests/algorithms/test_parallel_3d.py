@@ -86,9 +86,11 @@ def refused(*overrides):
 
 def test_what_no_axis_can_split_is_refused():
     wide = refused(*LLAMA, "hardware.num_workers=4", "algorithm.mesh={tensor: 4}")
-    assert wide == "algorithm.mesh.tensor must divide problem.heads=2, which it splits, got 4"
+    assert (
+        wide == "algorithm.mesh.tensor must divide problem.heads=2, which it splits, got 4: set algorithm.mesh.tensor=2"
+    )
     deep = refused(*MLP, "hardware.num_workers=8", "algorithm.mesh={pipeline: 8}", "algorithm.micro_batches=8")
     assert "and the model has 4" in deep
     few = refused(*MLP, "hardware.num_workers=2", "algorithm.mesh={pipeline: 2}")
-    assert "algorithm.micro_batches must be >= 2" in few
+    assert "algorithm.micro_batches must be at least 2" in few
     assert "algorithm.mesh must multiply" in refused(*MLP, "hardware.num_workers=4", "algorithm.mesh={tensor: 3}")

@@ -151,10 +151,12 @@ def refused(*overrides):
 
 
 def test_what_cannot_be_split_is_refused():
-    assert "least" in refused("problem=least_squares").lower() and "has no plan" in refused("problem=least_squares")
-    assert "algorithm.sequence_parallel must be false" in refused("problem=digits_mlp", SEQUENCE)
+    assert "least" in refused("problem=least_squares").lower() and "there is no plan" in refused(
+        "problem=least_squares"
+    )
+    assert "of which these have none: use problem=transformer" in refused("problem=digits_mlp", SEQUENCE)
     odd = refused(*LLAMA, "hardware.num_workers=3")
-    assert odd == "hardware.num_workers must divide problem.heads=4, which it splits, got 3"
+    assert odd == "hardware.num_workers must divide problem.heads=4, which it splits, got 3: set hardware.num_workers=2"
     uneven = refused("problem=digits_mlp", "problem.hidden_sizes=[10]", "hardware.num_workers=4")
     assert "hardware.num_workers must divide problem.hidden_sizes[0]=10" in uneven
     short = refused(*LLAMA, SEQUENCE, "problem.context=6", "hardware.num_workers=4")

@@ -66,7 +66,7 @@ def test_what_stays_is_shards_and_what_the_optimizer_keeps():
     setup, execution = executed(*SHARDED, "hardware.compute.memory_bytes=1000.0")
     assert isinstance(execution.failure, UserError)
     words = str(execution.failure)
-    assert words.startswith("out of modelled memory: rank 0 needs ") and "raise hardware.num_workers" in words
+    assert words.startswith("out of modelled memory: rank 0 needs ") and "algorithm/optimizer=sgd" in words
     stays_gib = float(words.split("of which ")[1].split()[0])
     shards = 3 * 2 * setup.problem.num_parameters / 8  # bfloat16 weights, and two averages of each
     assert stays_gib * 2**30 == pytest.approx(shards, rel=0.05)  # blocks of 512 bytes, norms, and numbers of samples

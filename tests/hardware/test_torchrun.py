@@ -9,6 +9,7 @@ import torch
 from commands import ROOT
 from composed import execution, setup
 from small_runs import settings
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from worlds import by_hand, close_store, free_port, parameters, rows, summary, together, torchrun, world
 
 from hardware.real import card
@@ -17,6 +18,7 @@ from hardware.real.card import Card
 from hardware.real.topology import Core, Topology
 from hardware.real.world import find_world, joined_world
 from hardware.real.world_clock import WorldClock
+from harness.cli import say
 from harness.errors import UserError
 
 MLP = ["problem=digits_mlp", "problem.dtype=float64", "budget.epochs=0.2", "budget.observations=3"]
@@ -197,6 +199,22 @@ def test_a_loss_that_is_not_finite_is_said_once(tmp_path):
     assert first.stderr.count("error: ") == 1 and "lower algorithm.learning_rate" in first.stderr
     assert (second.stdout, second.stderr) == ("", "")
     assert summary(tmp_path)["run/status"] == "diverged" and len(rows(tmp_path)) > 1
+
+
+def test_torchrun_repeats_a_mistake_last(monkeypatch, tmp_path):
+    """Torch's own summary closes with what it finds in this file."""
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    say("seed must be >= 0, got -1")
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=1, error_file=str(tmp_path / "error.json"))
+    ending = str(ChildFailedError("run.py", {0: failure})).splitlines()[-2:]
+    assert ending[0] == "  traceback : error: seed must be >= 0, got -1" and set(ending[1]) == {"="}
+
+
+def test_hardware_that_starts_workers_itself_is_refused_under_torchrun(monkeypatch):
+    for name, value in by_hand(2, 1).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"torchrun has started 2 .*: use hardware=torchrun, or start"):
+        setup("algorithm=all_reduce", "problem=digits_mlp", "tracking=none", "hardware=cpu")
 
 
 @pytest.mark.gpu
