@@ -93,10 +93,10 @@ class ParameterServer(Algorithm):
         return {}
 
     def check(self, problem: Problem) -> None:
-        """A compressor needs something to compress, on every server."""
-        if not self.compression.is_exact and self.num_servers > 1:
+        """Every server has something to serve."""
+        if self.num_servers > 1:
             size = len(flat_parameters(problem.build_model(torch.device("cpu"), seed=0)))
-            rule = f"must be at most {size}, the parameters of the model, with algorithm/compression"
+            rule = f"must be at most {size}, the parameters of the model"
             require(self.num_servers <= size, "algorithm.num_servers", rule, self.num_servers)
 
     def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
