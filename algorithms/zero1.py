@@ -34,6 +34,7 @@ class Zero1(Algorithm):
     """
 
     synchronous: ClassVar[bool] = True
+    supports_fake_tensors: ClassVar[bool] = True
 
     linear_scaling: bool
     optimizer: Optimizer
