@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from algorithms.balance import cut, flops, parameters, seconds, shadow
+from algorithms.balance import cut, parameters, seconds, shadow
+from algorithms.outline import outlines, shapes_of
 from harness.errors import UserError
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
@@ -38,7 +39,7 @@ def check_stages(problem: Problem, num_workers: int, stages_per_worker: int, alg
     Raises:
         UserError: naming the largest number of workers.
     """
-    layers = len(units(check_layered(problem, algorithm).build_model(torch.device("meta"), 0)))
+    layers = len(units(shapes_of(check_layered(problem, algorithm))))
     most, needed = layers // stages_per_worker, num_workers * stages_per_worker
     if needed > layers:
         fewer = f"set hardware.num_workers to at most {most}, or use" if most else "use"
@@ -91,12 +92,13 @@ def costs_of(model: nn.Sequential, balance: str, problem: Layered, samples: int,
         return _counted(units(model), balance, problem, samples)
 
 
-def _counted(parts: Sequence[nn.Module], balance: str, problem: Layered, samples: int) -> list[float]:
+def _counted(parts: Sequence[nn.Sequential], balance: str, problem: Layered, samples: int) -> list[float]:
     if balance == "layers":
         return [1.0] * len(parts)
     if balance == "parameters":
         return [float(parameters(part)) for part in parts]
-    return flops(parts, inputs_like(problem, samples, torch.device("meta")))
+    of_layers = iter(outlines(problem, samples))
+    return [sum(next(of_layers).flops for _ in part) for part in parts]
 
 
 def _measured(parts: Sequence[nn.Module], inputs: torch.Tensor, worker: Worker) -> list[float]:
