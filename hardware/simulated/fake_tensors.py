@@ -102,5 +102,5 @@ class FakeTensors(FakeTensorMode):
             made = torch.empty_strided(like.shape, like.stride, dtype=like.dtype, device="meta")
             if info.view_idx is not None:
                 storage = args[info.view_idx].untyped_storage()
-                made.set_(storage, like.storage_offset, like.shape, like.stride)  # type: ignore[call-overload]
+                made.set_(storage, like.storage_offset, like.shape, like.stride)
         return FakeTensor(self, made, like.device)
