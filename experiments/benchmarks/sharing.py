@@ -8,8 +8,8 @@ Prints one JSON line for each part, all of them by default; whatever is compared
                the target, final loss
     locks      two workers, lock-free and with every lock, on sparse rows with many features and on hot ones with few
     crossover  the same as gradients take longer: round robin against lock-free
-    model      throughput speedup of two workers, predicted by a calibration within this run, against the real one
-               (median and range of trials), with the signed error of the prediction
+    model      throughput speedup of two workers, predicted by calibrations within this run, against the real one
+               (each as median, least and largest), with the signed error of the prediction
     sockets    simulated machines of two and four sockets, 1 to 64 workers: speedup by sharing; simulated updates/s
 """
 
@@ -41,6 +41,7 @@ from harness.worker import Worker
 
 Figures = dict[str, Any]
 TRIALS = 7  # of each, after one to warm up
+CALIBRATIONS = 3  # of each case of `model`
 STEADY = (0.2, 0.8)  # shares of a run's samples between which all workers are at work
 MAX_STOLEN = 0.02  # share of the workers' time for which others had their cores, in a trial that counts
 ATTEMPTS = 6  # at such a trial; then the least disturbed one counts
@@ -107,17 +108,26 @@ class Case:
 
     def watched(self) -> tuple[Execution, float]:
         """Once; with the share of its workers' time for which others had their cores."""
+        program = self.program()
+        execution = self.executed(program)
+        return execution, sum(program.stolen_s) / (len(execution.workers) * execution.run_s)
+
+    def program(self) -> Watched:
+        """What is run."""
         overrides = [f"algorithm={self.algorithm}", *(f"algorithm.{setting}" for setting in self.settings)]
         node = composed([*overrides, f"algorithm.learning_rate={self.problem.learning_rate}"])
         budget = round(self.epochs * self.problem.num_samples)
         milestones = [round(budget * share) for share in self.observed]
-        program = Watched(
+        return Watched(
             build(node.algorithm, "algorithm"), self.problem, build(node.data, "data"), 0, budget, milestones
         )
+
+    def executed(self, program: Watched) -> Execution:
+        """Run what `program` returned."""
         execution = self.hardware.execute(program, lambda samples: None)
         if execution.failure is not None:
             raise execution.failure
-        return execution, sum(program.stolen_s) / (len(execution.workers) * execution.run_s)
+        return execution
 
     def samples_per_s(self) -> float:
         """In the steady part of a run, of the least disturbed of some attempts."""
@@ -221,24 +231,34 @@ def speedups(problem: Problem, ways: dict[str, tuple[str, ...]]) -> dict[str, fl
 
 
 def model() -> Figures:
-    """Predicted and real speedups, the range of the latter over trials, and the signed error of the first."""
+    """Predicted and real speedups, medians and ranges, and the signed error of the first.
+
+    Calibrations take turns with real runs: a shared machine changes by the minute.
+    """
     figures: dict[str, Figures] = {}
     for name, (problem_settings, settings) in CASES.items():
         problem = problem_of(*problem_settings, "synthetic_samples=60000")
         alone, together = pair(problem, settings, [hardware_of("cpu", 1), hardware_of("cpu", 2)], epochs=8.0)
-        speed = in_turn({"alone": alone, "together": together})
-        real = sorted(over(speed["together"], speed["alone"]))
-        alone, together = pair(problem, settings, calibrated(), epochs=2.0)
-        predicted = steady(together.run()) / steady(alone.run())
-        error = predicted / statistics.median(real) - 1
-        figures[name] = {"predicted": round(predicted, 3), "real": round(statistics.median(real), 3)}
-        figures[name] |= {"range": [round(real[0], 3), round(real[-1], 3)], "error": round(error, 3)}
+        real, predicted = list[float](), list[float]()
+        for _ in range(CALIBRATIONS):
+            speed = in_turn({"alone": alone, "together": together}, trials=3)
+            real += over(speed["together"], speed["alone"])
+            model_alone, model_together = pair(problem, settings, calibrated(), epochs=2.0)
+            predicted.append(steady(model_together.run()) / steady(model_alone.run()))
+        error = statistics.median(predicted) / statistics.median(real) - 1
+        figures[name] = {"predicted": middle_and_range(predicted), "real": middle_and_range(real)}
+        figures[name]["error"] = round(error, 3)
         print(f"{name:16s}{figures[name]}", file=sys.stderr, flush=True)
     return figures
 
 
+def middle_and_range(ratios: Sequence[float]) -> list[float]:
+    """Median, least and largest."""
+    return [round(ratio, 3) for ratio in (statistics.median(ratios), min(ratios), max(ratios))]
+
+
 def calibrated() -> list[Hardware]:
-    """Models of this machine as it is now, with one worker and with two: a shared one changes by the minute."""
+    """Models of this machine as it is now, with one worker and with two."""
     topology = read_topology()
     machine = "sim_cpu" if topology.num_sockets == 1 else "sim_numa2"
     chosen = ("hardware/memory=here", "hardware/compute=here")
@@ -275,8 +295,8 @@ def rate(nonzeros: int) -> float:
     problem = problem_of("synthetic_samples=100000", f"synthetic_nonzeros_per_sample={nonzeros}")
     case, rates = Case("hogwild", (), hardware_of("sim_numa2", 4), problem, epochs=1.0), []
     for _ in range(4):
-        begin_s = time.perf_counter()
-        case.run()
+        program, begin_s = case.program(), time.perf_counter()
+        case.executed(program)
         rates.append(problem.num_samples / (time.perf_counter() - begin_s))
     return round(max(rates[1:]))
 

@@ -11,8 +11,9 @@ hold a copy. A core also forgets, where there are more lines than its own cache 
 
 Misses and claims of one update overlap: n of them take sum / outstanding_misses, but at least the dearest. Clashes
 overlap less, sum / outstanding_clashes: stores leave a core in order, and loads that a core has done ahead on a line
-that it then loses are done again. Where lines *migrate*, one that another core has written comes to its reader as the
-reader's own, and its write is no claim (Stenstrom, Brorsson, Sandberg, ISCA 1993); else reading leaves both a copy.
+that it then loses are done again. Those of atomic operations hardly do: each waits for its line. Where lines
+*migrate*, one that another core has written comes to its reader as the reader's own, and its write is no claim
+(Stenstrom, Brorsson, Sandberg, ISCA 1993); else reading leaves both a copy.
 """
 
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ class Lines(NamedTuple):
         fetch_s: by reader and owner, the last columns from memory: shape (ranks, ranks + sockets).
         forgotten_s: by reader and owner, of a line that its owner's cache has forgotten, shape (ranks, ranks).
         claim_s: to make copies go, by whether some are on other sockets, shape (2,).
-        outstanding_misses, outstanding_clashes: that overlap.
+        outstanding_misses, outstanding_clashes, outstanding_atomics: that overlap.
         migrates: whether a written line comes to its reader as the reader's own.
     """
 
@@ -57,6 +58,7 @@ class Lines(NamedTuple):
     claim_s: np.ndarray
     outstanding_misses: float
     outstanding_clashes: float
+    outstanding_atomics: float
     migrates: bool
 
 
@@ -239,6 +241,7 @@ class CacheLines:
             np.array([memory.same_socket_s, memory.cross_socket_s], float),
             float(memory.outstanding_misses),
             float(memory.outstanding_clashes),
+            float(memory.outstanding_atomics),
             memory.migrates,
         )
 

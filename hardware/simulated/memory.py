@@ -40,9 +40,12 @@ class SharedMemory:
         remote_memory_s: a line from the memory of another socket.
         outstanding_misses: misses of one core under way together, >= 1.
         outstanding_clashes: lines lost between the read and the write of an update that come back together, >= 1.
+        outstanding_atomics: the same of atomic operations, >= 1.
         migrates: whether a line that another core has written comes to its reader as the reader's own.
         atomic_s: an atomic operation on a line at hand.
         lock_s: by which a lock that nobody else wants makes an update longer, taken and given back.
+        spin_s: for which who waits for a spin lock looks all the time.
+        yield_s: between its looks from then on, when it gives its core to others.
         wake_s: what it costs to wake who sleeps on a mutex.
         sleep_s: from then until the sleeper runs again.
         doze_s: from finding a mutex held until asleep.
@@ -65,9 +68,12 @@ class SharedMemory:
     remote_memory_s: float
     outstanding_misses: float
     outstanding_clashes: float
+    outstanding_atomics: float
     migrates: bool
     atomic_s: float
     lock_s: float
+    spin_s: float
+    yield_s: float
     wake_s: float
     sleep_s: float
     doze_s: float
@@ -79,7 +85,8 @@ class SharedMemory:
     sequential_rows: float
 
     def __post_init__(self) -> None:
-        for name in ("sockets", "cores_per_socket", "outstanding_misses", "outstanding_clashes"):
+        counts = ("sockets", "cores_per_socket", "outstanding_misses", "outstanding_clashes", "outstanding_atomics")
+        for name in counts:
             require(getattr(self, name) >= 1, f"hardware.memory.{name}", "must be >= 1", getattr(self, name))
         line = self.line_bytes
         require(line >= 8 and line & (line - 1) == 0, "hardware.memory.line_bytes", "must be a power of two >= 8", line)

@@ -1,9 +1,8 @@
 """Locks of simulated updates, compiled: who has them next, and what that costs.
 
-spin lock     goes to who asks first: to who let go, once the row of its next update is there, or to one of those who
-              wait, all equally likely, who sees it free after a random time, on average the transfer of its line;
-              while somebody waits that line is shared, and who has the lock again must claim it
-              a row comes from memory before its update asks for the lock, while others hold it
+spin lock     who waits looks all the time for `spin_s`, and has the lock as soon as it is let go (one of them, all as
+              likely); from then on it gives its core to others between looks, every `yield_s`, and mostly comes too
+              late: who let go asks again at once, and must claim the line that others have looked at
 mutex         who finds it held is asleep some `doze_s` later; letting go wakes who has waited longest (`wake_s`), who
               looks again `sleep_s` later, or, if it is not asleep yet, has both call the system for nothing (`futex_s`,
               the one who waits from when it has found it held: it is often first)
@@ -21,7 +20,7 @@ from hardware.simulated.memory_records import BEGIN, NOBODY
 from harness.kernels.access import ATOMIC, GLOBAL_MUTEX, GLOBAL_SPIN, PER_COORDINATE, ROUND_ROBIN
 from harness.kernels.numbers import hashed
 
-DOZE_SPREAD = 0.4  # of `doze_s`, up and down: in hand-overs of a mutex between two cores of a Xeon
+SPREAD = 0.4  # of `doze_s` and `spin_s`, up and down: in hand-overs of a mutex between two cores of a Xeon
 
 LOCK = np.dtype([("held", np.int64), ("last", np.int64), ("tickets", np.int64), ("serving", np.int64)])
 
@@ -100,8 +99,8 @@ def may_write(worker, lines, rank, touched, locks, costs):
 
 
 @njit(nogil=True)
-def has_ended(workers, rank, row, row_s, lines, locks, costs, update):
-    """Give up what the update holds; under a spin lock the next row comes then.
+def has_ended(workers, rank, row, lines, locks, costs, update):
+    """Give up what the update holds.
 
     Args:
         update: its number, of which the next holder of a spin lock is drawn.
@@ -110,8 +109,6 @@ def has_ended(workers, rank, row, row_s, lines, locks, costs, update):
         _let_go_of_coordinates(workers, rank, row, locks)
         return
     _let_go(workers, rank, lines, locks, costs, update)
-    if locks.locking == GLOBAL_SPIN:
-        workers[rank].next_s += workers[rank].pace * row_s
 
 
 @njit(nogil=True)
@@ -132,7 +129,7 @@ def _let_go(workers, rank, lines, locks, costs, update):
     worker, lock = workers[rank], locks.state[0]
     if locks.locking == GLOBAL_SPIN:
         lock.held = 0
-        if _be_seen_free(workers, rank, lines, update):
+        if _be_seen_free(workers, rank, costs, update):
             worker.next_s += worker.pace * costs.atomic_s
         return
     if locks.locking == ROUND_ROBIN:
@@ -142,7 +139,7 @@ def _let_go(workers, rank, lines, locks, costs, update):
     lock.held = 0
     next_rank = _next_of(workers, locks)
     if next_rank != NOBODY:
-        doze_s = costs.doze_s * (1 + DOZE_SPREAD * (_share(hashed(update, rank)) - 1))
+        doze_s = costs.doze_s * (1 + SPREAD * (_share(hashed(update, rank)) - 1))
         asleep = worker.next_s - workers[next_rank].looked_s > workers[next_rank].pace * doze_s
         again_s = worker.next_s + workers[next_rank].pace * (costs.wake_s + costs.sleep_s)
         if not asleep:  # it sees as it is about to sleep that the mutex has been let go
@@ -173,22 +170,30 @@ def _anybody_waits(workers):
 
 
 @njit(nogil=True)
-def _be_seen_free(workers, rank, lines, update):
-    """Have one of those who wait for a spin lock ask for it again soon; returns whether anybody does."""
-    waiting = 0
-    for other in range(len(workers)):
-        waiting += _waits(workers[other])
+def _be_seen_free(workers, rank, costs, update):
+    """Have one of those who wait for a spin lock ask for it again; returns whether anybody waits."""
+    now_s, spinning, waiting = workers[rank].next_s, 0, 0
+    for other in workers:
+        waiting += _waits(other)
+        spinning += _spins(other, now_s, costs, update)
     if waiting == 0:
         return False
     random = hashed(update, rank)
-    drawn, share = np.int64(random % np.uint64(waiting)), _share(random)
-    for other in range(len(workers)):
-        if _waits(workers[other]):
+    drawn = np.int64(random % np.uint64(spinning or waiting))
+    for other in workers:
+        if _spins(other, now_s, costs, update) if spinning else _waits(other):
             if drawn == 0:
-                seen_s = share * _transfer_s(lines, other, rank)
-                workers[other].next_s = workers[rank].next_s + workers[other].pace * seen_s
+                first_look = 0.0 if spinning else 1 - (1 - _share(random) / 2) ** (1 / waiting)  # of so many
+                other.next_s = now_s + other.pace * first_look * costs.yield_s
             drawn -= 1
     return True
+
+
+@njit(nogil=True)
+def _spins(worker, now_s, costs, update):
+    """Whether it waits and looks all the time."""
+    spin_s = costs.spin_s * (1 + SPREAD * (_share(hashed(update, 64)) - 1))
+    return _waits(worker) and now_s - worker.since_s <= worker.pace * spin_s
 
 
 @njit(nogil=True)

@@ -5,7 +5,6 @@ lacks are fetched. Once reading and computing are paid it begins to *write*: it 
 the lines that others hold. When those have come it *stores*: its additions land on what it has loaded. Reading and
 writing are the functions that real kernels are made of (`harness.kernels.base`), so that one worker alone gets its
 weights bit for bit. Under locks there is one more: the update *begins* when its lock is had, and lets go when stored.
-Under one lock around the whole update its row comes from memory outside: kernels ask for rows some samples ahead.
 
 What is lost between load and store: memory_ledger.py. What lines cost: cache_lines.py. Locks: memory_locks.py.
 """
@@ -21,7 +20,7 @@ from hardware.simulated.cache_lines import read_lines_s, write_lines_s
 from hardware.simulated.memory_ledger import count_update, load, put_back
 from hardware.simulated.memory_locks import has_begun, has_ended, may_write
 from hardware.simulated.memory_records import BEGIN, NOBODY, READ, STORE, WRITE
-from harness.kernels.access import ATOMIC, GLOBAL_SPIN, PER_COORDINATE
+from harness.kernels.access import ATOMIC, PER_COORDINATE
 from harness.kernels.base import prefetch_sample, read, write
 from harness.kernels.native import INLINE, borrowed
 from harness.kernels.numbers import Hot, Step
@@ -78,6 +77,9 @@ def _cold(like, row, slots, block, kept):
     return kept[:count]
 
 
+ATOMICS = 8  # coordinates added to between two events: atomic operations come one after the other
+
+
 @njit(nogil=True)
 def _earliest(workers):
     first = 0
@@ -107,7 +109,6 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         (workers, samples, lines, kernel, like, slots, loaded, locks, ledger)
     )
     atomic, locked = locks.locking == ATOMIC, locks.locking > ATOMIC
-    spins = locks.locking == GLOBAL_SPIN
     while True:
         rank = _earliest(workers)
         worker = workers[rank]
@@ -131,7 +132,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             worker.seen = ledger.versions[worker.model]
             worker.event = WRITE
             prefetch_sample(kernel, shared, samples[rank, min(worker.position + 1, worker.count - 1)])
-            stall_s = stall_s if spins else max(stall_s, row_s)  # it was prefetched, and comes meanwhile
+            stall_s = max(stall_s, row_s)  # it was prefetched, and comes meanwhile
             worker.next_s += worker.pace * (stall_s + costs.sample_s + costs.nonzero_s * len(row) + costs.delay_s)
             continue
         values, additions = loaded.values[rank], loaded.additions[rank]
@@ -140,11 +141,20 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             locks_s = may_write(worker, lines, rank, row, locks, costs)
             if locks_s < 0.0:
                 continue
-            clashes = lines.outstanding_clashes
-            own_s = write_lines_s(lines, first_line, rank, touched, costs.block, costs.line_shift, clashes)
-            if atomic:
-                own_s += costs.atomic_s * len(touched) * costs.block
             begin_s = worker.next_s
+            if atomic:
+                part = touched[worker.taken : worker.taken + ATOMICS]
+                clashes = lines.outstanding_atomics
+                own_s = write_lines_s(lines, first_line, rank, part, costs.block, costs.line_shift, clashes)
+                own_s += costs.atomic_s * len(part) * costs.block
+                worker.taken += len(part)
+                if worker.taken < len(touched):
+                    worker.next_s += worker.pace * own_s
+                    continue
+                worker.taken = 0
+            else:
+                clashes = lines.outstanding_clashes
+                own_s = write_lines_s(lines, first_line, rank, touched, costs.block, costs.line_shift, clashes)
             worker.next_s += worker.pace * (locks_s + own_s)
             worker.event, worker.loaded = STORE, ledger.versions[worker.model]
             if worker.next_s > begin_s:
@@ -158,7 +168,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         write(kernel, _weights_of(worker, like), sample, worker.slope, step, worker.salt + np.uint64(worker.position))
         count_update(ledger, worker, touched)
         if locked:
-            has_ended(workers, rank, row, row_s, lines, locks, costs, ledger.tally[0].updates)
+            has_ended(workers, rank, row, lines, locks, costs, ledger.tally[0].updates)
         worker.event, worker.position = BEGIN, worker.position + 1
         if worker.position == worker.count:
             worker.finish_s, worker.next_s = worker.next_s, np.inf

@@ -51,6 +51,8 @@ class Costs(NamedTuple):
     doze_s: float
     futex_s: float
     lock_s: float
+    spin_s: float
+    yield_s: float
     line_shift: np.uint64  # log2 of the parameters in a line
     block: np.uint64  # parameters in a coordinate
     row_lines: tuple[float, float]  # of a row, and of each of its nonzeros, that pass through a cache

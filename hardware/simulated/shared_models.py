@@ -220,6 +220,8 @@ class SharedModels:
             doze_s=float(memory.doze_s),
             futex_s=float(memory.futex_s),
             lock_s=float(memory.lock_s),
+            spin_s=float(memory.spin_s),
+            yield_s=float(memory.yield_s),
             line_shift=np.uint64((memory.line_bytes // number.itemsize).bit_length() - 1),
             block=np.uint64(kernel.block),
             row_lines=row_lines(kernel, memory.line_bytes),

@@ -8,7 +8,7 @@ of the lines in an update, d = n q / k lines for every one they ask for. By the 
 touched by the other core with probability 1 / (2 - q), a *miss*, and taken by it before it is written with
 probability q, a *clash*. What updates of shared lines take longer than those of lines of one's own is therefore, for
 each line asked for, d / (2 - q) misses and d q clashes: two equations at two n (`HOT` and `WARM`) give the cost of
-both.
+both. What a clash costs an atomic addition comes from a third n in between (`MIXED`), as misses there cost the same.
 """
 
 from collections.abc import Iterator
@@ -25,9 +25,10 @@ from harness.calibrate import core, probes
 from harness.calibrate.constant import LOW, Constant, repeated
 from harness.errors import UserError
 from harness.kernels.access import lock_words, open_mutex
+from harness.kernels.native import SPINS
 
 TOUCHED = 64  # lines that an update reads, then writes
-HOT, WARM = 64, 16_384  # lines that two cores share: the other one is always at work on them, or hardly ever
+HOT, MIXED, WARM = 64, 512, 16_384  # lines that two cores share: the other one is always at them, or hardly ever
 UPDATES = 128  # in a round
 ROUNDS = 60
 REPETITIONS = 7  # of all but memory
@@ -71,13 +72,18 @@ def _shared(near: Pair, far: Pair | None, cache_bytes: int) -> Iterator[Constant
     yield Constant("same_socket_s", transfer_s, "pointers followed through lines that another core has written")
     across = "the same, across sockets" if far else "there is one socket: as same_socket_s"
     yield Constant("cross_socket_s", transfer(far)[0] if far else transfer_s, across)
-    miss_s, clash_s = contention(near)
+    miss_s, clash_s, atomic_clash_s = contention(near)
     overlap = max(1.0, transfer_s / miss_s)
     yield Constant("outstanding_misses", overlap, f"{_ns(miss_s)} a miss of updates on {WARM} shared lines")
     yield Constant(
         "outstanding_clashes",
         max(1.0, transfer_s / clash_s),
         f"{_ns(clash_s)} a clash of updates on {HOT} shared lines",
+    )
+    yield Constant(
+        "outstanding_atomics",
+        max(1.0, transfer_s / atomic_clash_s),
+        f"{_ns(atomic_clash_s)} a clash of atomic updates on {MIXED} shared lines",
     )
     yield Constant(
         "migrates", bool(write_s < miss_s / 2), f"{_ns(write_s)} to write a line just read from another core's cache"
@@ -88,6 +94,9 @@ def _shared(near: Pair, far: Pair | None, cache_bytes: int) -> Iterator[Constant
     yield Constant("shared_cache_s", max(0.0, beyond_s) * overlap, how)
 
     yield Constant("atomic_s", atomic(near[0]), "additions to lines of one's own, atomic less plain")
+    spin_s, yield_s = spin(near[0])
+    yield Constant("spin_s", spin_s, f"{SPINS} looks of a worker that waits")
+    yield Constant("yield_s", yield_s, "one of those that follow, with sched_yield")
     wake_s, sleep_s, doze_s, futex_s = mutex(near)
     yield Constant("wake_s", wake_s, "to let go of a mutex that two cores want and one sleeps on")
     yield Constant("sleep_s", sleep_s, "from then until that core looks at it again")
@@ -123,21 +132,31 @@ def transfer(cpus: Pair) -> tuple[float, float]:
     return 1e-9 * reads_ns, 1e-9 * writes_ns
 
 
-def contention(cpus: Pair) -> tuple[float, float]:
-    """Seconds of a miss, and of a clash, each as part of an update."""
-    rows, stalls_s = [], []
-    for lines in (HOT, WARM):
-        touched = 1 - (1 - 1 / lines) ** TOUCHED
-        distinct = lines * touched / TOUCHED
-        rows.append([distinct / (2 - touched), distinct * touched])
-        stalls_s.append(together(cpus, lines, shared=True) - together(cpus, lines, shared=False))
-    miss_s, clash_s = map(float, np.linalg.solve(rows, stalls_s))
-    if min(miss_s, clash_s) <= 0:
+def contention(cpus: Pair) -> tuple[float, float, float]:
+    """Seconds of a miss, of a clash, and of a clash of an atomic addition, each as part of an update."""
+    stalls_s = [stall(cpus, lines, atomic=False) for lines in (HOT, WARM)]
+    miss_s, clash_s = map(float, np.linalg.solve([_misses_and_clashes(lines) for lines in (HOT, WARM)], stalls_s))
+    misses, clashes = _misses_and_clashes(MIXED)
+    atomic_clash_s = (stall(cpus, MIXED, atomic=True) - misses * miss_s) / clashes
+    if min(miss_s, clash_s, atomic_clash_s) <= 0:
         raise UserError("shared lines were cheaper than own ones, which cannot be: measure when nothing else runs")
-    return miss_s, clash_s
+    return miss_s, clash_s, atomic_clash_s
 
 
-def together(cpus: Pair, lines: int, shared: bool) -> float:
+def _misses_and_clashes(lines: int) -> tuple[float, float]:
+    """For each line that an update of two cores in step asks for, if they share so many."""
+    touched = 1 - (1 - 1 / lines) ** TOUCHED
+    distinct = lines * touched / TOUCHED
+    return distinct / (2 - touched), distinct * touched
+
+
+def stall(cpus: Pair, lines: int, atomic: bool) -> float:
+    """Seconds by which two cores take longer for each line of updates of the same lines than of lines of their own."""
+    shared_s, own_s = (together(cpus, lines, shared, atomic) for shared in (True, False))
+    return shared_s - own_s
+
+
+def together(cpus: Pair, lines: int, shared: bool, atomic: bool) -> float:
     """Seconds for each line of updates of two cores at once, on the same lines or each on its own."""
     models = [np.zeros(lines * NUMBERS_PER_LINE, np.float32) for _ in cpus]
     flag, times = np.zeros(1, np.int64), np.zeros((2, ROUNDS, 2))
@@ -145,7 +164,7 @@ def together(cpus: Pair, lines: int, shared: bool) -> float:
 
     def body(core: int) -> None:
         model = models[0 if shared else core]
-        probes.gather_scatter_ns(flag, model, coordinates[core], TOUCHED, times[core])
+        probes.gather_scatter_ns(flag, model, coordinates[core], TOUCHED, atomic, times[core])
 
     probes.on_cores(cpus, [lambda: body(0), lambda: body(1)])
     rounds_ns = times[:, :, 1].max(axis=0) - times[:, :, 0].min(axis=0)
@@ -163,6 +182,19 @@ def atomic(cpu: int) -> float:
     return 1e-9 * max(0.0, float(atomic_ns - plain_ns))
 
 
+def spin(cpu: int) -> tuple[float, float]:
+    """For how long who waits for a spin lock looks all the time, and how far apart its looks are then, in seconds."""
+    words, times = lock_words("global_spin", 0).numpy(), np.zeros((ROUNDS, 2))
+
+    def body() -> None:
+        for turn in range(ROUNDS):
+            times[turn] = SPINS * probes.looks_ns(words, 0, SPINS), probes.looks_ns(words, SPINS, SPINS)
+
+    probes.on_cores([cpu], [body])
+    spin_ns, yield_ns = np.quantile(times, LOW, axis=0)
+    return 1e-9 * float(spin_ns), 1e-9 * float(yield_ns)
+
+
 def mutex(cpus: Pair) -> tuple[float, float, float, float]:
     """What a mutex costs that another core has found held.
 
@@ -177,7 +209,7 @@ def mutex(cpus: Pair) -> tuple[float, float, float, float]:
     wake_ns, sleep_ns = woken(*contended(cpus))
     gone, had = handed_over(cpus, np.linspace(0, DOZE_NS, DOZE_ROUNDS, dtype=np.int64))
     waited_ns, left_ns = gone[:, 0] - had[:, 0], gone[:, 1] - gone[:, 0]
-    asked, asleep = waited_ns > 0, left_ns > wake_ns / 2
+    asked, asleep = waited_ns > 0, left_ns > LONG_NS
     if not (asked & ~asleep).any():
         raise UserError("a core that found a mutex held slept at once, which cannot be: measure when nothing else runs")
     doze_ns = float(np.quantile(waited_ns[asked], 1 - asleep[asked].mean()))  # as many are below as were not asleep

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from harness.kernels.access import MUTEX
-from harness.kernels.native import atomic_add, load_acquire, lock_mutex, store_release, unlock_mutex
+from harness.kernels.access import MUTEX, SPIN
+from harness.kernels.native import atomic_add, load_acquire, lock_mutex, store_release, unlock_mutex, wait_a_little
 from harness.kernels.numbers import hashed
 
 WORDS = 8  # int64 in a cache line of 64 bytes
@@ -143,8 +143,8 @@ def dirty_ns(flag, memory, tour, rounds, times, last):
 
 
 @njit(nogil=True)
-def gather_scatter(weights, coordinates, count):
-    """Updates that read `count` coordinates, then add to all of them, as sparse samples do."""
+def gather_scatter(weights, coordinates, count, atomic):
+    """Updates that read `count` coordinates, then add to all of them, as sparse samples do; atomically or not."""
     number = np.float32(0.0)
     for start in range(0, len(coordinates), count):
         first = second = third = fourth = np.float32(0.0)
@@ -155,12 +155,15 @@ def gather_scatter(weights, coordinates, count):
             fourth += weights[np.uint32(coordinates[position + 3])]
         number = (first + second + third + fourth) * np.float32(1e-9)
         for position in range(start, start + count):
-            weights[np.uint32(coordinates[position])] += number
+            if atomic:
+                atomic_add(weights, np.uint32(coordinates[position]), number)
+            else:
+                weights[np.uint32(coordinates[position])] += number
     return number
 
 
 @njit(nogil=True)
-def gather_scatter_ns(flag, weights, coordinates, count, times):
+def gather_scatter_ns(flag, weights, coordinates, count, atomic, times):
     """Per coordinate, while another core does the same.
 
     Args:
@@ -170,7 +173,7 @@ def gather_scatter_ns(flag, weights, coordinates, count, times):
     for turn in range(len(times)):
         _together(flag, turn)
         times[turn, 0] = now_ns()
-        gather_scatter(weights, coordinates[turn], count)
+        gather_scatter(weights, coordinates[turn], count, atomic)
         times[turn, 1] = now_ns()
 
 
@@ -190,6 +193,17 @@ def additions_ns(weights, coordinates, atomic, times):
             else:
                 weights[np.uint32(coordinate)] += np.float32(1e-9)
         times[turn] = (now_ns() - start_ns) / coordinates.shape[1]
+
+
+@njit(nogil=True)
+def looks_ns(words, turn, looks):
+    """Per look of a worker that waits for a spin lock, from its `turn`-th on."""
+    start_ns = now_ns()
+    for look in range(turn, turn + looks):
+        if load_acquire(words, SPIN) != 0:
+            break
+        wait_a_little(look)
+    return (now_ns() - start_ns) / looks
 
 
 @njit(nogil=True)

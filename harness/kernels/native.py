@@ -10,6 +10,7 @@ from numba.extending import intrinsic
 
 INLINE = {"nogil": True, "forceinline": True}  # a call for every sample would cost as much as ten nonzeros
 LINE_BYTES = 64  # of a cache line
+SPINS = 64  # looks of a waiting worker before it gives its core to others between them
 _PAUSES = {"x86_64": ("llvm.x86.sse2.pause", []), "aarch64": ("llvm.aarch64.hint", [1])}  # what a spinning core does
 
 lock_mutex = types.ExternalFunction("pthread_mutex_lock", types.int32(types.intp))
@@ -132,7 +133,7 @@ def _pause(typing_context: Any) -> Any:
 @njit(nogil=True)
 def wait_a_little(turn: int) -> None:
     """What a waiting worker does at its `turn`-th look: first it spins, then it gives its core to others."""
-    if turn < 64:
+    if turn < SPINS:
         _pause()
     else:
         yield_cpu()

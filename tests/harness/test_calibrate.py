@@ -15,13 +15,13 @@ from harness.cli import composed
 from harness.errors import UserError
 
 needs_two_cores = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs 2 cores")
-QUICK = [(memory, "ROUNDS", 4), (memory, "UPDATES", 16), (memory, "MEMORY_BYTES", 1 << 24), (core, "SAMPLES", 1000)]
+QUICK = [(memory, "ROUNDS", 12), (memory, "UPDATES", 16), (memory, "MEMORY_BYTES", 1 << 24), (core, "SAMPLES", 1000)]
 QUICK += [
     (core, "TRIALS", 2),
     (core, "ROUNDS", 2),
     (core, "REPETITIONS", 2),
-    (memory, "REPETITIONS", 2),
-    (memory, "WARM", 512),
+    (memory, "REPETITIONS", 4),
+    (memory, "WARM", 2048),
     (memory, "DOZE_ROUNDS", 60),
     (core, "SIDE", 64),
     (core, "LARGE", 1 << 16),
