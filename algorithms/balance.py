@@ -19,7 +19,6 @@ from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from harness.errors import require
 
@@ -66,20 +65,6 @@ def _extended(
 def parameters(layer: nn.Module) -> int:
     """How many a layer has."""
     return sum(parameter.numel() for parameter in layer.parameters())
-
-
-def flops(layers: Sequence[nn.Module], inputs: torch.Tensor) -> list[float]:
-    """Of the forward pass of each layer, without computing anything.
-
-    Args:
-        inputs: on the device "meta", of the first one.
-    """
-    counted = []
-    for layer in layers:
-        with FlopCounterMode(display=False) as counter:
-            inputs = shadow(layer)(inputs)
-        counted.append(float(counter.get_total_flops()))
-    return counted
 
 
 def seconds(layers: Sequence[nn.Module], inputs: torch.Tensor, read_clock: Callable[[], float]) -> list[float]:

@@ -62,6 +62,7 @@ class Algorithm(ABC):
     decentralised: ClassVar[bool] = False  # every worker has a model of its own, and the run's is their average
     splits_model: ClassVar[bool] = False  # every worker observes the part of the model that it holds
     supports_fake_tensors: ClassVar[bool] = False  # reads no value of a tensor, so that there need be none
+    why_no_fake_tensors: ClassVar[str] = "needs values"  # if it does not
 
     learning_rate: float
     batch_size: int

@@ -24,6 +24,7 @@ from algorithms.devices import Devices
 from algorithms.error_feedback import Sender
 from algorithms.flat import flatten_
 from algorithms.optimizers import Descent, Optimizer
+from algorithms.schedules import Schedule
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.splits import Split
@@ -45,6 +46,7 @@ class WithClients(Algorithm, ABC):
         availability: when they can be sampled.
         compression: of what they send.
         optimizer: of a client, new whenever it is sampled.
+        schedule: of its learning rate, which is the same from when it is sampled until it has trained.
         server: optimiser of the server.
         server_learning_rate: of its step, > 0.
     """
@@ -61,6 +63,7 @@ class WithClients(Algorithm, ABC):
     availability: Availability
     compression: Compression
     optimizer: Optimizer
+    schedule: Schedule
     server: Optimizer
     server_learning_rate: float
 
@@ -111,6 +114,11 @@ class Clients:
         """Samples that a client processes when it is sampled."""
         return int(self.sizes[client]) * self._algorithm.local_epochs
 
+    def learning_rate(self, left: int) -> float:
+        """Of a client that is sampled where so many samples of the budget are left."""
+        epochs = (self._worker.budget - left) / self._problem.num_samples
+        return self._algorithm.learning_rate * self._algorithm.schedule.factor(epochs, self._worker.total_epochs)
+
     def batches(self, number: int, client: int, num_samples: int) -> Iterator[torch.Tensor]:
         """Of a client's samples, in a new order in every epoch.
 
@@ -136,13 +144,20 @@ class Player:
         self._senders: dict[int, Sender] = {}  # of clients that it has played
 
     def play(
-        self, common: torch.Tensor, number: int, client: int, num_samples: int, drift: torch.Tensor | None = None
+        self,
+        common: torch.Tensor,
+        number: int,
+        client: int,
+        num_samples: int,
+        learning_rate: float,
+        drift: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, int]:
         """Train from the common model.
 
         Args:
             common: x, shape (parameters,).
             number: of the occasion, on which random numbers depend.
+            learning_rate: of its steps, eta_l.
             drift: added to every gradient; who has one sends its correction too, whole.
 
         Returns:
@@ -150,7 +165,18 @@ class Player:
         """
         algorithm = self._algorithm
         with self._worker.slowed(algorithm.devices.slowdown(client, self._worker.seed)):
-            steps = self._descend(common, number, client, num_samples, drift)
+            self.weights.copy_(common)
+            descent = Descent(algorithm.optimizer, self.weights, self._gradient, learning_rate)
+            steps = 0
+            for batch in self._clients.batches(number, client, num_samples):
+                self._problem.loss(self._model, batch).backward()
+                if algorithm.proximal:
+                    self._gradient.add_(self.weights - common, alpha=algorithm.proximal)
+                if drift is not None:
+                    self._gradient += drift
+                descent.step()
+                self._gradient.zero_()
+                steps += 1
             entropy = np.random.SeedSequence((self._worker.seed, _NOISE, number, client))
             self._noise.manual_seed(int(entropy.generate_state(1)[0]))
             message = self._sender(client).encode(common - self.weights)
@@ -162,20 +188,3 @@ class Player:
         if client not in self._senders:
             self._senders[client] = self._algorithm.compressor.sender(self._noise)
         return self._senders[client]
-
-    def _descend(
-        self, common: torch.Tensor, number: int, client: int, num_samples: int, drift: torch.Tensor | None
-    ) -> int:
-        algorithm, steps = self._algorithm, 0
-        self.weights.copy_(common)
-        descent = Descent(algorithm.optimizer, self.weights, self._gradient, algorithm.learning_rate)
-        for batch in self._clients.batches(number, client, num_samples):
-            self._problem.loss(self._model, batch).backward()
-            if algorithm.proximal:
-                self._gradient.add_(self.weights - common, alpha=algorithm.proximal)
-            if drift is not None:
-                self._gradient += drift
-            descent.step()
-            self._gradient.zero_()
-            steps += 1
-        return steps

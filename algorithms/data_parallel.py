@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from algorithms.base import Algorithm
-from algorithms.compression import Compression
+from algorithms.compression import Compression, Uncompressed
 from algorithms.flat import flatten_
 from algorithms.gradient import check_passes
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
+from harness.alike import Axis
 from harness.batch import Samples
+from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -32,6 +34,7 @@ class DataParallel(Algorithm, ABC):
     """
 
     synchronous: ClassVar[bool] = True
+    supports_fake_tensors: ClassVar[bool] = True
 
     linear_scaling: bool
     accumulate: int
@@ -47,6 +50,16 @@ class DataParallel(Algorithm, ABC):
     def is_sgd(self) -> bool:  # type: ignore[override]
         """Where gradients are whole."""
         return self.compression.is_exact
+
+    def alike(self, num_workers: int) -> list[Axis]:
+        """All workers."""
+        return [Axis(num_workers, alike=True)]
+
+    def check(self, problem: Problem) -> None:
+        """Nothing is compressed that has no values."""
+        whole = not problem.is_fake or isinstance(self.compression, Uncompressed)
+        rule = "must be none where the problem has shapes and no values, as what is sent may depend on values"
+        require(whole, "algorithm/compression", rule, type(self.compression).__name__)
 
     def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
         """Every worker hands in its gradient, as it is compressed."""

@@ -53,6 +53,7 @@ class DDP(DataParallel):
 
     def check(self, problem: Problem) -> None:
         """PowerSGD needs the whole model in one bucket."""
+        super().check(problem)
         if isinstance(self.compression, PowerSGD):
             model = problem.build_model(torch.device("cpu"), seed=0)
             size = sum(parameter.nbytes for parameter in model.parameters())
@@ -67,8 +68,10 @@ class DDP(DataParallel):
         return lambda batch: add_gradient(problem, parallel, batch, self.accumulate, before_last=parallel.no_sync)
 
     def _wrapped(self, model: nn.Module, worker: Worker) -> DistributedDataParallel:
-        """The model, whose backward passes average; all workers have built the same one."""
-        parallel = DistributedDataParallel(model, bucket_cap_mb=self.bucket_bytes / 2**20, init_sync=False)
+        """The model, whose backward passes average; all workers have built the same one, buffers included."""
+        parallel = DistributedDataParallel(
+            model, bucket_cap_mb=self.bucket_bytes / 2**20, init_sync=False, forward_sync_buffers=False
+        )
         compression = self.compression
         if isinstance(compression, Half):
             parallel.register_comm_hook(None, default_hooks.fp16_compress_hook)

@@ -35,12 +35,16 @@ _SAMPLING = 3_628_273  # tells these random numbers from others of the same seed
 class Task(NamedTuple):
     """What a worker is sent beside the model: the task's number, who is to train, and on how many samples.
 
-    0 samples say goodbye.
+    0 samples say goodbye; `left` is what the budget had when the task was given.
     """
 
     number: int
     client: int
     samples: int
+    left: int
+
+
+GOODBYE = Task(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -70,20 +74,20 @@ class FedBuff(WithClients):
 
     def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
         """K times the model and a task go to a client, and its change comes back."""
-        return self.buffer_size * (len(_message(weights, Task(0, 0, 0))) + self.compressor.num_bytes(weights))
+        return self.buffer_size * (len(_message(weights, GOODBYE)) + self.compressor.num_bytes(weights))
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Play whom the server names until it says goodbye."""
-        player = Player(self, worker, problem, Clients(self, worker, problem))
+        player = Player(self, worker, problem, clients := Clients(self, worker, problem))
         common, server = player.weights.clone(), worker.num_workers
-        message = _message(common, Task(0, 0, 0))
+        message = _message(common, GOODBYE)
         while True:
             dist.recv(message, server)
             weights, task = split(message, common.nbytes)
-            number, client, samples = task.view(torch.int64).tolist()
+            number, client, samples, left = task.view(torch.int64).tolist()
             if not samples:
                 return
-            change, _ = player.play(weights.view(common.dtype), number, client, samples)
+            change, _ = player.play(weights.view(common.dtype), number, client, samples, clients.learning_rate(left))
             dist.send(change, server)
 
     def serve(self, worker: Worker, problem: Problem) -> None:
@@ -125,14 +129,14 @@ class Server:
     def _answer(self, rank: int) -> bool:
         """Give a worker the model and a client, or send it away; not if no client is to be had."""
         if not self._left:
-            self._workers.send(rank, _message(self._weights, Task(0, 0, 0)))
+            self._workers.send(rank, _message(self._weights, GOODBYE))
             return True
         clients = self._free()
         if not len(clients):
             return False
         random = np.random.default_rng([self._worker.seed, _SAMPLING, self._number])
         client = int(random.choice(clients))
-        task = Task(self._number, client, min(self._left, self._clients.work(client)))
+        task = Task(self._number, client, min(self._left, self._clients.work(client)), self._left)
         self._left, self._number = self._left - task.samples, self._number + 1
         self._training[rank] = task, self._version
         self._workers.send(rank, _message(self._weights, task))

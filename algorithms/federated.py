@@ -79,12 +79,12 @@ class Federated(WithClients):
         clients, left = Clients(self, worker, problem), worker.budget
         rounds = Rounds(self, worker, problem, clients)
         for number in count():
-            work: dict[int, int] = {}
+            learning_rate, work = clients.learning_rate(left), dict[int, int]()
             for client in self.sample(_available(clients, worker), number, worker.seed):
                 if samples := min(left, clients.work(client)):
                     work[client] = samples
                     left -= samples
-            rounds.take(number, work)
+            rounds.take(number, work, learning_rate)
             if not left:
                 return
 
@@ -102,16 +102,17 @@ class Rounds:
         self._control = torch.zeros_like(self._common)  # c
         self._controls: dict[int, torch.Tensor] = {}  # c_k of own clients that have taken part
 
-    def take(self, number: int, work: dict[int, int]) -> None:
+    def take(self, number: int, work: dict[int, int], learning_rate: float) -> None:
         """One round of all clients and the server.
 
         Args:
             work: samples to process, by client.
+            learning_rate: of the clients, eta_l.
         """
         total, own = sum(int(self._clients.sizes[client]) for client in work), self._own(list(work))
         self._sums.zero_()
         for client in own:
-            self._train(number, client, work[client], total)
+            self._train(number, client, work[client], learning_rate, total)
         dist.all_reduce(self._sums)
         self._server.step()
         if self._algorithm.control_variates:
@@ -127,16 +128,16 @@ class Rounds:
             if (client if with_memory else place) % self._worker.num_workers == self._worker.rank
         ]
 
-    def _train(self, number: int, client: int, num_samples: int, total: int) -> None:
+    def _train(self, number: int, client: int, num_samples: int, learning_rate: float, total: int) -> None:
         """Add a client's part to the sums."""
         algorithm, size, drift = self._algorithm, int(self._clients.sizes[client]), None
         if algorithm.control_variates:
             drift = self._control - self._controls.get(client, torch.zeros_like(self._control))
-        message, steps = self._player.play(self._common, number, client, num_samples, drift)
+        message, steps = self._player.play(self._common, number, client, num_samples, learning_rate, drift)
         self._sums[0].add_(algorithm.compressor.decode(message, self._common), alpha=size / total)
         if algorithm.control_variates:
             exact = self._common - self._player.weights
-            correction = exact / (steps * algorithm.learning_rate) - self._control
+            correction = exact / (steps * learning_rate) - self._control
             self._controls[client] = self._controls.get(client, 0) + correction
             self._sums[1].add_(correction, alpha=size / self._problem.num_samples)
 

@@ -21,6 +21,7 @@ from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
 from algorithms.shards import JoinedShards, layers_of
 from algorithms.stages import check_layered
+from harness.alike import Axis
 from harness.batch import Samples
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
@@ -75,9 +76,14 @@ class PlainFSDP(Algorithm):
 
     synchronous: ClassVar[bool] = True
     splits_model: ClassVar[bool] = True
+    supports_fake_tensors: ClassVar[bool] = True
 
     optimizer: Optimizer
     schedule: Schedule
+
+    def alike(self, num_workers: int) -> list[Axis]:
+        """All workers."""
+        return [Axis(num_workers, alike=True)]
 
     def check(self, problem: Problem) -> None:
         """Layers are what is gathered."""
@@ -96,11 +102,12 @@ class PlainFSDP(Algorithm):
         cut = zip(modules, shards.flat.split(shards.sizes), gradient.split(shards.sizes), strict=True)
         layers = [Layer(*each) for each in cut]
         descent = Descent(self.optimizer, shards.flat, gradient, self.learning_rate)
+        part = shards.positions if worker.sees_values else None
         for batch in worker.batches(problem, self.batch_size):
             self._backpropagate(layers, problem, batch)
             gradient /= worker.num_workers
             descent.step(self.learning_rate * self.schedule.at(worker))
-            worker.observe(shards.kept, samples=len(batch), part=shards.positions)
+            worker.observe(shards.kept, samples=len(batch), part=part)
 
     def _backpropagate(self, layers: list[Layer], problem: Layered, batch: Samples) -> None:
         passed, targets = (rows.to(layers[0].shard.device) for rows in problem.rows_of(batch))

@@ -8,8 +8,9 @@ from torch import nn
 
 from algorithms.layer_split import LayerSplit
 from algorithms.micro_batches import sizes
+from algorithms.outline import META, outlines, shapes_of
 from algorithms.pipeline_schedules import Loss
-from algorithms.stages import inputs_like, passed
+from algorithms.stages import inputs_like
 from harness.batch import Samples
 from harness.problems.layered import Layered
 
@@ -24,17 +25,16 @@ class HandedOn:
 
     def __init__(self, problem: Layered, sizes: Sequence[int], layers: LayerSplit) -> None:
         self._problem, self._layers = problem, layers
-        self._model = problem.build_model(torch.device("meta"), 0)
+        self._model = shapes_of(problem)
         self._ends = list(accumulate(sizes))
 
     def __call__(self, samples: int) -> list[torch.Tensor]:
         """On the device "meta": what each stage takes of so many samples, and what the last one gives."""
-        begins = [0, *self._ends[:-1]]
-        stages = [self._model[begin:end] for begin, end in zip(begins, self._ends, strict=True)]
-        shapes = passed(stages, inputs_like(self._problem, samples, torch.device("meta")))
-        for number, end in enumerate(self._ends, start=1):
-            shapes[number] = self._layers.handed_on(self._model, end - 1, shapes[number]).detach().requires_grad_()
-        return shapes
+        layers, tensors = outlines(self._problem, samples), [inputs_like(self._problem, samples, META)]
+        for end in self._ends:
+            given = torch.empty(layers[end - 1].shape, dtype=layers[end - 1].dtype, device=META)
+            tensors.append(self._layers.handed_on(self._model, end - 1, given).requires_grad_())
+        return tensors
 
 
 def of_stages(parts: Sequence[torch.Tensor], model: nn.Module, stages: Sequence[nn.Module]) -> torch.Tensor:

@@ -35,6 +35,7 @@ from torch.nn.functional import embedding, linear
 
 from algorithms.activations import Exchange, Features
 from algorithms.mesh import mesh_of
+from algorithms.outline import shapes_of
 from algorithms.split_plan import (
     COLUMN,
     SEQUENCE,
@@ -64,7 +65,7 @@ class LayerSplit:
         self._shared: list[tuple[nn.Module, str]] = []  # whole parameters, of each worker's positions a gradient
         self._ends_open = self._loss_in_parts = False
         if group is not None:
-            self._ends_open = ends_open(problem.build_model(torch.device("meta"), 0), self._plan)
+            self._ends_open = ends_open(shapes_of(problem), self._plan)
             self._loss_in_parts = self._ends_open and problem.has_objective_of_part
             self._exchange = Exchange(group, sequence_parallel)
             self._mesh = mesh_of(group, device)

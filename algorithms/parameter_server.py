@@ -27,7 +27,6 @@ import torch.distributed as dist
 from algorithms.base import Algorithm
 from algorithms.bits import joined
 from algorithms.compression import Compression, messages
-from algorithms.error_feedback import Sender
 from algorithms.flat import flat_parameters, flatten_
 from algorithms.optimizers import Optimizer
 from algorithms.server import Server
@@ -94,10 +93,10 @@ class ParameterServer(Algorithm):
         return {}
 
     def check(self, problem: Problem) -> None:
-        """A compressor needs something to compress, on every server."""
-        if not self.compression.is_exact and self.num_servers > 1:
+        """Every server has something to serve."""
+        if self.num_servers > 1:
             size = len(flat_parameters(problem.build_model(torch.device("cpu"), seed=0)))
-            rule = f"must be at most {size}, the parameters of the model, with algorithm/compression"
+            rule = f"must be at most {size}, the parameters of the model"
             require(self.num_servers <= size, "algorithm.num_servers", rule, self.num_servers)
 
     def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
@@ -123,17 +122,18 @@ class ParameterServer(Algorithm):
         """Push and pull until the budget is spent."""
         weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))
         compressor = messages(self.compression, "parameter_server")
+        goes_on, leaves = gradient.new_ones(1), gradient.new_zeros(1)
         servers = [
-            (part, server, compressor.sender(worker.generator))
+            (server, gradient[part], compressor.sender(worker.generator), weights[part])
             for server, part in enumerate(self._parts(len(weights)), start=worker.num_workers)
         ]
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
-            pushes = self._push(gradient, servers, len(batch))
-            _wait([*pushes, *(dist.irecv(weights[part], server) for part, server, _ in servers)])
-            gradient.zero_()
+            pushes = [dist.isend(joined(goes_on, sender.encode(part)), server) for server, part, sender, _ in servers]
+            gradient.zero_()  # of which they are a copy
+            _wait([*pushes, *(dist.irecv(part, server) for server, _, _, part in servers)])
             worker.observe(weights, len(batch), updates=int(self.synchronous))
-        _wait(self._push(gradient, servers, 0))
+        _wait([dist.isend(joined(leaves, sender.encode(part)), server) for server, part, sender, _ in servers])
 
     def serve(self, worker: Worker, problem: Problem) -> None:
         """Have a part of the weights until all workers have left."""
@@ -145,13 +145,6 @@ class ParameterServer(Algorithm):
         """Of the flat weights, one per server."""
         ends = [num_parameters * server // self.num_servers for server in range(self.num_servers + 1)]
         return [slice(begin, end) for begin, end in pairwise(ends)]
-
-    def _push(
-        self, gradient: torch.Tensor, servers: list[tuple[slice, int, Sender]], samples: int
-    ) -> list[dist.Work | None]:
-        """Begin to send every server of how many samples the gradient is, 0 for goodbye, and its part."""
-        size = gradient.new_tensor([samples])
-        return [dist.isend(joined(size, sender.encode(gradient[part])), server) for part, server, sender in servers]
 
 
 def _wait(works: Sequence[dist.Work | None]) -> None:

@@ -46,6 +46,7 @@ class PipeDream(Algorithm):
 
     synchronous: ClassVar[bool] = True  # all work on the same batches in the same order, if not on the same weights
     splits_model: ClassVar[bool] = True
+    why_no_fake_tensors: ClassVar[str] = "is still filling its pipeline in the few steps of a prediction"
 
     balance: str
     optimizer: Optimizer

@@ -30,13 +30,14 @@ class Server:
         self._descent = Descent(algorithm.optimizer, weights, self._gradient, algorithm.learning_rate)
         size = weights.element_size() + self._compressor.num_bytes(weights)
         self._workers = Correspondence(worker, weights.new_empty(size, dtype=torch.uint8))
-        self._parts: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] = {}  # of an inbox: samples; the gradient
+        self._parts: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] = {}  # of an inbox, see `_read`
         self._present = set(range(worker.num_workers))
         self._version = 0  # steps taken
         self._pulled = dict.fromkeys(self._present, 0)  # version of the weights that each worker has
         self._pushes = dict.fromkeys(self._present, 0)
         self._waiting: dict[int, None] = {}  # for an answer, in the order in which they came
         self._round = 0  # pushes that count in this round
+        self._counts = worker.rank == worker.num_workers  # the first server does for all
 
     def run(self) -> None:
         """Serve until nobody is left."""
@@ -45,8 +46,8 @@ class Server:
             self._workers.expect()
         while self._workers.expected:
             source, push = self._workers.hear()
-            samples, said = self._read(push)
-            if leaves := samples.item() == 0:
+            version, (goes_on, said) = self._version, self._read(push)
+            if leaves := goes_on.item() == 0:
                 self._present.remove(source)
             else:
                 self._waiting[source] = None
@@ -55,12 +56,14 @@ class Server:
                 self._end_round()
             if ranks := list(self._answerable(by_rounds)):
                 self._answer(ranks)
+            if self._counts and self._version > version:  # now that nobody waits for it
+                self._worker.observe(self._weights, samples=0)
             if not leaves:
                 self._workers.expect()
         self._workers.close()
 
     def _read(self, push: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of how many samples a push is, and what says the gradient: views, made once for every inbox."""
+        """Whether its worker goes on, and what says the gradient: views, made once for every inbox."""
         if push not in self._parts:
             size = self._weights.element_size()
             self._parts[push] = push[:size].view(self._weights.dtype), push[size:]
@@ -98,8 +101,6 @@ class Server:
     def _step(self, learning_rate: float) -> None:
         self._descent.step(learning_rate)
         self._version += 1
-        if self._worker.rank == self._worker.num_workers:  # the first server counts for all
-            self._worker.observe(self._weights, samples=0)
 
     def _answerable(self, by_rounds: bool) -> Iterator[int]:
         """Those of the waiting who may go on."""

@@ -51,19 +51,23 @@ class JoinedShards:
     Attributes:
         flat: all of them, what fills them up included.
         sizes: of each, likewise.
-        positions: int64, of the elements of `kept` among those of all vectors.
     """
 
     def __init__(self, vectors: Sequence[torch.Tensor], rank: int, num_shards: int) -> None:
         shards = [shard_of(vector, rank, num_shards) for vector in vectors]
         self.flat, self.sizes = torch.cat(shards), [len(shard) for shard in shards]
-        self._kept, positions, start = [], [], 0
+        self._kept, self._begins, start = [], [], 0
         for vector, size in zip(vectors, self.sizes, strict=True):
             begin, end = (min(place * size, len(vector)) for place in (rank, rank + 1))
             self._kept.append(end - begin)
-            positions.append(torch.arange(start + begin, start + end))
+            self._begins.append(start + begin)
             start += len(vector)
-        self.positions = torch.cat(positions)
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """Of the elements of `kept` among those of all vectors, int64."""
+        spans = zip(self._begins, self._kept, strict=True)
+        return torch.cat([torch.arange(begin, begin + kept) for begin, kept in spans])
 
     def kept(self) -> torch.Tensor:
         """The shards without what fills them up."""

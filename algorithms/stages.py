@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from algorithms.balance import cut, flops, parameters, seconds, shadow
+from algorithms.balance import cut, parameters, seconds, shadow
+from algorithms.outline import outlines, shapes_of
 from harness.errors import Unfit, UserError
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
@@ -54,7 +55,7 @@ def check_stages(problem: Problem, num_workers: int, stages_per_worker: int, fie
 
 def most_stages(problem: Problem) -> int:
     """Layers to cut before."""
-    return len(units(check_layered(problem).build_model(torch.device("meta"), 0)))
+    return len(units(shapes_of(check_layered(problem))))
 
 
 def units(model: nn.Sequential) -> list[nn.Sequential]:
@@ -100,12 +101,13 @@ def costs_of(model: nn.Sequential, balance: str, problem: Layered, samples: int,
         return _counted(units(model), balance, problem, samples)
 
 
-def _counted(parts: Sequence[nn.Module], balance: str, problem: Layered, samples: int) -> list[float]:
+def _counted(parts: Sequence[nn.Sequential], balance: str, problem: Layered, samples: int) -> list[float]:
     if balance == "layers":
         return [1.0] * len(parts)
     if balance == "parameters":
         return [float(parameters(part)) for part in parts]
-    return flops(parts, inputs_like(problem, samples, torch.device("meta")))
+    of_layers = iter(outlines(problem, samples))
+    return [sum(next(of_layers).flops for _ in part) for part in parts]
 
 
 def _measured(parts: Sequence[nn.Module], inputs: torch.Tensor, worker: Worker) -> list[float]:

@@ -4,7 +4,8 @@ SC 2020, section 5.1).
 Every worker has the whole model and all of its gradient, but takes the steps of some tensors alone, and of these alone
 has the optimiser's state; it then broadcasts them. Torch shares out whole tensors, the largest first, to who has least:
 a model with a large one is not balanced. Gradients are all-reduced whole; with the broadcasts half as many bytes again
-are on the wire as of `all_reduce`. `zero1_plain` sends as the paper counts, which is as many.
+are on the wire as of `all_reduce`. `zero1_plain` sends as the paper counts, which is as many. Workers have tensors of
+their own, so that a prediction simulates every one: of many, `zero1_plain` is predicted sooner.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Zero1(Algorithm):
     """
 
     synchronous: ClassVar[bool] = True
+    supports_fake_tensors: ClassVar[bool] = True
 
     linear_scaling: bool
     optimizer: Optimizer

@@ -19,6 +19,7 @@ from algorithms.footprint import Footprint
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
 from algorithms.shards import shard_of
+from harness.alike import Axis
 from harness.problems.base import Problem
 from harness.worker import Worker
 
@@ -34,10 +35,15 @@ class PlainZero1(Algorithm):
     """
 
     synchronous: ClassVar[bool] = True
+    supports_fake_tensors: ClassVar[bool] = True
 
     linear_scaling: bool
     optimizer: Optimizer
     schedule: Schedule
+
+    def alike(self, num_workers: int) -> list[Axis]:
+        """All workers."""
+        return [Axis(num_workers, alike=True)]
 
     def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
         """Every worker hands in its gradient, and the new parameters of its shard, filled up."""
@@ -47,9 +53,9 @@ class PlainZero1(Algorithm):
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i."""
         model = problem.build_model(worker.device, worker.seed)
-        flat = flat_parameters(model)
-        whole, gradient = flatten_(model, pad(flat, (0, -len(flat) % worker.num_workers)))
-        shard = shard_of(flat, worker.rank, worker.num_workers).clone()
+        elements = sum(parameter.numel() for parameter in model.parameters())
+        whole, gradient = flatten_(model, pad(flat_parameters(model), (0, -elements % worker.num_workers)))
+        shard = shard_of(whole, worker.rank, worker.num_workers).clone()
         shard_gradient = torch.zeros_like(shard)
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
         descent = Descent(self.optimizer, shard, shard_gradient, learning_rate)
@@ -64,4 +70,4 @@ class PlainZero1(Algorithm):
             footprint.tell(model.parameters(), descent.state)
             dist.all_gather_single(whole, shard)
             gradient.zero_()
-            worker.observe(whole[: len(flat)], samples=len(batch))
+            worker.observe(whole[:elements], samples=len(batch))

@@ -77,7 +77,8 @@ def _check_values(setup: Setup) -> None:
         raise UserError(f"{problem} has shapes and no values, and {hardware} {reason}: use hardware=sim_dgx")
     if not setup.algorithm.supports_fake_tensors:
         able = names_of("algorithm", lambda each: each.supports_fake_tensors)
-        raise UserError(f"{problem} has shapes and no values, which {algorithm} needs: use algorithm={able}")
+        reason = setup.algorithm.why_no_fake_tensors
+        raise UserError(f"{problem} has shapes and no values, and {algorithm} {reason}: use algorithm={able}")
 
 
 def _check_problem(setup: Setup, accept: Callable[[Problem], None]) -> None:

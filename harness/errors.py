@@ -5,6 +5,7 @@
     │   └── Unfit                a problem that an algorithm cannot do; the command line names both, and those it can
     ├── Diverged                 the loss or the model is no longer finite
     └── WorkerFailed             a worker raised, was killed or hung; what was observed until then is kept
+        ├── WaitedInVain         it waited for others, who did not come, or have given up
         └── Unexpected           anything else went wrong: a bug of ours, or of a user's own component
 
 The command line prints their message, and before it the traceback that the last two carry.
@@ -50,6 +51,10 @@ class WorkerFailed(TwinclockError):
 
     def __reduce__(self) -> tuple:
         return type(self), (str(self), self.details)
+
+
+class WaitedInVain(WorkerFailed):
+    """A worker waited for others in vain: whoever is to blame is another one."""
 
 
 class Unexpected(WorkerFailed):

@@ -1,4 +1,4 @@
-"""A problem during which one rank is killed."""
+"""A problem during which one rank is killed, or stopped."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ STEPS = 500  # of worker 0 until then
 
 @dataclass(frozen=True)
 class Killing(Problem):
-    """A problem whose worker 0 kills a rank in mid-run.
+    """A problem whose worker 0 sends a rank a signal in mid-run.
 
     Args:
         victim: the rank, beyond the workers if it is a server.
@@ -25,6 +25,7 @@ class Killing(Problem):
 
     victim: int
     pid_file: str
+    signal: str = "SIGKILL"
 
     def build_model(self, device, seed):
         if dist.is_initialized() and dist.get_rank() == self.victim:
@@ -35,7 +36,7 @@ class Killing(Problem):
         if dist.is_initialized() and dist.get_rank() == 0:
             steps = self.__dict__["steps"] = self.__dict__.get("steps", 0) + 1
             if steps == STEPS:
-                os.kill(int(Path(self.pid_file).read_text()), signal.SIGKILL)
+                os.kill(int(Path(self.pid_file).read_text()), signal.Signals[self.signal])
         return super().gather(samples)
 
 

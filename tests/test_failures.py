@@ -6,6 +6,7 @@ import pytest
 from composed import setup
 from small_runs import COMMON, SENDING, run, settings
 
+from hardware.real import processes
 from harness.errors import Diverged, WorkerFailed
 
 SEARCH = "hyperparameter_search"  # observes when a trial ends, and takes divergence for a result
@@ -46,6 +47,18 @@ def test_a_real_rank_that_is_killed_is_named(algorithm, rank, tmp_path):
     execution = failing(algorithm, "hardware=cpu", *LONG, *victim)
     who = re.escape(SERVER if rank == 2 else "worker 1")
     assert re.fullmatch(rf"{who} \(pid \d+\) was killed by signal 9 \(SIGKILL\)", str(execution.failure))
+    assert len(execution.observations) > 0
+
+
+@pytest.mark.parametrize(("algorithm", "rank", "timeout_s"), [("parameter_server", 2, 20), ("all_reduce", 1, 1)])
+def test_a_real_rank_that_is_stopped_is_named(algorithm, rank, timeout_s, tmp_path, monkeypatch):
+    """Whether it is seen before the others have given up, or thereafter."""
+    monkeypatch.setattr(processes, "STOPPED_LOOKS", 2 if timeout_s > 1 else 1000)
+    victim = ["problem._target_=dying.Dying", f"+problem.victim={rank}", f"+problem.pid_file={tmp_path}/pid"]
+    stopping = [f"hardware.timeout_s={timeout_s}", *victim, "+problem.signal=SIGSTOP"]
+    execution = failing(algorithm, "hardware=cpu", *LONG, *stopping)
+    who = re.escape(SERVER if rank == 2 else "worker 1")
+    assert re.fullmatch(rf"{who} \(pid \d+\) was stopped by a signal \(SIGSTOP\), .*", str(execution.failure))
     assert len(execution.observations) > 0
 
 

@@ -81,7 +81,9 @@ class Uniform(Layered):
 
     def build_model(self, device, seed):
         generator = torch.Generator().manual_seed(seed)
-        model = nn.Sequential(*[Scaled(generator) for _ in range(self.layers)]).to(device)
+        model = nn.Sequential(*[Scaled(generator) for _ in range(self.layers)])
+        if device.type != "cpu":  # fake parameters are there, and might not let themselves be moved
+            model.to(device)
         self.held.append(Held(set()))
         for number, layer in enumerate(model):
             layer.number, layer.held = number, self.held[-1]

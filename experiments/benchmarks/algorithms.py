@@ -37,6 +37,8 @@ TWO_PROCESSES = {  # settings that the loops by hand have, and how many of the t
     "all_reduce": ((), 2),
     "local_sgd": ((f"algorithm.period={references.PERIOD}",), 2),
     "parameter_server": (("algorithm.consistency=asynchronous",), 1),
+    "parameter_server(synchronous)": (("algorithm.consistency=synchronous",), 1),  # of one worker it is the same loop
+    "parameter_server(bounded_staleness)": (("algorithm.consistency=bounded_staleness",), 1),
     "gossip": (("algorithm/mixing=ring", "algorithm.overlap=true"), 2),
 }
 SIMULATED = {
@@ -101,8 +103,9 @@ def real() -> Figures:
     """Samples per second of both, in turns, and what the harness adds."""
     found: Figures = {}
     for name, (settings, workers) in TWO_PROCESSES.items():
+        loop, servers = name.partition("(")[0], 2 - workers
         pairs = [
-            (harness_s(name, settings, workers, "cpu", STEPS)[0], references.seconds(name, workers, 2 - workers, STEPS))
+            (harness_s(loop, settings, workers, "cpu", STEPS)[0], references.seconds(loop, workers, servers, STEPS))
             for _ in range(PAIRS + 1)
         ][1:]
         samples = STEPS * references.BATCH * workers

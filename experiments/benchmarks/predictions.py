@@ -30,6 +30,7 @@ CASES: dict[str, tuple[str, ...]] = {
         "hardware.num_workers=16384",
         "algorithm.mesh.tensor=8",
         "algorithm.mesh.pipeline=16",
+        "algorithm.checkpointing=true",  # without, 177 GB a device
         "algorithm.shard_data=true",
         "algorithm.batch_size=16",
         "algorithm.micro_batches=16",

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -30,13 +31,14 @@ from hardware.real.placement import tensor_over
 from hardware.real.process_place import Launch
 from hardware.real.segment import Segment
 from hardware.real.signals import deaf, terminable
-from harness.errors import WorkerFailed
+from harness.errors import WaitedInVain, WorkerFailed
 from harness.place import COUNTERS, Observation
 from harness.program import Program
 
 PROGRESS_S = 0.25  # between two calls of `progress`
 LEAD_S = 0.001  # from the answer at "start" to the start of the clock
 SETTLE_S = 0.5  # after a first failure, to see whether it was only the consequence of another
+STOPPED_LOOKS = 20  # in a row, `PROGRESS_S` apart; who is stopped with us, as by Ctrl-Z, goes on with us
 GRACE_S = 2.0  # for a process to end by itself, and then after SIGTERM
 
 
@@ -79,6 +81,7 @@ class _Parent:
         self._finished: dict[int, Finished] = {}
         self._failures: list[Failed] = []
         self._ended: set[int] = set()
+        self._stopped: dict[int, int] = {}  # by rank, looks that have found its process stopped
         self._start_s = 0.0
 
     def __enter__(self) -> Self:
@@ -100,10 +103,13 @@ class _Parent:
             self._serve(due_s - time.perf_counter())
             if time.perf_counter() >= due_s:
                 progress(self._counters.value("samples"))
+                self._look_for_stopped(STOPPED_LOOKS)
                 due_s = time.perf_counter() + PROGRESS_S
         settled_s = time.perf_counter() + SETTLE_S
         while self._failures and self._open and time.perf_counter() < settled_s:
             self._serve(settled_s - time.perf_counter())
+        if self._in_vain():
+            self._look_for_stopped(1)
         progress(self._counters.value("samples"))
 
     def fail(self, error: BaseException) -> None:
@@ -178,6 +184,14 @@ class _Parent:
             # A death explains the broken connections of all others, which may have been quicker to complain.
             self.fail(WorkerFailed(self._obituary(rank)))
 
+    def _look_for_stopped(self, looks: int) -> None:
+        """Give up on who has been stopped, and not continued, for so many looks in a row."""
+        stopped = [rank for rank in self._open.values() if _state(self._processes[rank].pid) == "T"]
+        self._stopped = {rank: self._stopped.get(rank, 0) + 1 for rank in stopped}
+        for rank in [rank for rank, seen in self._stopped.items() if seen >= looks][:1]:
+            who = f"{self._names[rank]} (pid {self._processes[rank].pid})"
+            self.fail(WorkerFailed(f"{who} was stopped by a signal (SIGSTOP), and the others wait for it"))
+
     def _obituary(self, rank: int) -> str:
         process = self._processes[rank]
         who, code = f"{self._names[rank]} (pid {process.pid})", process.exitcode
@@ -213,7 +227,17 @@ class _Parent:
         return None
 
     def _failure(self) -> BaseException | None:
-        return min(self._failures, key=lambda failed: failed.host_s).error if self._failures else None
+        if not self._failures:
+            return None
+        first = min(self._failures, key=lambda failed: failed.host_s).error
+        silent = [self._names[rank] for rank in self._open.values() if rank not in self._finished]
+        if not self._in_vain() or not silent:
+            return first
+        return WaitedInVain(f"{first}; nothing was heard from {' and '.join(silent)}")
+
+    def _in_vain(self) -> bool:
+        """Whether all who failed have waited for somebody else."""
+        return bool(self._failures) and all(isinstance(failed.error, WaitedInVain) for failed in self._failures)
 
     def _observations(self) -> list[Observation]:
         maps = [segment.map(shared=False) if self._any(rank) else None for rank, segment in enumerate(self._snapshots)]
@@ -229,6 +253,8 @@ class _Parent:
             started = [process for process in self._processes if process.pid is not None]
             if len(self._ended) == self._crew.num_workers and not self._failures:
                 _join(started)
+            for rank in self._stopped:
+                self._processes[rank].kill()  # nothing else reaches it
             for end in ("terminate", "kill"):
                 for process in started:
                     getattr(process, end)()
@@ -248,6 +274,14 @@ def _observation(seen: Observed, pages: Any) -> Observation:
     part = None if seen.part_offset is None else tensor_over(pages, seen.shape, torch.int64, seen.part_offset)
     counted = seen.samples, seen.updates
     return Observation(seen.time_s, seen.host_s, *counted, parameters, seen.member, seen.milestone, part)
+
+
+def _state(pid: int) -> str:
+    """Of a process, as the kernel says it: "T" where a signal has stopped it; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def _join(processes: list[Any]) -> None:

@@ -2,9 +2,11 @@
 
 Which rank is where, and what stages of a pipeline tell each other of shapes, keep their values. Optimizers take fake
 tensors for those of a device. FSDP2 looks at its own chunk of a parameter without making those of all other ranks.
+DistributedDataParallel keeps its first buckets, of layers from the last one to the first: after a step it would make
+them anew in the order in which gradients came, as rank 0 tells all others, by values.
 
-Touched: methods of `DeviceMesh` and of `torch.distributed.pipelining`, `_foreach_supported_types` of optimizers and
-`_chunk_with_empty` of FSDP2; put back on exit.
+Touched: methods of `DeviceMesh` and of `torch.distributed.pipelining`, `_foreach_supported_types` of optimizers,
+`_chunk_with_empty` of FSDP2 and `_rebuild_buckets` of DistributedDataParallel's reducer; put back on exit.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp._fully_shard import _fsdp_param
@@ -37,6 +40,7 @@ def adapted() -> Iterator[None]:
     with ExitStack() as stack:
         _replace(stack, optimizers.MODULE, "_foreach_supported_types", [*_FOREACH, FakeTensor])
         _replace(stack, _fsdp_param, "_chunk_with_empty", _Chunks)
+        _replace(stack, dist.Reducer, "_rebuild_buckets", lambda _: False)
         for owner, names in _METHODS.items():
             for name in names:
                 method = vars(owner)[name]

@@ -72,9 +72,9 @@ def played(monkeypatch, *overrides):
     """Who began to train when, where a sample costs 0.1 s."""
     log, play = [], Player.play
 
-    def logged(self, common, number, client, num_samples, drift=None):
+    def logged(self, common, number, client, *rest):
         log.append((self._worker.clock.now(), client))
-        return play(self, common, number, client, num_samples, drift)
+        return play(self, common, number, client, *rest)
 
     monkeypatch.setattr(Player, "play", logged)
     done = execution(*overrides, "hardware.compute.seconds_per_sample=0.1")

@@ -188,7 +188,8 @@ def test_servers_hear_messages_of_one_worker():
         setup("algorithm=parameter_server", "algorithm/compression=power_sgd", "hardware=sim_ethernet")
 
 
-def test_every_server_has_something_to_hear():
-    chosen = ["algorithm=parameter_server", "algorithm/compression=sign", "algorithm.num_servers=13"]
+@pytest.mark.parametrize("compression", ["none", "sign"])
+def test_every_server_has_something_to_hear(compression):
+    chosen = ["algorithm=parameter_server", f"algorithm/compression={compression}", "algorithm.num_servers=13"]
     with pytest.raises(UserError, match=r"algorithm\.num_servers must be at most 12, the parameters of the model"):
         setup(*CONVEX, *chosen)

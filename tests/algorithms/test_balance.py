@@ -7,7 +7,8 @@ import torch
 from composed import setup
 from torch import nn
 
-from algorithms.balance import cut, flops, parameters
+from algorithms.balance import cut, parameters
+from algorithms.outline import outlines
 from algorithms.stages import positions, split, units
 from harness.errors import UserError
 
@@ -58,9 +59,11 @@ def test_layers_that_share_a_parameter_cannot_be_on_two_stages():
 
 
 def test_flops_are_those_of_products():
-    parts = [nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)]
-    assert flops(parts, torch.zeros(3, 4, device="meta")) == [2 * 3 * 4 * 8, 0, 2 * 3 * 8 * 2]
-    assert [parameters(part) for part in parts] == [40, 0, 18]
+    problem = setup("problem=digits_mlp", "problem.hidden_sizes=[8]", "algorithm=sgd", "hardware=sim_ethernet").problem
+    found = [(*each.shape, each.flops) for each in outlines(problem, 3)]
+    assert found == [(3, 8, 2 * 3 * 64 * 8), (3, 8, 0), (3, 10, 2 * 3 * 8 * 10)]
+    assert outlines(problem, 3) is outlines(problem, 3)
+    assert [parameters(part) for part in (nn.Linear(4, 8), nn.ReLU())] == [40, 0]
 
 
 def cuts(balance, hidden_sizes, *extra):

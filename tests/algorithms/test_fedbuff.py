@@ -25,7 +25,7 @@ def run(*overrides, hardware="sim_ethernet"):
 
 
 def test_a_single_client_and_a_buffer_of_one_are_fedavg():
-    one = ["algorithm.num_clients=1", "hardware.num_workers=1"]
+    one = ["algorithm.num_clients=1", "hardware.num_workers=1", "algorithm/schedule=cosine"]
     mine = run(*one, "algorithm.buffer_size=1").observations[-1]
     whole = ["algorithm=federated", *SQUARES, "hardware=sim_ethernet", *one, "algorithm.participation=1"]
     theirs = execution(*whole).observations[-1]

@@ -39,7 +39,7 @@ def test_a_client_per_worker_and_one_local_step_are_all_reduce(hardware):
     "method",
     [
         [],
-        ["algorithm.control_variates=true"],
+        ["algorithm.control_variates=true", "algorithm/schedule=cosine"],
         ["algorithm/optimizer@algorithm.server=adam"],
         ["algorithm/compression=qsgd", "algorithm/devices=lognormal"],
     ],
@@ -97,19 +97,22 @@ def test_a_proximal_term_holds_clients_near_the_common_model():
     assert held < 0.5 * free
 
 
-def test_one_round_is_fedavg_written_by_hand():
+def test_two_rounds_are_fedavg_written_by_hand():
+    """Of two epochs each; the clients' learning rate is that of the round's beginning."""
     chosen = [*SQUARES, *ALL, "algorithm.num_clients=3", "algorithm/partition=by_label", "algorithm.batch_size=80"]
-    composed = setup(*SHORT, *chosen, "budget.epochs=2", "algorithm.local_epochs=2")
-    problem = composed.problem
-    models = []
-    for samples in composed.algorithm.partition.split(problem, 3, seed=0):
-        matrix, labels = problem.matrix[samples], problem.labels[samples]
-        weights = torch.zeros(4, dtype=torch.float64)
-        for _ in range(2):
-            weights = weights - 0.1 * matrix.T @ (matrix @ weights - labels) / len(labels)
-        models.append(weights)
-    done = final(*chosen, "budget.epochs=2", "algorithm.local_epochs=2", "hardware=sim_ethernet")
-    torch.testing.assert_close(done, torch.stack(models).mean(dim=0), **EXACT)
+    chosen += ["budget.epochs=4", "algorithm.local_epochs=2", "algorithm/schedule=step_decay"]
+    chosen += ["algorithm.schedule.every=1.5", "algorithm.schedule.decay=0.3"]
+    composed = setup(*SHORT, *chosen)
+    problem, common = composed.problem, torch.zeros(4, dtype=torch.float64)
+    for learning_rate in (0.1, 0.03):
+        models = []
+        for samples in composed.algorithm.partition.split(problem, 3, seed=0):
+            matrix, labels, weights = problem.matrix[samples], problem.labels[samples], common
+            for _ in range(2):
+                weights = weights - learning_rate * matrix.T @ (matrix @ weights - labels) / len(labels)
+            models.append(weights)
+        common = torch.stack(models).mean(dim=0)
+    torch.testing.assert_close(final(*chosen, "hardware=sim_ethernet"), common, **EXACT)
 
 
 def test_a_thousand_clients():
@@ -180,8 +183,8 @@ def test_what_compression_leaves_out_is_sent_later(monkeypatch):
     play, compressor = Player.play, setup(*SHORT, *chosen).algorithm.compressor
     meant, said, owed = defaultdict(int), defaultdict(int), {}
 
-    def watched(self, common, number, client, num_samples, drift=None):
-        message, steps = play(self, common, number, client, num_samples, drift)
+    def watched(self, common, number, client, *rest):
+        message, steps = play(self, common, number, client, *rest)
         meant[client] += common - self.weights
         said[client] += compressor.decode(message, common)
         owed[client] = self._senders[client].feedback.residual.clone()

@@ -1,25 +1,11 @@
 """Models without values: what is predicted of a step, by identities and closed forms."""
 
 import pytest
+from predicting import executed
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness.check import check
-from harness.cli import composed
+from hardware.simulated.fake_tensors import FakeTensors
 from harness.errors import UserError
-from harness.setup import compose
-
-SMALL = ("layers=2", "width=256", "hidden=512", "heads=4", "key_value_heads=2", "context=128", "vocabulary=512")
-LLAMA = ("problem=transformer_8b", *(f"problem.{each}" for each in SMALL))
-
-
-def setup_of(*overrides):
-    chosen = ("hardware=sim_dgx", "hardware.num_workers=8", "tracking=none", *LLAMA, *overrides)
-    return check(compose(composed(chosen, as_hydra=True)))[0]
-
-
-def executed(*overrides):
-    setup = setup_of(*overrides)
-    return setup, setup.machine.execute(setup.program(), lambda samples: None)
-
 
 SHARDED = ("algorithm=fsdp", "algorithm/optimizer=adamw", "hardware.network.devices_per_host=2")
 SPLIT = ("algorithm=tensor_parallel", "hardware.num_workers=2", "hardware.network.devices_per_host=2")
@@ -38,18 +24,40 @@ MESH = (
 FEW = ("hardware.num_workers=4", "problem.samples=4", "budget.epochs=2")  # two steps over two hosts
 
 
-@pytest.mark.parametrize("overrides", [(*SHARDED, *FEW), SPLIT, MESH], ids=["fsdp", "tensor", "mesh"])
+COPIES = ("algorithm/optimizer=adamw", "hardware.network.devices_per_host=2", *FEW)
+RING = "hardware.protocol.algorithms={all_reduce: pipelined_ring}"
+NAMES = ("all_reduce", "ddp", "zero1_plain", "fsdp_plain")
+ALIKE = {"fsdp": (*SHARDED, *FEW), "tensor": SPLIT, "mesh": MESH}
+ALIKE |= {name: (f"algorithm={name}", *COPIES, RING) for name in NAMES}
+
+
+@pytest.mark.parametrize("overrides", ALIKE.values(), ids=ALIKE)
 def test_collapsed_or_not_the_same_is_predicted(overrides):
-    found = {}
-    for collapse in ("auto", "none"):
-        _, execution = executed(*overrides, f"hardware.collapse={collapse}")
-        assert execution.failure is None
-        found[collapse] = {key: value for key, value in execution.metrics.items() if key.startswith("predicted/")}
+    found = {collapse: predicted(*overrides, f"hardware.collapse={collapse}") for collapse in ("auto", "none")}
     assert found["auto"].pop("predicted/simulated_ranks") < found["none"].pop("predicted/simulated_ranks")
     assert found["auto"]["predicted/step_s"] == pytest.approx(found["none"]["predicted/step_s"], rel=1e-9)
     same = ("predicted/peak_memory_bytes_max", "predicted/mfu", "predicted/tokens_per_s_per_device")
     for key in same:
         assert found["auto"][key] == pytest.approx(found["none"][key], rel=1e-9)
+
+
+def predicted(*overrides):
+    done = executed(*overrides)[1]
+    assert done.failure is None
+    return {key: value for key, value in done.metrics.items() if key.startswith("predicted/")}
+
+
+@pytest.mark.parametrize("overrides", [(*SHARDED, *FEW), (*MESH, "algorithm.checkpointing=true")], ids=["fsdp", "mesh"])
+def test_what_is_remembered_of_operators_is_what_torch_finds(overrides, monkeypatch):
+    remembered = predicted(*overrides)
+    monkeypatch.setattr(FakeTensors, "dispatch", FakeTensorMode.dispatch)
+    assert predicted(*overrides) == remembered
+
+
+def test_workers_that_keep_tensors_of_their_own_are_simulated_each():
+    """Torch's ZeRO-1 broadcasts new parameters from who has them: 1.5 times the traffic of an all-reduce."""
+    found = predicted("algorithm=zero1", *COPIES)
+    assert found["predicted/simulated_ranks"] == 4 and found["predicted/step_s"] > 0
 
 
 def test_rates_follow_from_the_step():
@@ -85,7 +93,9 @@ REFUSED = {
     "hardware.stragglers makes ranks differ.*hardware.collapse=none": (*SHARDED, "hardware.stragglers={3: 2.0}"),
     "hardware.compute.jitter makes ranks differ": (*SHARDED, "hardware.compute.jitter=exponential"),
     "network.changes makes ranks differ": (*SHARDED, "hardware.network.changes={card0.up: {1.0: 0.5}}"),
-    "values, which algorithm=ddp needs": ("algorithm=ddp",),
+    "algorithm=pipedream is still filling its pipeline.*use algorithm=.*pipeline": ("algorithm=pipedream",),
+    "algorithm=sgd needs values": ("algorithm=sgd", "hardware.num_workers=1"),
+    "algorithm/compression must be none where": ("algorithm=all_reduce", "algorithm/compression=half"),
     "hardware=cpu computes with values": ("algorithm=fsdp", "hardware=cpu", "hardware.num_workers=1"),
     "does not know what an operator costs": (*SHARDED, "hardware/compute=fixed"),
     "hardware.collapse must be auto or none": (*SHARDED, "hardware.collapse=all"),

@@ -174,7 +174,7 @@ def test_divergence_is_itself():
 def test_a_collective_that_hangs_ends_after_the_timeout():
     failure = run(Silent, settings={"timeout_s": 1.0}).failure
     assert isinstance(failure, WorkerFailed)
-    limit = "hardware.timeout_s=1 s: raise it, or see what the others do"
+    limit = "hardware.timeout_s=1 s: raise it, or see what the others do; nothing was heard from worker 1"
     assert str(failure) == f"worker 0 waited for the others for more than {limit}" and failure.details == ""
 
 
