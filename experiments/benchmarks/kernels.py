@@ -22,7 +22,7 @@ import scipy.sparse
 import torch
 from sklearn.linear_model import SGDClassifier
 
-from harness.kernels.loop import AHEAD
+from harness.kernels.loop import AHEAD, FURTHER_AHEAD
 from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
 from harness.kernels.sparse_rows import SparseRows
 from harness.problems.synthetic import sparse_rows
@@ -42,6 +42,7 @@ void descend(const int64_t *indptr, const int32_t *indices, const float *values,
             __builtin_prefetch(indices + p);
             __builtin_prefetch(values + p);
         }
+        __builtin_prefetch(indptr + samples[visit + FURTHER_AHEAD < count ? visit + FURTHER_AHEAD : count - 1]);
         int32_t sample = samples[visit];
         int64_t start = indptr[sample], stop = indptr[sample + 1];
         float margin = 0.0f;
@@ -61,7 +62,19 @@ def in_c(rows: SparseRows, labels: torch.Tensor, folder: Path) -> Callable[[torc
         return None
     (folder / "kernel.c").write_text(SOURCE)
     library = folder / "kernel.so"
-    subprocess.run(["gcc", *FLAGS, f"-DAHEAD={AHEAD}", str(folder / "kernel.c"), "-o", str(library), "-lm"], check=True)
+    subprocess.run(
+        [
+            "gcc",
+            *FLAGS,
+            f"-DAHEAD={AHEAD}",
+            f"-DFURTHER_AHEAD={FURTHER_AHEAD}",
+            str(folder / "kernel.c"),
+            "-o",
+            str(library),
+            "-lm",
+        ],
+        check=True,
+    )
     descend = ctypes.CDLL(str(library)).descend
     descend.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64, ctypes.c_float, ctypes.c_void_p]
     descend.restype = None

@@ -11,9 +11,9 @@ hold a copy. A core also forgets, where there are more lines than its own cache 
 
 Misses and claims of one update overlap: n of them take sum / outstanding_misses, but at least the dearest. Clashes
 overlap less, sum / outstanding_clashes: stores leave a core in order, and loads that a core has done ahead on a line
-that it then loses are done again. Those of atomic operations hardly do: each waits for its line. Where lines
-*migrate*, one that another core has written comes to its reader as the reader's own, and its write is no claim
-(Stenstrom, Brorsson, Sandberg, ISCA 1993); else reading leaves both a copy.
+that it then loses are done again. Atomic operations hardly overlap, whatever they wait for: sum / outstanding_atomics.
+Where lines *migrate*, one that another core has written comes to its reader as the reader's own, and its write is no
+claim (Stenstrom, Brorsson, Sandberg, ISCA 1993); else reading leaves both a copy.
 """
 
 from collections.abc import Sequence
@@ -191,6 +191,18 @@ def write_lines_s(lines, base, rank, touched, block, shift, outstanding_clashes)
             clashed += cost if clash else 0.0
             dearest = max(dearest, cost)
     return max(dearest, missed / lines.outstanding_misses + clashed / outstanding_clashes)
+
+
+@njit(**INLINE)
+def add_atomically_s(lines, base, rank, touched, block, shift):
+    """Let `rank` alone hold every line it adds to, one after the other; returns the stall in seconds."""
+    total = 0.0
+    for j in touched:
+        first, last = _lines_of(base, j, block, shift)
+        for line in range(first, last + np.uint64(1)):
+            cost, _ = write_line(lines, rank, line)
+            total += cost
+    return total / lines.outstanding_atomics
 
 
 @njit(nogil=True, cache=True)

@@ -1,7 +1,8 @@
 """Shared memory: what it costs that other cores write the model too.
 
-What a cache line costs that several cores write: hardware/simulated/cache_lines.py. What locks cost, and in which order
-updates read and land: hardware/simulated/memory_loop.py. Neither the interconnect nor a line's home is ever congested.
+What a cache line costs that several cores write: hardware/simulated/cache_lines.py. What locks cost: memory_locks.py
+there. In which order updates read and land: memory_loop.py. Neither the interconnect nor a line's home is ever
+congested.
 
 Rows of native kernels are streamed from memory. Those on the core's own socket are part of what a kernel costs
 (hardware.compute); of those on another socket every byte takes 1 / remote - 1 / local bandwidth longer. Rows visited as

@@ -1,12 +1,12 @@
 """Locks of simulated updates, compiled: who has them next, and what that costs.
 
 spin lock     who waits looks all the time for `spin_s`, and has the lock as soon as it is let go (one of them, all as
-              likely); from then on it gives its core to others between looks, every `yield_s`, and mostly comes too
-              late: who let go asks again at once, and must claim the line that others have looked at
+              likely); from then on it looks every `yield_s`, as it gives its core to others in between, and mostly
+              finds it taken: who let go asks again an atomic operation later, and claims the line others looked at
 mutex         who finds it held is asleep some `doze_s` later; letting go wakes who has waited longest (`wake_s`), who
               looks again `sleep_s` later, or, if it is not asleep yet, has both call the system for nothing (`futex_s`,
               the one who waits from when it has found it held: it is often first)
-per coord.    one after the other, ascending: whoever waits for one holds those before; two atomic operations each
+per coord.    one after the other, ascending: whoever waits for one holds those before; an atomic operation each
 round robin   writes in the order of tickets; the next one hears of it when the line has come
 """
 
@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from hardware.simulated.cache_lines import write_lines_s
+from hardware.simulated.cache_lines import add_atomically_s
 from hardware.simulated.memory_records import BEGIN, NOBODY
 from harness.kernels.access import ATOMIC, GLOBAL_MUTEX, GLOBAL_SPIN, PER_COORDINATE, ROUND_ROBIN
 from harness.kernels.numbers import hashed
 
-SPREAD = 0.4  # of `doze_s` and `spin_s`, up and down: in hand-overs of a mutex between two cores of a Xeon
+DOZE_SPREAD = 0.4  # of `doze_s`, up and down: in hand-overs of a mutex between two cores of a Xeon
 
 LOCK = np.dtype([("held", np.int64), ("last", np.int64), ("tickets", np.int64), ("serving", np.int64)])
 
@@ -67,8 +67,8 @@ def has_begun(workers, rank, lines, locks, costs):
             return False
         lock.held = 1
         _end_wait(worker, worker.next_s)
-        if lock.last == rank and _anybody_waits(workers):
-            worker.next_s += worker.pace * lines.claim_s[0]
+        if locks.locking == GLOBAL_SPIN and lock.last == rank:
+            worker.next_s += worker.pace * _claim_s(workers, rank, lines)
     elif locks.locking == ROUND_ROBIN:
         worker.ticket = lock.tickets
         lock.tickets += 1
@@ -93,9 +93,8 @@ def may_write(worker, lines, rank, touched, locks, costs):
             return -1.0
         locks.free_s[j] = np.inf
         worker.taken += 1
-    overlapping = lines.outstanding_misses  # what follows waits for none of them
-    stall_s = write_lines_s(lines, locks.first_line, rank, touched, np.uint64(1), locks.line_shift, overlapping)
-    return stall_s + 2 * costs.atomic_s * len(touched)  # to take them and to let go
+    stall_s = add_atomically_s(lines, locks.first_line, rank, touched, np.uint64(1), locks.line_shift)
+    return stall_s + costs.atomic_s * len(touched)  # to take them; to let go is a store
 
 
 @njit(nogil=True)
@@ -129,7 +128,7 @@ def _let_go(workers, rank, lines, locks, costs, update):
     worker, lock = workers[rank], locks.state[0]
     if locks.locking == GLOBAL_SPIN:
         lock.held = 0
-        if _be_seen_free(workers, rank, costs, update):
+        if _be_seen_free(workers, worker.next_s, costs, update):
             worker.next_s += worker.pace * costs.atomic_s
         return
     if locks.locking == ROUND_ROBIN:
@@ -139,7 +138,7 @@ def _let_go(workers, rank, lines, locks, costs, update):
     lock.held = 0
     next_rank = _next_of(workers, locks)
     if next_rank != NOBODY:
-        doze_s = costs.doze_s * (1 + SPREAD * (_share(hashed(update, rank)) - 1))
+        doze_s = costs.doze_s * (1 + DOZE_SPREAD * (_share(hashed(update, rank)) - 1))
         asleep = worker.next_s - workers[next_rank].looked_s > workers[next_rank].pace * doze_s
         again_s = worker.next_s + workers[next_rank].pace * (costs.wake_s + costs.sleep_s)
         if not asleep:  # it sees as it is about to sleep that the mutex has been let go
@@ -161,39 +160,42 @@ def _waits(worker):
 
 
 @njit(nogil=True)
-def _anybody_waits(workers):
-    """Whether a worker looks at the lock."""
-    waiting = False
-    for worker in workers:
-        waiting |= worker.since_s < np.inf
+def _claim_s(workers, rank, lines):
+    """For the line of a lock that others look at; 0 if nobody does."""
+    claim_s = 0.0
+    for other in range(len(workers)):
+        if workers[other].since_s < np.inf:
+            far = (lines.remote[rank] >> np.uint64(other)) & np.uint64(1)
+            claim_s = max(claim_s, lines.claim_s[far])
+    return claim_s
+
+
+@njit(nogil=True)
+def _be_seen_free(workers, now_s, costs, update):
+    """Have those who wait for a spin lock look at it again; returns whether there are any."""
+    spinning, waiting = 0, False
+    for other in workers:
+        waiting |= other.since_s < np.inf
+        if _waits(other) and not _spins(other, now_s, costs):
+            apart_s, yields_s = other.pace * costs.yield_s, now_s - other.since_s - other.pace * costs.spin_s
+            looks = np.ceil(yields_s / apart_s) if apart_s > 0 else 0.0
+            other.next_s = max(now_s, now_s - yields_s + looks * apart_s)
+        else:
+            spinning += _waits(other)
+    if spinning:
+        drawn = np.int64(hashed(update, 0) % np.uint64(spinning))
+        for other in workers:
+            if _waits(other):
+                if drawn == 0:
+                    other.next_s = now_s
+                drawn -= 1
     return waiting
 
 
 @njit(nogil=True)
-def _be_seen_free(workers, rank, costs, update):
-    """Have one of those who wait for a spin lock ask for it again; returns whether anybody waits."""
-    now_s, spinning, waiting = workers[rank].next_s, 0, 0
-    for other in workers:
-        waiting += _waits(other)
-        spinning += _spins(other, now_s, costs, update)
-    if waiting == 0:
-        return False
-    random = hashed(update, rank)
-    drawn = np.int64(random % np.uint64(spinning or waiting))
-    for other in workers:
-        if _spins(other, now_s, costs, update) if spinning else _waits(other):
-            if drawn == 0:
-                first_look = 0.0 if spinning else 1 - (1 - _share(random) / 2) ** (1 / waiting)  # of so many
-                other.next_s = now_s + other.pace * first_look * costs.yield_s
-            drawn -= 1
-    return True
-
-
-@njit(nogil=True)
-def _spins(worker, now_s, costs, update):
-    """Whether it waits and looks all the time."""
-    spin_s = costs.spin_s * (1 + SPREAD * (_share(hashed(update, 64)) - 1))
-    return _waits(worker) and now_s - worker.since_s <= worker.pace * spin_s
+def _spins(worker, now_s, costs):
+    """Whether who waits looks all the time."""
+    return now_s - worker.since_s <= worker.pace * costs.spin_s
 
 
 @njit(nogil=True)

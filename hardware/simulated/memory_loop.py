@@ -17,7 +17,7 @@ from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from hardware.simulated.cache_lines import read_lines_s, write_lines_s
+from hardware.simulated.cache_lines import add_atomically_s, read_lines_s, write_lines_s
 from hardware.simulated.memory_ledger import count_update, load, put_back
 from hardware.simulated.memory_locks import has_begun, has_ended, may_write
 from hardware.simulated.memory_records import BEGIN, NOBODY, READ, STORE, WRITE
@@ -25,6 +25,8 @@ from harness.kernels.access import ATOMIC, PER_COORDINATE
 from harness.kernels.base import prefetch_sample, read, write
 from harness.kernels.native import INLINE, borrowed
 from harness.kernels.numbers import Hot, Step
+
+ATOMICS = 8  # coordinates added to between two events: atomic operations come one after the other
 
 
 @intrinsic
@@ -78,9 +80,6 @@ def _cold(like, row, slots, block, kept):
     return kept[:count]
 
 
-ATOMICS = 8  # coordinates added to between two events: atomic operations come one after the other
-
-
 @njit(nogil=True)
 def _earliest(workers):
     first = 0
@@ -98,7 +97,7 @@ def _add_s(worker, lines, rank, touched, atomic, costs):
         return write_lines_s(lines, worker.first_line, rank, touched, block, shift, lines.outstanding_clashes)
     part = touched[worker.taken : worker.taken + ATOMICS]
     worker.taken += len(part)
-    stall_s = write_lines_s(lines, worker.first_line, rank, part, block, shift, lines.outstanding_atomics)
+    stall_s = add_atomically_s(lines, worker.first_line, rank, part, block, shift)
     return stall_s + costs.atomic_s * len(part) * block
 
 
@@ -122,6 +121,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         (workers, samples, lines, kernel, like, slots, loaded, locks, ledger)
     )
     atomic, locked = locks.locking == ATOMIC, locks.locking > ATOMIC
+    forgets = lines.cached.shape[1] > 0  # caches do not hold the model: kernels are calibrated with rows and lines
     while True:
         rank = _earliest(workers)
         worker = workers[rank]
@@ -145,7 +145,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             worker.seen = ledger.versions[worker.model]
             worker.event = WRITE
             prefetch_sample(kernel, shared, samples[rank, min(worker.position + 1, worker.count - 1)])
-            stall_s = max(stall_s, row_s)  # it was prefetched, and comes meanwhile
+            stall_s = stall_s + row_s if forgets else max(stall_s, row_s)  # it was prefetched, and comes meanwhile
             worker.next_s += worker.pace * (stall_s + costs.sample_s + costs.nonzero_s * len(row) + costs.delay_s)
             continue
         values, additions = loaded.values[rank], loaded.additions[rank]

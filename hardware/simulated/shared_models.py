@@ -237,6 +237,10 @@ class SharedModels:
     def _locks(self, access: Access) -> Locks:
         words, first_line, in_line = access.words, 0, self._memory.line_bytes // access.words.itemsize
         if words.numel():
+            if not self.holds(words):
+                raise UserError(
+                    "worker.run must be given locks that worker.shared has returned, where memory is simulated"
+                )
             first_line = self._models[words.data_ptr()].first_line + COORDINATES // in_line
         state = np.zeros(1, memory_locks.LOCK)
         state["last"] = memory_records.NOBODY
@@ -305,7 +309,7 @@ class SharedModels:
             self._ledger,
             costs,
         )
-        self._engine.events += 2 * (int(tally["updates"]) - updates_before)
+        self._engine.events += 3 * (int(tally["updates"]) - updates_before)
         if rank != memory_records.NOBODY:
             self._engine.at(
                 float(self._workers["finish_s"][rank]), rank, partial(self._engine.happen, self._ends[rank])

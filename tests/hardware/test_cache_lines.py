@@ -170,6 +170,8 @@ def test_a_model_of_ones_own_that_does_not_fit_costs_its_misses():
         return results(body, 1, memory=memory, compute=COMPUTE)[0]
 
     at_hand = 2 * 300 * 4 * NONZERO_S
+    # but for the first touch of a shared line, which comes from memory, here for nothing
+    assert run_s(1024 * 4, shared=True) == pytest.approx(run_s(1024 * 4, shared=False), rel=0.1)
     assert run_s(4096 * 4, shared=False) == pytest.approx(at_hand)
     assert run_s(1024 * 4, shared=False) > 1.1 * at_hand
     assert run_s(1024 * 4, shared=True) > 1.1 * at_hand
@@ -270,7 +272,7 @@ def test_every_field_has_a_line_in_a_device_file():
 
 @pytest.mark.parametrize("locking", ["global_spin", "global_mutex", "round_robin", "per_coordinate"])
 def test_waiting_for_locks_is_idleness(locking):
-    """Two workers on one coordinate: under a lock around the whole update, one of them always waits.
+    """Two workers on one coordinate: under a lock, one of them always waits, but in lockstep none waits for its turn.
 
     Who lets go of the one lock has it again before the other, until it has no more to do: half the run of that one.
     """
@@ -280,9 +282,9 @@ def test_waiting_for_locks_is_idleness(locking):
         model, words = worker.shared("model", torch.zeros(1)), worker.shared("locks", lock_words(locking, 1))
         worker.run(kernel, model, torch.arange(400, dtype=torch.int32), 1e-3, Access(locking, words))
 
-    atomic_s = 1e-9 * (locking == "per_coordinate")
+    atomic_s = 2e-9 * (locking == "per_coordinate")
     done = execute(body, 2, memory=shared_memory(sockets=1, atomic_s=atomic_s), compute=COMPUTE)
     idle = sum(report.idle_s for report in done.workers) / (2 * done.run_s)
     assert all(report.compute_s + report.idle_s == pytest.approx(report.finish_s, rel=1e-6) for report in done.workers)
-    expected = 0.25 if locking.startswith("global") else 0.35
-    assert idle == pytest.approx(expected, abs=0.05 if locking.startswith("global") else 0.35)  # but at the ends
+    expected = 0.0 if locking == "round_robin" else 0.25
+    assert idle == pytest.approx(expected, abs=0.01)

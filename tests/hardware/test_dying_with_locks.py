@@ -50,8 +50,8 @@ def test_a_simulated_rank_that_dies_in_its_kernel_with_a_lock_ends_the_run(locki
 
 
 def test_a_simulated_rank_that_dies_with_the_locks_of_coordinates_ends_the_run():
-    """Rank 1 has them from 1 s, when its gradient is there, until 3 s: two atomic operations of 1 s."""
-    body, memory = updates("per_coordinate", [0.25, 0.0], {}), replace(FREE, atomic_s=1.0)
+    """Rank 1 has them from 1 s, when its gradient is there, until 3 s: an atomic operation of 2 s."""
+    body, memory = updates("per_coordinate", [0.25, 0.0], {}), replace(FREE, atomic_s=2.0)
     failure = execute(body, 2, memory=memory, compute=SECOND, deaths={1: 2.0}).failure
     assert "rank 0 waits for per_coordinate, which rank 1 held when it died" in str(failure)
 

@@ -138,6 +138,7 @@ def test_every_knob_of_shared_memory_moves_the_answer():
 
     node, lockings = composed.node("hardware/sim_numa2"), {"atomic_s": "atomic", "wake_s": "global_mutex"}
     lockings |= dict.fromkeys(("sleep_s", "doze_s", "futex_s", "lock_s"), "global_mutex")
+    lockings |= {"outstanding_atomics": "atomic", "spin_s": "global_spin", "yield_s": "global_spin"}
     numbers = {f"memory.{name}": value for name, value in node.memory.items() if type(value) in (int, float)}
     numbers["compute.nonzero_s"] = node.compute.nonzero_s
 
@@ -147,7 +148,9 @@ def test_every_knob_of_shared_memory_moves_the_answer():
         how += ["hardware.memory.cache_bytes=4096"] * ("cache" in name)  # which holds no model
         slow = name == "memory.local_bytes_per_s"  # of which rows of another socket are slower by the difference
         how += ["hardware.memory.remote_bytes_per_s=1e7"] * slow
-        factor = 0.01 if name == "memory.remote_bytes_per_s" else 0.5 if value < 1 else 2
+        how += ["hardware.memory.spin_s=1e-7"] * (name == "memory.yield_s")
+        smaller = {"memory.remote_bytes_per_s": 0.01, "memory.spin_s": 0.01}
+        factor = smaller.get(name, 0.5 if value < 1 else 2)
         return run_s(*how, f"hardware.{name}={factor * value}") != run_s(*how)
 
     still = [name for name, value in numbers.items() if not moves(name, value)]

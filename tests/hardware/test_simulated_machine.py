@@ -100,6 +100,7 @@ WITHOUT_EFFECT = {
     "sim_cpu memory.remote_bytes_per_s",
     "sim_cpu memory.local_bytes_per_s",  # nor are rows permuted here
     "sim_numa4 memory.cores_per_socket",
+    "sim_numa2 memory.futex_s",
     "sim_numa4 memory.futex_s",  # who waits for a mutex of another socket is asleep by the time it is let go
 }
 
