@@ -61,6 +61,12 @@ class Observer:
         elif self._own and self._model is not None:
             self._report_own(len(self._milestones))
 
+    def last(self) -> torch.Tensor | None:
+        """A copy of the model observed last, as it is now; None if there was none, or it has no values."""
+        if self._model is None or self._fake:
+            return None
+        return _flat(self._model).detach().to("cpu", copy=True)
+
     def _counted(self, samples: int, updates: int) -> tuple[int, int]:
         """What the run had got to before these; whoever is the one to reach a milestone is so again."""
         before = self._place.count(samples, updates, alone=self._synchronous)

@@ -17,6 +17,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
     """
     lines = [
         ("target", _target(summary)),
+        ("deaths", _deaths(summary)),
         ("hardware", _hardware(summary)),
         ("network", _network(summary)),
         ("predicted", _predicted(summary)),
@@ -92,6 +93,20 @@ def _hardware(summary: dict[str, Any]) -> str:
         parts.append(f"{100 * summary['perf/overlap_frac']:.0f}% of communication hidden behind computing")
     rate = f"{summary['perf/samples_per_s']:.3g} samples/s"
     return f"{seconds(summary['perf/time_per_epoch_s'], summary)} an epoch, {rate}: {', '.join(parts)}"
+
+
+def _deaths(summary: dict[str, Any]) -> str:
+    """Who died, and what was not done for it.
+
+    >>> _deaths({"run/deaths": [{"rank": 1, "time_s": 2e-4}], "run/lost_samples": 140, "time/clock": "virtual"})
+    'rank 1 at 200 virtual µs; the others went on, and 140 samples of the budget were never reported as processed'
+    """
+    if "run/deaths" not in summary:
+        return ""
+    died = ", ".join(f"rank {each['rank']} at {seconds(each['time_s'], summary)}" for each in summary["run/deaths"])
+    lost = f"{summary['run/lost_samples']:,} samples" if summary["run/lost_samples"] else "no sample"
+    verb = "were" if summary["run/lost_samples"] else "was"
+    return f"{died}; the others went on, and {lost} of the budget {verb} never reported as processed"
 
 
 def _network(summary: dict[str, Any]) -> str:

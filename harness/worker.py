@@ -47,6 +47,7 @@ class Worker:
         total_epochs: of the whole run.
         epoch: of the last batch dealt, from 0.
         sees_values: whether models have any; if not, nothing is copied of what is observed.
+        last_observed: copies the model that this worker observed last, as it is now; None if it has observed none.
         position: of the last batch dealt by `epochs`: where in its epoch it begins, from 0.
     """
 
@@ -60,13 +61,13 @@ class Worker:
         self._shared: set[str] = set()  # names
         self.total_epochs, self.elapsed_epochs = program.budget_samples / program.problem.num_samples, 0.0
         self.epoch = self.position = 0
-        self._thread = threading.get_ident()
-        self._own = threading.local()  # of each activity: `locks`, the names it holds
+        self._thread, self._own = threading.get_ident(), threading.local()  # of each activity: `locks`, names it holds
         place.interleaving, place.measures = Interleaving(), {}
         met = self.rank, place.interleaving, program.replay
         self._sources = Decisions("sources", "receives", *met)
         self._turns, self._times = Decisions("turns", "takes turns", *met), Decisions("times", "reads the clock", *met)
         self._observer, self._dealer = Observer(place, program), Dealer(place, program)
+        self.last_observed = self._observer.last
         self._data, self._stream = program.data, None
         if self.rank < self.num_workers or program.data.servers():
             self._dealer.sequence(program.problem.num_samples, reach=0)  # now, so that no clock sees it
@@ -370,9 +371,8 @@ class Worker:
     def serve_rows(self, problem: Problem) -> None:
         """Be a data server until all its workers have left."""
         assert isinstance(self._data, Streamed)
-        serve(
-            self._data, self._place.all_ranks(), problem, self._dealer.sequence(problem.num_samples), self.num_workers
-        )
+        rows = self._dealer.sequence(problem.num_samples)
+        serve(self._data, self._place.all_ranks(), problem, rows, self.num_workers)
 
     def finish(self) -> None:
         """Leave the training: what others have yet to reach, this worker's own model is for as it is now."""

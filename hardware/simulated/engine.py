@@ -56,6 +56,7 @@ class Engine:
         env: SimPy's environment; whoever runs may schedule events there.
         current: the activity that holds the baton.
         deaths: virtual time at which a rank dies, by rank.
+        died: the same of those that did, before they had finished.
         events: what happened: SimPy's events, actions and turns of activities.
     """
 
@@ -68,6 +69,7 @@ class Engine:
         self.env = simpy.Environment()
         self.current: Activity
         self.deaths, self._mortal, self.named = deaths or {}, mortal or bool(deaths), named
+        self.died: dict[int, float] = {}
         self.events = 0
         self._activities: list[Activity] = []
         self._alive = 0
@@ -300,6 +302,7 @@ class Engine:
             assert self._stopping
         except Died:
             activity.waits_for = f"nothing: it died at {activity.dies_s:.6g} s"
+            self.died[activity.rank] = activity.dies_s
         except BaseException as error:
             self._fail(_as_failure(error, f"{activity.name} failed"))
         else:

@@ -1,10 +1,11 @@
 """Simulated hardware: a described machine or cluster on which the same program runs in virtual time."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +29,7 @@ from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.streams import StreamDevice
 from hardware.simulated.symmetry import Symmetry
 from harness.errors import TwinclockError, UserError, require
+from harness.place import Observation
 from harness.program import Program
 from harness.worker import Worker
 
@@ -109,6 +111,7 @@ class Simulated(Hardware):
     def execute(self, program: Program, progress: Callable[[int], None]) -> Execution:
         """Run the program in virtual time."""
         execution, begin_s = Execution(), time.perf_counter()
+        workers: list[Worker] = []
         fake = FakeTensors() if program.problem.is_fake else None
 
         def body(place: SimulatedPlace) -> None:
@@ -116,7 +119,8 @@ class Simulated(Hardware):
                 with simulation.machine.engine.uncharged():
                     program.touch(place.device)
             with fake or nullcontext():
-                program.run(Worker(place, program))
+                workers.append(Worker(place, program))
+                program.run(workers[-1])
 
         named = partial(program.name_of, num_ranks=self.workers_offered, worker="rank")
         simulation = self.simulation(program.seed, named, self._symmetry(program))
@@ -129,6 +133,10 @@ class Simulated(Hardware):
             execution.workers = simulation.reports()
         execution.observations = sorted(machine.observations, key=lambda seen: seen.samples)
         execution.metrics = _metrics(simulation, execution.run_s, time.perf_counter() - begin_s)
+        if machine.engine.died and execution.failure is None:
+            execution.metrics |= _deaths(machine, program.budget_samples)
+            if program.algorithm.needs_shared_memory:
+                _look_at_the_end(execution, machine, workers)
         if execution.failure is None:
             execution.told([place.measures for place in simulation.places])
             execution.interleavings = [place.interleaving for place in simulation.places]
@@ -291,6 +299,24 @@ def _device(machine: Machine, pace: Pace) -> Device:
 def _require_all(items: Iterable[tuple[object, float]], name: str, rule: str, holds: Callable[[float], bool]) -> None:
     for key, value in items:
         require(holds(value), f"hardware.{name}.{key}", rule, value)
+
+
+def _deaths(machine: Machine, budget_samples: int) -> dict[str, Any]:
+    """Who died, and what of the budget nobody has said to have processed."""
+    died = sorted(machine.engine.died.items(), key=itemgetter(1, 0))
+    return {
+        "run/deaths": [{"rank": rank, "time_s": time_s} for rank, time_s in died],
+        "run/lost_samples": max(0, budget_samples - machine.counters["samples"]),
+    }
+
+
+def _look_at_the_end(execution: Execution, machine: Machine, workers: Sequence[Worker]) -> None:
+    """Observe the shared model as the survivors leave it: short of the last milestone, which is of the whole budget."""
+    samples, updates = machine.counters["samples"], machine.counters["updates"]
+    models = (worker.last_observed() for worker in workers)
+    model = next((each for each in models if each is not None), None)
+    if model is not None and samples > max((seen.samples for seen in execution.observations), default=0):
+        execution.observations.append(Observation(execution.run_s, time.perf_counter(), samples, updates, model))
 
 
 def _metrics(simulation: Simulation, run_s: float, host_s: float) -> dict[str, Any]:

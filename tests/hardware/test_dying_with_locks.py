@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from composed import execution
 from patience import impatient
 from simulated_ranks import SECOND, compute_for, execute, shared_memory
 
+from algorithms.replicas import Merged
 from harness.errors import WorkerFailed
 from harness.kernels.access import LOCKING, Access, lock_words
 from tests.counting import CountKernel
@@ -81,6 +83,40 @@ def test_who_dies_after_it_let_go_keeps_nobody():
     body, memory = updates("global_mutex", [0.25, 0.0], counts), replace(FREE, wake_s=1.0)
     done = execute(body, 2, memory=memory, compute=SECOND, deaths={1: 1.5})
     assert done.failure is None and counts == {0: [2.0, 0.0, 0.0]}
+
+
+DYING = ["algorithm=hogwild", "hardware=sim_cpu", "budget.epochs=1", "problem.synthetic_samples=2000"]
+
+
+@pytest.mark.parametrize("sharing", ["shared", "replica_per_worker"])
+def test_survivors_of_a_shared_model_say_who_died_and_what_was_not_done(sharing):
+    chosen = [*DYING, "budget.observations=2", f"algorithm.sharing={sharing}", "hardware.deaths={1: 2.2e-4, 3: 9.0}"]
+    done = execution(*chosen)
+    assert done.failure is None and done.metrics["run/deaths"] == [{"rank": 1, "time_s": pytest.approx(2.2e-4)}]
+    lost, last = done.metrics["run/lost_samples"], done.observations[-1]
+    assert lost > 0 and last.samples + lost == 1800 and last.time_s == done.run_s
+
+
+def test_nobody_died_who_had_finished_by_then():
+    done = execution(*DYING, "hardware.deaths={3: 9.0}")
+    assert "run/deaths" not in done.metrics and done.observations[-1].samples == 1800
+
+
+def test_what_the_dead_have_merged_counts_and_nothing_else():
+    """Each sample adds 1, so that the common model has counted the samples: rank 1 merges twice, then dies."""
+    kernel, counts = CountKernel([[0]] * 100, 1), {}
+
+    def body(worker):
+        replica = Merged(worker, torch.zeros(1), Access(), worker.rank, 2, "delta_sum", 10)
+        for begin in range(0, 50, 5):
+            worker.run(kernel, replica.model, torch.arange(begin, begin + 5, dtype=torch.int32), 1.0)
+            replica.processed(5)
+        replica.finish()
+        counts[worker.rank] = replica.whole().tolist()
+
+    done = execute(body, 2, budget=100, milestones=(100,), memory=FREE, compute=SECOND, deaths={1: 25.5})
+    assert done.failure is None and counts == {0: [70.0]}
+    assert done.metrics["run/lost_samples"] == 30
 
 
 @pytest.mark.parametrize("locking", ["global_spin", "global_mutex"])
