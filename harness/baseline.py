@@ -1,7 +1,7 @@
 """What a run is compared with: the best sequential run, and the same algorithm with one worker.
 
 Both are found in the index of runs or run first. A run is found only if everything that decides its result is equal:
-settings, code, library versions and, for real hardware, the host.
+settings, code, library versions and, for real hardware, the host. With baseline=fresh both are run again.
 """
 
 import sys
@@ -24,6 +24,7 @@ from harness.setup import Setup, run_info
 from harness.trial import Outcome, execute
 
 PACKAGES = ("algorithms", "harness", "hardware")
+FOUND = ("auto", "fresh")  # a baseline that the harness finds; others are named
 CONSTANT = Constant(warmup_epochs=0.0, warmup_start=0.1)  # as in its YAML file
 
 
@@ -83,7 +84,7 @@ def alone(setup: Setup) -> Setup:
 
 
 def find_references(setup: Setup, index: RunIndex, progress: Progress) -> References | None:
-    """Find or run what `setup` is compared with, as `baseline=auto|none|<run id>` says.
+    """Find or run what `setup` is compared with, as `baseline=auto|fresh|none|<run id>` says.
 
     Returns:
         None for `baseline=none`.
@@ -95,10 +96,10 @@ def find_references(setup: Setup, index: RunIndex, progress: Progress) -> Refere
     wanted = setup.settings.baseline
     if wanted == "none" or not setup.algorithm.trains or setup.problem.is_fake:
         return None
-    if wanted == "auto" and setup.algorithm.own_baseline:
+    if wanted in FOUND and setup.algorithm.own_baseline:
         itself = _find_or_run(in_sequence(setup), setup, index, progress)
         return References(itself, _find_or_run(alone(setup), setup, index, progress))
-    if wanted != "auto":
+    if wanted not in FOUND:
         return References(_given(wanted, setup, index), _find_or_run(alone(setup), setup, index, progress))
     return References(
         _find_or_run(sequential(setup), setup, index, progress), _find_or_run(alone(setup), setup, index, progress)
@@ -123,7 +124,7 @@ def run_key(setup: Setup) -> str:
 def _find_or_run(wanted: Setup, setup: Setup, index: RunIndex, progress: Progress) -> Reference | None:
     if run_key(wanted) == run_key(setup):
         return None
-    found = index.find(run_key(wanted))
+    found = None if setup.settings.baseline == "fresh" else index.find(run_key(wanted))
     return _reference(found) if found else _run(wanted, index, progress)
 
 
@@ -147,7 +148,7 @@ def _given(run_id: str, setup: Setup, index: RunIndex) -> Reference:
     record = index.get(run_id)
     if record is None:
         rule = "there is no such run in"
-        raise UserError(f"baseline={run_id}: {rule} {index.path}; use baseline=auto, none or an id of it")
+        raise UserError(f"baseline={run_id}: {rule} {index.path}; use baseline=auto, fresh, none or an id of it")
     reference, manifest, info = _reference(record), record.manifest(), run_info(setup, {}, None)
     field, status = f"baseline={run_id}", reference.summary["run/status"]
     require(status == "finished", field, "must name a run that finished: use baseline=auto", status)

@@ -141,6 +141,7 @@ def compare(summary: Summary, baseline: Summary, self_baseline: Summary | None =
             "speedup/throughput": ratio,
             "speedup/throughput_over": over,
             "speedup/parallel_efficiency": ratio / summary["run/num_workers"],
+            "speedup/baseline_s": baseline["target/time_s" if over == "target" else "time/run_s"],
         }
     if over == "target":
         found["speedup/time_to_target"] = baseline["target/time_s"] / summary["target/time_s"]

@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+SHORT_S = 0.05  # of the wall clock: a baseline that is shorter is at the mercy of its moment
+
 
 def show(console: Console, title: str, summary: dict[str, Any], files: str, tracking: str) -> None:
     """Print a run's summary: target, efficiencies, speedups and where to look.
@@ -26,6 +28,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
         ("search", _search(summary)),
         ("speedup", _speedup(summary)),
         ("alone", _alone(summary)),
+        ("doubt", _doubt(summary)),
         ("files", files),
         ("W&B", tracking),
     ]
@@ -208,6 +211,28 @@ def _speedup(summary: dict[str, Any]) -> str:
         return f"{best}{throughput}, {against}; time to target cannot be compared"
     efficiency = f"{summary['stat/efficiency_ratio']:.3g}x statistical efficiency"
     return f"{best}{summary['speedup/time_to_target']:.3g}x to target = {throughput} x {efficiency}, {against}"
+
+
+def _doubt(summary: dict[str, Any]) -> str:
+    """Why a ratio of wall times may be none; virtual time has no bad moments.
+
+    >>> found = {"speedup/throughput": 6.93, "run/num_workers": 2, "speedup/baseline_s": 0.012, "run/id": "1"}
+    >>> _doubt(found | {"speedup/baseline_id": "0", "time/clock": "wall"})
+    '6.93x throughput is more than 2 workers explain; a baseline of 12 ms is one sample: measure it again with baseline=fresh, or raise budget.epochs'
+    """  # noqa: E501
+    ratio, base_s = summary.get("speedup/throughput", 0.0), summary.get("speedup/baseline_s", SHORT_S)
+    if summary.get("time/clock") != "wall" or summary.get("speedup/baseline_id") == summary["run/id"]:
+        return ""
+    reasons = []
+    if ratio > summary["run/num_workers"]:
+        reasons.append(f"{ratio:.3g}x throughput is more than {_count(summary['run/num_workers'], 'worker')} explain")
+    if base_s < SHORT_S:
+        reasons.append(f"a baseline of {seconds(base_s, summary)} is one sample")
+    return f"{'; '.join(reasons)}: measure it again with baseline=fresh, or raise budget.epochs" if reasons else ""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _alone(summary: dict[str, Any]) -> str:

@@ -1,14 +1,16 @@
 """What a run is compared with."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 from composed import node, setup
 
 from algorithms.optimizers import PlainSGD
 from algorithms.sgd import SGD
-from harness.baseline import CONSTANT, in_sequence, run_key, sequential
+from harness.baseline import CONSTANT, find_references, in_sequence, run_key, sequential
 from harness.build import build
+from harness.record import Record
 
 SMALL = ["hardware=sim_numa2", "problem=least_squares", "tracking=none"]
 
@@ -53,6 +55,17 @@ def test_baseline_has_the_runs_own_step_where_both_take_single_samples():
 )
 def test_what_decides_a_result_decides_the_key(change):
     assert run_key(setup("algorithm=hogwild", *SMALL)) != run_key(setup("algorithm=hogwild", *SMALL, change))
+
+
+@pytest.mark.parametrize(("baseline", "runs"), [("auto", 0), ("fresh", 2)])
+def test_fresh_runs_again_what_auto_finds(monkeypatch, tmp_path, baseline, runs):
+    ran, record = [], Record(tmp_path)
+    record.start({})
+    record.finish({"run/id": "0"}, "finished", "")
+    monkeypatch.setattr("harness.baseline._run", lambda wanted, index, progress: ran.append(wanted.num_workers))
+    index = SimpleNamespace(find=lambda key: record)
+    find_references(setup("algorithm=hogwild", *SMALL, f"baseline={baseline}"), index, None)
+    assert ran == [1] * runs
 
 
 def test_the_target_does_not():

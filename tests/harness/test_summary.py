@@ -3,7 +3,25 @@
 import pytest
 from rich.console import Console
 
-from harness.summary import show
+from harness.summary import _doubt, show
+
+TIMED = {"run/id": "1", "speedup/baseline_id": "0", "run/num_workers": 2, "time/clock": "wall"}
+
+
+@pytest.mark.parametrize(
+    ("found", "doubted"),
+    [
+        ({"speedup/throughput": 1.5, "speedup/baseline_s": 0.06}, False),
+        ({"speedup/throughput": 2.5, "speedup/baseline_s": 0.06}, True),
+        ({"speedup/throughput": 1.5, "speedup/baseline_s": 0.04}, True),
+        ({"speedup/throughput": 2.5, "speedup/baseline_s": 0.04, "time/clock": "virtual"}, False),
+        ({"speedup/throughput": 1.0, "speedup/baseline_s": 0.04, "speedup/baseline_id": "1"}, False),
+        ({}, False),
+    ],
+)
+def test_ratios_of_wall_times_are_doubted_where_they_may_be_none(found, doubted):
+    assert bool(_doubt(TIMED | found)) == doubted
+
 
 KNOWN = {"async/staleness_mean": 1.5, "async/conflict_frac": 0.25, "async/lost_frac": 0.031}
 LOCKED = {"async/staleness_mean": 0.0, "async/conflict_frac": 0.0, "async/lost_frac": 0.0}
