@@ -81,7 +81,7 @@ class _Run:
         self.locks = LocalLocks(crew.timeout_s, self.leave_if_stopping)
         self._meeting = threading.Barrier(crew.num_workers)
         self.shared: list[PlacedTensor] = []
-        self.replicas: dict[int, torch.Tensor] = {}  # what kernels worked on that is not shared, by rank
+        self.replicas: dict[tuple[int, str], torch.Tensor] = {}  # what kernels worked on that is not shared
         self.loaded_rows: dict[str, torch.Tensor] = {}  # likewise, by array
         self.may_lose: set[bool] = set()  # whether updates of a kernel that ran could overwrite each other
         self._arrivals: list[list[Arrived]] = [[] for _ in crew.cpus]  # of each worker, one per meeting
@@ -153,12 +153,11 @@ class _Run:
 
     def note(self, rank: int, kernel: Kernel, model: Model) -> None:
         """Remember for the manifest what a kernel works on that is not shared: a replica, rows as they were loaded."""
-        own = model.hot if isinstance(model, SplitModel) else model
+        own, name = (model.hot, "hot coordinates") if isinstance(model, SplitModel) else (model, kernel.model_name)
         if not self._shares(own):
-            self.replicas.setdefault(rank, own)
-        data = kernel.row_data
-        if data is not None and not self._shares(data.indptr):
-            data.apply(lambda name, array: self.loaded_rows.setdefault(name, array))
+            self.replicas.setdefault((rank, name), own)
+        if not self._shares(kernel.indptr):
+            self.loaded_rows = kernel.arrays | self.loaded_rows
 
     def execution(self) -> Execution:
         """What came of it."""
@@ -178,10 +177,10 @@ class _Run:
         return execution
 
     def _private(self) -> Iterator[PlacedTensor]:
-        for rank, replica in sorted(self.replicas.items()):
-            yield PlacedTensor(f"model of worker {rank}", replica, {"policy": "first_touch"})
+        for rank, name in sorted(self.replicas):
+            yield PlacedTensor(f"{name} of worker {rank}", self.replicas[rank, name], {"policy": "first_touch"})
         for name, array in self.loaded_rows.items():
-            yield PlacedTensor(f"rows: {name}", array, {"policy": "first_touch"})
+            yield PlacedTensor(name, array, {"policy": "first_touch"})
 
     def _shares(self, tensor: torch.Tensor) -> bool:
         address = tensor.untyped_storage().data_ptr()
@@ -283,7 +282,8 @@ class ThreadPlace(Place):
     ) -> None:
         """Run a native kernel."""
         self._leave_if_stopping()
-        self._run.may_lose.add(access.locking == "none" and self.num_workers > 1 and self._run.holds(model))
+        common = kernel.adds_beyond_model or self._run.holds(model)
+        self._run.may_lose.add(access.locking == "none" and self.num_workers > 1 and common)
         if kernel is not self._kernel:
             self._kernel = kernel
             self._run.note(self.rank, kernel, model)

@@ -231,6 +231,8 @@ class SimulatedPlace(Place):
                 "hardware.compute must know what a native kernel costs to run one: set algorithm.batch_size above 1, "
                 "or choose a hardware/compute with nonzero_s"
             )
+        if machine.models is not None and not machine.placement:
+            machine.placement[kernel.rows_name] = machine.placed(None)  # visited where they were loaded
         machine.engine.current.owe(0.0)  # a kernel's samples cost what the kernel costs
         if machine.models is not None and access.locking != "none":
             machine.models.adopt(whole, self.node)  # one's own too: locks are waited for, and cost, whatever they guard

@@ -53,9 +53,15 @@ class Kernel(ABC):
             (experiments/benchmarks/relative_costs.py).
         relative_sample_cost: by which a sample takes longer than one of that kernel, in its nonzeros.
         block: parameters, contiguous, that a coordinate stands for.
+        rows_name: what its samples lie in.
+        model_name: what its model is, where that is not the run's.
+        adds_beyond_model: whether it adds to something per sample, too, that two workers on one sample share.
     """
 
     name: ClassVar[str]
+    rows_name: ClassVar[str] = "rows"
+    model_name: ClassVar[str] = "model"
+    adds_beyond_model: ClassVar[bool] = False
     relative_cost: float = 1.0
     relative_sample_cost: float = 0.0
     block: int = 1
@@ -86,6 +92,14 @@ class Kernel(ABC):
     def row_data(self) -> RowData | None:
         """The rows it reads; None where they cannot be moved. Where they can, `over` and `renumbered` work."""
         return None
+
+    @property
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """Its rows, by what the manifest calls their arrays."""
+        data = self.row_data
+        data = RowData(self.indptr, {"indices": self.indices}, {}) if data is None else data
+        found = {"indptr": data.indptr, **data.by_nonzero, **data.by_sample}
+        return {f"{self.rows_name}: {name}": array for name, array in found.items()}
 
     def over(self, data: RowData) -> "Kernel":
         """The same updates over other rows of the same coordinates.

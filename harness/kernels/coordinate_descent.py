@@ -54,6 +54,7 @@ class DualKernel(OnRows):
     """
 
     name: ClassVar[str] = "dual_coordinate_descent"
+    adds_beyond_model: ClassVar[bool] = True  # to `dual`
     relative_cost = 1.1
 
     def __init__(self, linear: SparseLinearKernel, dual: torch.Tensor) -> None:
@@ -76,6 +77,9 @@ class PrimalKernel(OnRows):
     """
 
     name: ClassVar[str] = "coordinate_descent"
+    rows_name: ClassVar[str] = "columns"
+    model_name: ClassVar[str] = "margins"
+    adds_beyond_model: ClassVar[bool] = True  # to `weights`
     relative_cost = 2.2
 
     def __init__(self, linear: SparseLinearKernel, weights: torch.Tensor) -> None:

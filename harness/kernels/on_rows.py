@@ -26,6 +26,11 @@ class OnRows(Kernel):
         return self.rows.indices
 
     @property
+    def arrays(self) -> dict[str, torch.Tensor]:
+        """With their values."""
+        return super().arrays | {f"{self.rows_name}: values": self.rows.values}
+
+    @property
     def num_coordinates(self) -> int:
         """Features of the rows."""
         return self.rows.num_features

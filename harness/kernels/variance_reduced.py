@@ -32,6 +32,7 @@ class FullGradientKernel(OnRows):
     """
 
     name: ClassVar[str] = "full_gradient"
+    model_name: ClassVar[str] = "part of the full gradient"
 
     def __init__(self, linear: SparseLinearKernel, snapshot: torch.Tensor, slopes: torch.Tensor) -> None:
         self.linear, self.rows, self.snapshot, self.slopes = linear, linear.rows, snapshot, slopes

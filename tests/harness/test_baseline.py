@@ -10,7 +10,6 @@ from algorithms.optimizers import PlainSGD
 from algorithms.sgd import SGD
 from harness.baseline import CONSTANT, find_references, in_sequence, run_key, sequential
 from harness.build import build
-from harness.record import Record
 
 SMALL = ["hardware=sim_numa2", "problem=least_squares", "tracking=none"]
 
@@ -58,13 +57,12 @@ def test_what_decides_a_result_decides_the_key(change):
 
 
 @pytest.mark.parametrize(("baseline", "runs"), [("auto", 0), ("fresh", 2)])
-def test_fresh_runs_again_what_auto_finds(monkeypatch, tmp_path, baseline, runs):
-    ran, record = [], Record(tmp_path)
-    record.start({})
-    record.finish({"run/id": "0"}, "finished", "")
+def test_fresh_runs_again_what_auto_finds(monkeypatch, baseline, runs):
+    ran = []
     monkeypatch.setattr("harness.baseline._run", lambda wanted, index, progress: ran.append(wanted.num_workers))
-    index = SimpleNamespace(find=lambda key: record)
-    find_references(setup("algorithm=hogwild", *SMALL, f"baseline={baseline}"), index, None)
+    monkeypatch.setattr("harness.baseline._reference", lambda record: record)
+    found = SimpleNamespace(find=lambda key: "a record")
+    find_references(setup("algorithm=hogwild", *SMALL, f"baseline={baseline}"), found, None)
     assert ran == [1] * runs
 
 

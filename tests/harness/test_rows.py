@@ -162,6 +162,37 @@ def test_rows_of_a_kernel_that_keeps_them_are_refused_by_the_worker_too():
     assert "those of the kernel dual_coordinate_descent stay where they are" in str(done.failure)
 
 
+@pytest.mark.parametrize("sharing", ["shared", "replica_per_worker"])
+@pytest.mark.parametrize(("locking", "known"), [("none", False), ("atomic", True)])
+def test_coordinate_descent_may_lose_what_it_adds_beyond_its_model(sharing, locking, known):
+    done = run(
+        "algorithm=dual_coordinate_descent",
+        "problem.l2=0.1",
+        "hardware=cpu",
+        "hardware.num_workers=2",
+        "data=replicated",
+        f"algorithm.sharing={sharing}",
+        f"algorithm.locking={locking}",
+    )
+    assert ("async/lost_frac" in done.metrics) == known
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "names"),
+    [
+        ("svrg", ["part of the full gradient of worker 0", "model of worker 0", "rows: values"]),
+        ("dual_coordinate_descent", ["dual", "model of worker 0", "rows: values"]),
+        ("coordinate_descent", ["weights", "margins", "columns: values"]),
+    ],
+)
+def test_the_manifest_names_what_kernels_work_on(algorithm, names):
+    replicas = [] if algorithm == "coordinate_descent" else ["algorithm.sharing=replica_per_worker"]
+    chosen = [f"algorithm={algorithm}", "problem.l2=0.1", "hardware.num_workers=2", "budget.epochs=2", *replicas]
+    assert {*names} <= {*run("hardware=cpu", *chosen).facts["placement"]}
+    rows = names[-1].partition(":")[0]
+    assert run("hardware=sim_numa2", *chosen).facts["placement"][rows] == {"policy": "interleave"}
+
+
 @pytest.mark.parametrize(
     ("sharing", "models"), [("replica_per_worker", ["model of worker 0", "model of worker 1"]), ("shared", [])]
 )
