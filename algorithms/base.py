@@ -166,6 +166,14 @@ class Algorithm(ABC):
             UserError: naming the field, the value and what would work.
         """
 
+    def notices(self, problem: Problem, epochs: float) -> list[str]:
+        """What a user may not expect of so many epochs with these settings, one line each."""
+        return []
+
+    def without_effect(self) -> dict[str, str]:
+        """Settings that change nothing beside the others, and the one that makes them so, as it is typed."""
+        return {}
+
     def check_workers(self, problem: Problem, num_workers: int) -> None:  # noqa: B027 - most can be any number
         """Refuse so many workers on a problem: 1 must always do, for comparison.
 

@@ -41,6 +41,7 @@ class DualCoordinateDescent(SharedModelAlgorithm):
 
     is_sgd: ClassVar[bool] = False
     why_rows_stay: ClassVar[str] = "keeps a dual variable per sample, which stays where it is"
+    why_full: ClassVar[str] = "rounding would go unnoticed for ever"
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Ascend from a = 0, w = 0."""
@@ -64,7 +65,7 @@ class DualCoordinateDescent(SharedModelAlgorithm):
         rule = f"must be > 0 (such as 1e-4) with algorithm={DualKernel.name}, the dual of a regularised problem"
         require(_linear(problem).l2 > 0, "problem.l2", rule, _linear(problem).l2)
         rule = "must be delta_sum or ring: dual variables are not averaged"
-        require(self.merge != "average", "algorithm.merge", rule, self.merge)
+        require(self.sharing == "shared" or self.merge != "average", "algorithm.merge", rule, self.merge)
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class CoordinateDescent(SharedModelAlgorithm):
 
     is_sgd: ClassVar[bool] = False
     why_rows_stay: ClassVar[str] = "visits columns, not rows"
+    why_full: ClassVar[str] = "rounding would go unnoticed for ever"
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend from w = 0."""
@@ -102,7 +104,7 @@ class CoordinateDescent(SharedModelAlgorithm):
         Raises:
             UserError: naming the field.
         """
-        _check(self, problem)
+        _check(self, problem, svm="`problem=svm problem.squared=true`")
         if _linear(problem).loss_code not in CURVATURE:
             raise UserError(
                 f"algorithm={PrimalKernel.name} needs a smooth loss, and the hinge is none: set problem.squared=true, "
@@ -131,16 +133,15 @@ def _linear(problem: Problem) -> SparseLinearKernel:
     return problem.kernel
 
 
-def _check(algorithm: SharedModelAlgorithm, problem: Problem) -> None:
+def _check(algorithm: SharedModelAlgorithm, problem: Problem, svm: str = "problem=svm") -> None:
     """Refuse what neither can do."""
     if not isinstance(problem.kernel, SparseLinearKernel):
         raise UserError(
-            "coordinate descent needs a linear model on rows: use problem=logistic_regression, svm or least_squares, "
-            "or algorithm=hogwild"
+            "coordinate descent needs a linear model on rows: use problem=logistic_regression, problem=least_squares "
+            f"or {svm}, or algorithm=hogwild"
         )
     rule, layout = "must be as_given with coordinate descent", algorithm.layout
     require(layout == "as_given", "algorithm.layout", rule, layout)
-    step, size, precision = algorithm.learning_rate, algorithm.batch_size, algorithm.precision
+    step, size = algorithm.learning_rate, algorithm.batch_size
     require(step <= 1, "algorithm.learning_rate", "must be in (0, 1]: it is a share of an exact step", step)
     require(size == 1, "algorithm.batch_size", "must be 1: coordinates are visited one by one", size)
-    require(precision == "full", "algorithm.precision", "must be full: rounding would go unnoticed for ever", precision)

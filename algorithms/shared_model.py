@@ -41,6 +41,7 @@ class SharedModelAlgorithm(Algorithm):
     synchronous: ClassVar[bool] = False
     needs_shared_memory: ClassVar[bool] = True
     has_kernel: ClassVar[bool] = True
+    why_full: ClassVar[str] = ""  # why models are not rounded; empty where they may be
 
     schedule: Schedule
     sharing: str
@@ -63,6 +64,8 @@ class SharedModelAlgorithm(Algorithm):
         require(self.merge_every >= 1, "algorithm.merge_every", "must be >= 1", self.merge_every)
         require(self.hot_coordinates >= 1, "algorithm.hot_coordinates", "must be >= 1", self.hot_coordinates)
         require(self.gradient_delay_s >= 0, "algorithm.gradient_delay_s", "must be >= 0 s", self.gradient_delay_s)
+        if self.why_full:
+            require(self.precision == "full", "algorithm.precision", f"must be full: {self.why_full}", self.precision)
         if self.sharing != "shared":
             rule = f"must be full with algorithm.sharing={self.sharing}: rounded numbers cannot be merged"
             require(self.precision == "full", "algorithm.precision", rule, self.precision)
@@ -96,6 +99,22 @@ class SharedModelAlgorithm(Algorithm):
         require(self.layout == "as_given", "algorithm.layout", f"{self.layout} {rule}", self.layout)
         known = self.locking in ("none", "global_mutex")
         require(known, "algorithm.locking", f"{self.locking} {rule}; use none or global_mutex", self.locking)
+
+    def without_effect(self) -> dict[str, str]:
+        """Those of replicas where there are none, and of numbers that are not stored so."""
+        sharing, precision = f"algorithm.sharing={self.sharing}", f"algorithm.precision={self.precision}"
+        found = {} if self.precision == "int8" else {"quantum": precision}
+        if self.sharing == "shared":
+            found |= dict.fromkeys(("merge", "merge_every"), sharing)
+        return found if self.sharing == "hot_replica" else found | {"hot_coordinates": sharing}
+
+    def notices(self, problem: Problem, epochs: float) -> list[str]:
+        """Say where the hottest coordinates are all there are."""
+        kernel = problem.kernel if self.releases_gil(problem) and self.sharing == "hot_replica" else None
+        if kernel is None or self.hot_coordinates < kernel.num_coordinates:
+            return []
+        replicates = f"replicates all {kernel.num_coordinates:,} coordinates of the model, as replica_per_worker does"
+        return [f"algorithm.hot_coordinates={self.hot_coordinates} {replicates}"]
 
     def laid_out(self, worker: Worker, problem: Problem) -> Layout | None:
         """The problem's kernel for a model that lies as `layout` says, found off the clock; None without a kernel."""

@@ -26,17 +26,23 @@ def check_pin_policy(field_name: str, policy: str) -> None:
     require(policy in PIN_POLICIES, field_name, f"must be one of {', '.join(PIN_POLICIES)}", policy)
 
 
-def check_memory_policy(field_name: str, policy: str, nodes: Sequence[int] | None = None) -> None:
-    """Refuse a policy that is none of the three, or binds to a node that is not among `nodes`.
+def check_memory_policy(
+    field_name: str, policy: str, nodes: Sequence[int] | None = None, place: str = "NUMA node"
+) -> None:
+    """Refuse a policy that is none of the three, or binds to a place that is not among `nodes`.
+
+    Args:
+        place: what a number stands for.
 
     Raises:
         UserError: naming the field.
     """
     known = re.fullmatch(MEMORY_POLICIES, policy)
-    require(known is not None, field_name, "must be first_touch, interleave or bind:<node>", policy)
+    require(known is not None, field_name, f"must be first_touch, interleave or bind:<{place.split()[-1]}>", policy)
     assert known is not None
     present = nodes is None or known[1] is None or int(known[1]) in nodes
-    require(present, field_name, f"must bind to a NUMA node in use, one of {nodes}", policy)
+    numbers = ", ".join(map(str, nodes or ()))
+    require(present, field_name, f"must bind to a {place} in use, one of {numbers}", policy)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from harness.local_data import LocalData
 from harness.options import names_of
 from harness.problems.base import Problem
 from harness.record import Record
-from harness.setup import Setup, run_info
+from harness.setup import Setup, changed, run_info
 
 
 def check(setup: Setup) -> tuple[Setup, list[str]]:
@@ -47,6 +47,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     _check_compute(setup, used)
     setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
+    notices += [*_notices_of_settings(setup), *setup.algorithm.notices(setup.problem, setup.settings.budget.epochs)]
     return setup, [*notices, *_notices_of_tasks(setup), *setup.machine.check()]
 
 
@@ -221,6 +222,11 @@ def _why_rows_stay(setup: Setup) -> str:
         return f"{name} {algorithm.why_rows_stay}"
     kernel = problem.kernel
     return f"that of {on} reads no rows that could be moved" if kernel is None or kernel.row_data is None else ""
+
+
+def _notices_of_settings(setup: Setup) -> list[str]:
+    reasons, given = setup.algorithm.without_effect(), changed(setup)
+    return [f"algorithm.{key}={given[key]} has no effect with {reasons[key]}" for key in given if key in reasons]
 
 
 def _notices_of_kernels(setup: Setup) -> list[str]:

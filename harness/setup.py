@@ -152,7 +152,7 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
     kind, choices, seed = setup.hardware.kind, setup.choices, setup.settings.seed
     return RunInfo(
         id=new_run_id(),
-        name=run_name(kind, choices["algorithm"], choices["hardware"], setup.num_workers, seed, _changed(setup)),
+        name=run_name(kind, choices["algorithm"], choices["hardware"], setup.num_workers, seed, _told(setup)),
         kind=kind,
         clock_kind=setup.hardware.clock_kind,
         num_workers=setup.num_workers,
@@ -165,7 +165,12 @@ def run_info(setup: Setup, config: dict[str, Any], group: str | None) -> RunInfo
     )
 
 
-def _changed(setup: Setup) -> dict[str, Any]:
+def _told(setup: Setup) -> dict[str, Any]:
+    """What a run's name says of its algorithm: settings that are not usual, and have an effect."""
+    return {key: value for key, value in changed(setup).items() if key not in setup.algorithm.without_effect()}
+
+
+def changed(setup: Setup) -> dict[str, Any]:
     """Settings of the algorithm that are not what its YAML file has."""
     files = option_files(HydraConfig.get().runtime.config_sources, "algorithm")
     node = next(with_parts(file, "algorithm") for file in files if file.stem == setup.choices["algorithm"])

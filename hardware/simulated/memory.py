@@ -38,7 +38,7 @@ class SharedMemory:
         cross_socket_s: a line from a cache of another socket.
         shared_cache_s: a line that its last writer's cache has forgotten, from the cache that a socket's cores share.
         local_memory_s: a line from the memory of the core's own socket.
-        remote_memory_s: a line from the memory of another socket.
+        remote_memory_s: a line from the memory of another socket, >= `local_memory_s`.
         outstanding_misses: misses of one core under way together, >= 1.
         outstanding_clashes: lines lost between the read and the write of an update that come back together, >= 1.
         outstanding_atomics: the same of atomic operations, >= 1.
@@ -97,7 +97,9 @@ class SharedMemory:
         for name in times:
             require(getattr(self, name) >= 0, f"hardware.memory.{name}", "must be >= 0", getattr(self, name))
         check_pin_policy("hardware.memory.pin_policy", self.pin_policy)
-        check_memory_policy("hardware.memory.memory_policy", self.memory_policy, range(self.sockets))
+        check_memory_policy("hardware.memory.memory_policy", self.memory_policy, range(self.sockets), "socket")
+        rule, remote_s = f"must be >= hardware.memory.local_memory_s={self.local_memory_s:g}", self.remote_memory_s
+        require(remote_s >= self.local_memory_s, "hardware.memory.remote_memory_s", rule, remote_s)
         local, remote = self.local_bytes_per_s, self.remote_bytes_per_s
         require(local > 0, "hardware.memory.local_bytes_per_s", "must be > 0", local)
         rule = f"must be > 0 and <= hardware.memory.local_bytes_per_s={local:g}"

@@ -141,16 +141,16 @@ def test_random_numbers_are_standard_normal_and_those_of_their_update():
 
 
 @pytest.mark.parametrize(
-    ("option", "message"),
+    ("options", "message"),
     [
-        ("algorithm.temperature=0", "algorithm.temperature must be > 0"),
-        ("algorithm.precision=int8", "algorithm.precision must be full"),
-        ("algorithm.merge=average", "algorithm.merge must be delta_sum or ring"),
+        (["algorithm.temperature=0"], "algorithm.temperature must be > 0"),
+        (["algorithm.precision=int8", "algorithm.locking=atomic"], "algorithm.precision must be full"),
+        (["algorithm.merge=average", "algorithm.sharing=hot_replica"], "algorithm.merge must be delta_sum or ring"),
     ],
 )
-def test_what_would_have_another_variance_is_refused(option, message):
+def test_what_would_have_another_variance_is_refused(options, message):
     with pytest.raises(UserError, match=message):
-        setup("algorithm=sgld", "hardware=cpu", "tracking=none", option)
+        setup("algorithm=sgld", "hardware=cpu", "tracking=none", *options)
 
 
 WALK = ["algorithm=sgld", "problem=logistic_regression", "problem.synthetic_samples=600", "problem.l2=0.01"]

@@ -81,6 +81,7 @@ def test_a_mistake_is_one_sentence(capsys, mistake, words):
     ("overrides", "words"),
     [
         (["algorithm=sgd"], "such as algorithm=hogwild"),
+        (["algorithm=svrg"], "algorithm must be hogwild to count: others run kernels of their own, got 'svrg'"),
         (["algorithm.batch_size=2"], "such as algorithm=hogwild"),
         (["algorithm.precision=int8"], "algorithm.precision must be full"),
         (["algorithm.sharing=hot_replica", "algorithm.merge=average"], "algorithm.merge must not be average"),

@@ -491,6 +491,7 @@ def test_more_workers_than_cores_are_refused(memory, workers, words):
         {"line_bytes": 48},
         {"same_socket_s": -1.0},
         {"outstanding_misses": 0},
+        {"remote_memory_s": 1e-9},  # less than from the own socket
         {"pin_policy": "scatter"},
         {"memory_policy": "anywhere"},
         {"memory_policy": "bind:2"},

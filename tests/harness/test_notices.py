@@ -3,6 +3,10 @@
 import pytest
 from composed import checked
 
+from harness.setup import run_info
+
+RING = ["algorithm.merge=ring"]
+
 
 @pytest.mark.parametrize(
     ("algorithm", "problem", "noted"),
@@ -24,3 +28,42 @@ def test_a_problem_for_which_an_algorithm_has_no_kernel_is_noted(algorithm, prob
 def test_batches_are_torchs_by_choice():
     _, notices = checked("algorithm=svrg", "problem=matrix_completion", "algorithm.batch_size=8", "hardware=sim_numa2")
     assert not notices
+
+
+@pytest.mark.parametrize(("epochs", "noted"), [("1", True), ("1.5", False)])
+def test_a_budget_without_a_step_is_noted(epochs, noted):
+    _, notices = checked("algorithm=svrg", "hardware=sim_numa2", f"budget.epochs={epochs}", "algorithm.inner_epochs=3")
+    sentence = (
+        "is spent on the first full gradient, and the model makes no step: a round takes 1 + algorithm.inner_epochs"
+    )
+    assert (f"budget.epochs=1 {sentence} = 4 epochs" in notices) == noted
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["algorithm.merge=ring"], "merge=ring has no effect with algorithm.sharing=shared"),
+        (
+            ["algorithm.sharing=replica_per_worker", "algorithm.hot_coordinates=5"],
+            "hot_coordinates=5 has no effect with algorithm.sharing=replica_per_worker",
+        ),
+        (["algorithm.quantum=0.5"], "quantum=0.5 has no effect with algorithm.precision=full"),
+        (["algorithm=coordinate_descent", "algorithm.merge=average"], "merge=average has no effect"),
+    ],
+)
+def test_settings_without_effect_are_noted_and_not_in_the_name(settings, reason):
+    setup, notices = checked("algorithm=hogwild", "hardware=sim_numa2", *settings)
+    assert any(each.startswith(f"algorithm.{reason}") for each in notices)
+    assert settings[-1].removeprefix("algorithm.") not in run_info(setup, {}, None).name
+
+
+def test_settings_with_an_effect_are_in_the_name():
+    setup, notices = checked("algorithm=hogwild", "hardware=sim_numa2", "algorithm.sharing=hot_replica", *RING)
+    assert not notices and "(sharing=hot_replica, merge=ring)" in run_info(setup, {}, None).name.replace(",", ", ")
+
+
+def test_more_hot_coordinates_than_there_are_are_noted():
+    few = ["problem.synthetic_features=300", "algorithm.sharing=hot_replica"]
+    _, notices = checked("algorithm=hogwild", "hardware=sim_numa2", *few)
+    sentence = "replicates all 300 coordinates of the model, as replica_per_worker does"
+    assert notices == [f"algorithm.hot_coordinates=1024 {sentence}"]
