@@ -147,6 +147,10 @@ class Algorithm(ABC):
             ways.append("algorithm=fsdp, whose workers share the model out")
         return ways
 
+    def steadies(self) -> list[str]:
+        """What might keep a loss from rising, as it is typed, likeliest first."""
+        return ["a smaller algorithm.learning_rate"]
+
     def computes_in(self, dtype: str) -> str:
         """The dtype of its products, of a problem whose model is of `dtype`."""
         return dtype

@@ -42,6 +42,7 @@ class DualCoordinateDescent(SharedModelAlgorithm):
     is_sgd: ClassVar[bool] = False
     why_rows_stay: ClassVar[str] = "keeps a dual variable per sample, which stays where it is"
     why_full: ClassVar[str] = "rounding would go unnoticed for ever"
+    why_summed: ClassVar[str] = "dual variables are not averaged"
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Ascend from a = 0, w = 0."""
@@ -56,7 +57,7 @@ class DualCoordinateDescent(SharedModelAlgorithm):
         DualKernel(_linear(problem), torch.zeros_like(_linear(problem).labels)).warm_up(*self.example(problem))
 
     def check(self, problem: Problem) -> None:
-        """Refuse what has no dual, and what would part the weights from their dual variables.
+        """Refuse what has no dual.
 
         Raises:
             UserError: naming the field.
@@ -64,8 +65,6 @@ class DualCoordinateDescent(SharedModelAlgorithm):
         _check(self, problem)
         rule = f"must be > 0 (such as 1e-4) with algorithm={DualKernel.name}, the dual of a regularised problem"
         require(_linear(problem).l2 > 0, "problem.l2", rule, _linear(problem).l2)
-        rule = "must be delta_sum or ring: dual variables are not averaged"
-        require(self.sharing == "shared" or self.merge != "average", "algorithm.merge", rule, self.merge)
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,13 @@ class SGLD(SharedModelAlgorithm):
     is_sgd: ClassVar[bool] = False
     visits_rows: ClassVar[bool] = True
     why_full: ClassVar[str] = "rounding would add noise of its own"
+    why_summed: ClassVar[str] = "an average has less noise than the samples of a posterior"
 
     temperature: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.temperature > 0, "algorithm.temperature", "must be > 0", self.temperature)
-        rule = "must be delta_sum or ring: an average has less noise than the samples of a posterior"
-        require(self.sharing == "shared" or self.merge != "average", "algorithm.merge", rule, self.merge)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Walk."""

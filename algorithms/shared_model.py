@@ -42,6 +42,7 @@ class SharedModelAlgorithm(Algorithm):
     needs_shared_memory: ClassVar[bool] = True
     has_kernel: ClassVar[bool] = True
     why_full: ClassVar[str] = ""  # why models are not rounded; empty where they may be
+    why_summed: ClassVar[str] = ""  # why replicas are not averaged; empty where they may be
 
     schedule: Schedule
     sharing: str
@@ -67,6 +68,8 @@ class SharedModelAlgorithm(Algorithm):
         if self.why_full:
             require(self.precision == "full", "algorithm.precision", f"must be full: {self.why_full}", self.precision)
         if self.sharing != "shared":
+            averaged, rule = self.merge == "average", f"must be delta_sum or ring: {self.why_summed}"
+            require(not (self.why_summed and averaged), "algorithm.merge", rule, self.merge)
             rule = f"must be full with algorithm.sharing={self.sharing}: rounded numbers cannot be merged"
             require(self.precision == "full", "algorithm.precision", rule, self.precision)
         if self.precision != "full":
@@ -107,6 +110,13 @@ class SharedModelAlgorithm(Algorithm):
         if self.sharing == "shared":
             found |= dict.fromkeys(("merge", "merge_every"), sharing)
         return found if self.sharing == "hot_replica" else found | {"hot_coordinates": sharing}
+
+    def steadies(self) -> list[str]:
+        """Deltas that replicas sum up are as many steps as they have taken since their last merge."""
+        if self.sharing == "shared" or self.merge == "average":
+            return super().steadies()
+        average = [] if self.why_summed else ["algorithm.merge=average"]
+        return [*average, "a smaller algorithm.merge_every", *super().steadies()]
 
     def notices(self, problem: Problem, epochs: float) -> list[str]:
         """Say where the hottest coordinates are all there are."""

@@ -19,6 +19,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
     """
     lines = [
         ("target", _target(summary)),
+        ("warning", summary.get("run/warning", "")),
         ("deaths", _deaths(summary)),
         ("hardware", _hardware(summary)),
         ("network", _network(summary)),

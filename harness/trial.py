@@ -93,6 +93,8 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     if setup.num_servers:
         summary["run/num_servers"] = setup.num_servers
     summary |= setup.algorithm.constants(setup.num_workers)
+    if rose := _rise(rows):
+        summary["run/warning"] = f"{rose}: try {', or '.join(setup.algorithm.steadies())}"
     if problem.is_fake:
         summary |= setup.presumed()
     silence = (_silence(execution) or missing(execution.observations, setup.num_workers)) if trains else None
@@ -200,6 +202,12 @@ def missing(observations: Sequence[Observation], num_workers: int) -> WorkerFail
     if None in there or not gone:
         return None
     return WorkerFailed(f"worker {gone[0]} died: its model was not seen to the end, and those of all are the run's")
+
+
+def _rise(rows: Sequence[Row]) -> str:
+    """Of the loss, in words; empty where it did not."""
+    first, last = rows[0].get("train/loss"), rows[-1].get("train/loss")
+    return f"train/loss rose from {first:.4g} to {last:.4g}" if first is not None and last and last > first else ""
 
 
 def _divergence(

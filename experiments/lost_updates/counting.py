@@ -86,12 +86,8 @@ def expected(setup: Setup) -> torch.Tensor:
     algorithm, kernel, epochs = setup.algorithm, setup.problem.kernel, setup.settings.budget.epochs
     if not isinstance(algorithm, SharedModelAlgorithm) or kernel is None or algorithm.batch_size > 1:
         raise UserError("counting needs workers that run a native kernel on a shared model, such as algorithm=hogwild")
-    require(
-        algorithm.visits_rows,
-        "algorithm",
-        "must be hogwild to count: others run kernels of their own",
-        setup.choices["algorithm"],
-    )
+    rule, name = "must be hogwild to count: others run kernels of their own", setup.choices["algorithm"]
+    require(algorithm.visits_rows, "algorithm", rule, name)
     require(algorithm.layout == "as_given", "algorithm.layout", "must be as_given to count", algorithm.layout)
     order = setup.data.order
     require(order != "permuted", "data.order", "must be index or storage to count", order)

@@ -6,9 +6,9 @@ from pathlib import Path
 from harness.calibrate.constant import Constant
 from harness.errors import UserError
 
-MEMORY = {  # fields of SharedMemory: the unit, in the order of the file
-    "sockets": "sockets",
-    "cores_per_socket": "cores",
+MEMORY = {  # fields of SharedMemory: the unit, in the order of the file; empty where how they came about says it
+    "sockets": "",
+    "cores_per_socket": "",
     "line_bytes": "bytes of a cache line",
     "cache_bytes": "bytes that a core caches for itself",
     "same_socket_s": "s of a line from the cache of another core of the socket",
@@ -85,7 +85,8 @@ def check_folder(folder: Path) -> None:
 
 
 def _line(constant: Constant, unit: str, name: str = "") -> str:
-    return f"{name or constant.name}: {_text(constant.value)}  # {unit}; {constant.how}{_mark(constant)}"
+    said = f"{unit}; {constant.how}" if unit else constant.how
+    return f"{name or constant.name}: {_text(constant.value)}  # {said}{_mark(constant)}"
 
 
 def _mark(constant: Constant) -> str:

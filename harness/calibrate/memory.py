@@ -62,7 +62,7 @@ def constants(topology: Topology) -> Iterator[Constant]:
     yield Constant("local_bytes_per_s", local_bytes_per_s, "the sum of as much")
     remote_s, remote_bytes_per_s = from_memory(near[0], there) if far else (local_s, local_bytes_per_s)
     across = "the same, of another socket" if far else "there is one socket: as local"
-    yield Constant("remote_memory_s", remote_s, across)
+    yield Constant("remote_memory_s", max(remote_s, local_s), across)
     yield Constant("remote_bytes_per_s", min(remote_bytes_per_s, local_bytes_per_s), across)
 
 

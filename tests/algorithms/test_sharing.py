@@ -215,3 +215,16 @@ def test_a_regularised_step_is_the_formula():
         expected[j] -= 0.2 * (slope * x + 0.1 * 50 / present[j].double() * expected[j])
     kernel(weights, torch.tensor([3, 7, 3], dtype=torch.int32), 0.2)
     torch.testing.assert_close(weights, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        (["sharing=replica_per_node"], ["algorithm.merge=average", "a smaller algorithm.merge_every"]),
+        (["sharing=replica_per_node", "merge=average"], []),
+        (["sharing=shared"], []),
+    ],
+)
+def test_deltas_that_sum_up_are_steadied_by_merging_otherwise(settings, ways):
+    chosen = setup("algorithm=hogwild", "hardware=sim_numa4", *(f"algorithm.{each}" for each in settings))
+    assert chosen.algorithm.steadies() == [*ways, "a smaller algorithm.learning_rate"]

@@ -89,6 +89,7 @@ OTHERS = {  # where twice as much is impossible, or of no effect
     "memory.sequential_rows": 0.1,
     "sim_cpu memory.spin_s": 1e-6,  # on one socket nobody waits for twice as long
     "memory.doze_s": 1e-3,
+    "memory.local_memory_s": 1.2e-7,  # no more than from the other socket
     "memory.same_socket_s": 1e-5,  # twice as much is hidden behind rows on four sockets
 }
 

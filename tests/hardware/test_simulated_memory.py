@@ -252,7 +252,7 @@ def test_misses_overlap_up_to_the_outstanding_ones():
         ({"line_bytes": 8}, True),
         ({"same_socket_s": 1e-6}, True),
         ({"cross_socket_s": 1e-6}, True),
-        ({"local_memory_s": 1e-5}, True),
+        ({"local_memory_s": 1e-7}, True),
         ({"remote_memory_s": 1e-5}, True),
         ({"outstanding_misses": 1}, True),
         ({"pin_policy": "fill"}, True),

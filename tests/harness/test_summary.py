@@ -4,6 +4,7 @@ import pytest
 from rich.console import Console
 
 from harness.summary import _doubt, show
+from harness.trial import _rise
 
 TIMED = {"run/id": "1", "speedup/baseline_id": "0", "run/num_workers": 2, "time/clock": "wall"}
 
@@ -43,3 +44,11 @@ def test_conflicts_are_said_where_they_are_known_none_as_well(capsys, found, lin
     show(Console(width=200), "sim-hogwild-cpu-w2-s0", {"run/num_workers": 2, **found}, "", "")
     said = [text.split(maxsplit=1) for text in capsys.readouterr().out.splitlines()]
     assert [words[1] for words in said if words[:1] == ["conflicts"]] == ([] if line is None else [line])
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [([0.7, 2.0, 0.6], ""), ([0.7, 2.648], "train/loss rose from 0.7 to 2.648"), ([0.7, 0.7], ""), ([None, None], "")],
+)
+def test_a_loss_that_rose_is_said(losses, said):
+    assert _rise([{} if loss is None else {"train/loss": loss} for loss in losses]) == said
