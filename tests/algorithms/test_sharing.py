@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from composed import setup
+from composed import execution, setup
 from oracle import oracle_weights
 from patience import impatient
 from simulated_ranks import KERNELS_ALONE, NUMA_WITH_LOCKS, results
@@ -228,3 +228,21 @@ def test_a_regularised_step_is_the_formula():
 def test_deltas_that_sum_up_are_steadied_by_merging_otherwise(settings, ways):
     chosen = setup("algorithm=hogwild", "hardware=sim_numa4", *(f"algorithm.{each}" for each in settings))
     assert chosen.algorithm.steadies() == [*ways, "a smaller algorithm.learning_rate"]
+
+
+THREE = [
+    "problem=logistic_regression",
+    "problem.synthetic_samples=4",
+    "problem.test_fraction=0.25",
+    "problem.dtype=float64",
+]
+THREE += ["problem.synthetic_features=40", "problem.synthetic_nonzeros_per_sample=5", "budget.epochs=2"]
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "sim_numa2"])
+@pytest.mark.parametrize("sharing", ["shared", "replica_per_worker"])
+def test_more_workers_than_rows_share_them(hardware, sharing):
+    chosen = [f"hardware={hardware}", "hardware.num_workers=6", f"algorithm.sharing={sharing}"]
+    done = execution("algorithm=hogwild", *THREE, *chosen)
+    assert done.failure is None and done.observations[-1].samples == 2 * 3
+    assert done.observations[-1].parameters.abs().sum() > 0

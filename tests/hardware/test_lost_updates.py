@@ -12,6 +12,7 @@ from simulated_ranks import KERNELS_ALONE, NUMA_WITH_LOCKS, execute, results
 from harness.build import build
 from harness.cli import composed
 from harness.kernels.access import LOCKING, Access, lock_words
+from harness.kernels.base import SplitModel
 from harness.kernels.sparse_linear import LOGISTIC, SparseLinearKernel
 from harness.problems.synthetic import sparse_rows
 from tests.counting import CountKernel
@@ -85,6 +86,49 @@ def test_one_worker_is_sequential_bit_for_bit(locking, memory):
 def test_blocks_are_lost_whole(block):
     made, found, metrics = counted(4, block=block)
     assert 0 < metrics["async/lost_frac"] == pytest.approx((made - found) / made, rel=1e-12)
+
+
+@pytest.mark.parametrize("locking", [each for each in LOCKING if each != "none"])
+def test_locks_lose_no_block(locking):
+    made, found, metrics = counted(4, locking, block=3)
+    assert made == found and metrics["async/lost_frac"] == 0.0
+
+
+@pytest.mark.parametrize("locking", [each for each in LOCKING if each != "none"])
+def test_locks_lose_nothing_of_a_model_whose_hottest_blocks_are_replicated(locking):
+    kernel, words = CountKernel(ROWS, 64, 2), lock_words(locking, 64)
+    slots = torch.full((128,), -1, dtype=torch.int32)
+    slots[[2, 3, 60, 61]] = torch.arange(4, dtype=torch.int32)  # of the coordinates 1 and 30
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(128, dtype=torch.float64))
+        split = SplitModel(model, torch.zeros(4, dtype=torch.float64), slots)
+        access = Access(locking, worker.shared("locks", words) if len(words) else words)
+        order = torch.from_numpy(np.random.default_rng(worker.rank).integers(0, 4, 500, dtype=np.int32))
+        worker.run(kernel, split, order, 1.0, access)
+        worker.meet()
+        return model.sum().item(), split.hot.sum().item(), 2 * kernel.nonzeros(order)
+
+    found = results(body, 3, memory=NUMA_WITH_LOCKS, compute=KERNELS_ALONE)
+    assert found[0][0] + sum(hot for _, hot, _ in found) == sum(made for _, _, made in found)
+
+
+@pytest.mark.parametrize("locking", ["atomic", "per_coordinate"])
+def test_empty_rows_hold_up_nobody(locking):
+    kernel, words = CountKernel([[], [0, 1], []], 2), lock_words(locking, 2)
+    samples = torch.tensor([0, 1, 2] * 20, dtype=torch.int32)
+
+    def body(worker):
+        model = worker.shared("model", torch.zeros(2, dtype=torch.float64))
+        access = Access(locking, worker.shared("locks", words) if len(words) else words)
+        worker.run(kernel, model, samples, 1.0, access)
+        worker.meet()
+        return model.tolist()
+
+    assert results(body, 2, memory=NUMA_WITH_LOCKS, compute=KERNELS_ALONE) == [[40.0, 40.0]] * 2
+    native = torch.zeros(2, dtype=torch.float64)
+    kernel(native, samples, 1.0, Access(locking, words))
+    assert native.tolist() == [20.0, 20.0]
 
 
 @pytest.mark.parametrize("workers", [2, 16])
