@@ -208,7 +208,7 @@ def test_computing_hides_communication_until_that_takes_longer():
 
 def test_a_shared_model_collapses_across_sockets_and_replicas_do_not():
     def speed(sharing, workers):
-        short = ("problem.synthetic_samples=4000", "budget.epochs=2", "budget.observations=4")
+        short = ("problem.synthetic_samples=4000", "budget.epochs=4", "budget.observations=4")
         return run("sockets", *short, sharing=sharing, workers=workers)["perf/samples_per_s"]
 
     alone = speed("shared", 1)
