@@ -45,6 +45,7 @@ def run_in_threads(crew: Crew, program: Program, progress: Callable[[int], None]
     torch_threads = torch.get_num_threads()
     run = _Run(crew, program)
     try:
+        progress(0)
         run.start()
         while not run.over.wait(PROGRESS_S):
             progress(run.counters.value("samples"))
