@@ -190,7 +190,7 @@ class _Run:
 
     def _give_up(self, who: str) -> None:
         """Nothing can end a thread that makes no call: it is left behind, which the failure must say."""
-        stuck = f"{who} did not leave within {GRACE_S:g} s and had to be left behind, still running"
+        stuck = f"{who} did not leave within {GRACE_S:g} s: left behind, until this process ends"
         with self._lock:
             reason = self.failures[0] if self.failures else None
             if isinstance(reason, KeyboardInterrupt):
