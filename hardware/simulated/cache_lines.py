@@ -12,6 +12,7 @@ hold a copy. A core also forgets, where there are more lines than its own cache 
 Misses and claims of one update overlap: n of them take sum / outstanding_misses, but at least the dearest. Clashes
 overlap less, sum / outstanding_clashes: stores leave a core in order, and loads that a core has done ahead on a line
 that it then loses are done again. Atomic operations hardly overlap, whatever they wait for: sum / outstanding_atomics.
+A line that cores have written comes to one of them at a time: who asks while it is on its way to another one waits.
 Where lines *migrate*, one that another core has written comes to its reader as the reader's own, and its write is no
 claim (Stenstrom, Brorsson, Sandberg, ISCA 1993); else reading leaves both a copy.
 """
@@ -28,7 +29,13 @@ from hardware.simulated.memory import SharedMemory
 from harness.kernels.base import Kernel
 from harness.kernels.native import INLINE
 
-LINE = np.dtype([("sharers", np.uint64), ("owner", np.uint64)])  # bits of ranks; column of `fetch_s`
+LINE = np.dtype(
+    [
+        ("sharers", np.uint64),  # bits of ranks
+        ("owner", np.uint64),  # a column of `fetch_s`
+        ("free_s", np.float64),  # virtual time at which it has come to who asked last
+    ]
+)
 
 
 class Lines(NamedTuple):
@@ -146,6 +153,16 @@ def write_line(lines: Any, rank: int, line: int) -> tuple[float, bool]:
 
 
 @njit(**INLINE)
+def arrival_s(lines: Any, line: int, cost_s: float, now_s: float) -> float:
+    """From now until a line is there that has just been read or written at some cost: after it came to those before."""
+    free_s = lines.state[line].free_s
+    moved = (cost_s > 0.0) & (lines.state[line].owner < np.uint64(len(lines.cached)))
+    begin_s = max(now_s, free_s)
+    lines.state[line].free_s = begin_s + cost_s if moved else free_s
+    return begin_s - now_s + cost_s if moved else cost_s
+
+
+@njit(**INLINE)
 def _lines_of(base, j, block, shift):
     """First and last line of a coordinate of `block` parameters, 2^shift to a line, of a model from `base`."""
     first = np.uint64(np.uint32(j)) * block
@@ -153,77 +170,80 @@ def _lines_of(base, j, block, shift):
 
 
 @njit(**INLINE)
-def read_lines_s(lines, base, rank, touched, nonzeros, costs):
+def read_lines_s(lines, base, rank, touched, nonzeros, costs, now_s):
     """Let `rank` hold every line it reads, and a row of so many nonzeros pass; returns the stall in seconds."""
     pass_row(lines, rank, costs.row_lines, nonzeros)
-    total = dearest = 0.0
+    total = last_s = 0.0
     if costs.block == 1:  # a loop of its own: one line each
         for j in touched:
-            cost = read_line(lines, rank, base + (np.uint64(np.uint32(j)) >> costs.line_shift))
+            line = base + (np.uint64(np.uint32(j)) >> costs.line_shift)
+            cost = read_line(lines, rank, line)
             total += cost
-            dearest = max(dearest, cost)
-        return max(dearest, total / lines.outstanding_misses)
+            last_s = max(last_s, arrival_s(lines, line, cost, now_s))
+        return max(last_s, total / lines.outstanding_misses)
     for j in touched:
         first, last = _lines_of(base, j, costs.block, costs.line_shift)
         for line in range(first, last + np.uint64(1)):
             cost = read_line(lines, rank, line)
             total += cost
-            dearest = max(dearest, cost)
-    return max(dearest, total / lines.outstanding_misses)
+            last_s = max(last_s, arrival_s(lines, line, cost, now_s))
+    return max(last_s, total / lines.outstanding_misses)
 
 
 @njit(**INLINE)
-def write_lines_s(lines, base, rank, touched, block, shift, outstanding_clashes):
+def write_lines_s(lines, base, rank, touched, block, shift, now_s):
     """Let `rank` alone hold every line it writes; returns the stall in seconds."""
-    missed = clashed = dearest = 0.0
+    missed = clashed = last_s = 0.0
     if block == 1:
         for j in touched:
-            cost, clash = write_line(lines, rank, base + (np.uint64(np.uint32(j)) >> shift))
+            line = base + (np.uint64(np.uint32(j)) >> shift)
+            cost, clash = write_line(lines, rank, line)
             missed += 0.0 if clash else cost
             clashed += cost if clash else 0.0
-            dearest = max(dearest, cost)
-        return max(dearest, missed / lines.outstanding_misses + clashed / outstanding_clashes)
+            last_s = max(last_s, arrival_s(lines, line, cost, now_s))
+        return max(last_s, missed / lines.outstanding_misses + clashed / lines.outstanding_clashes)
     for j in touched:
         first, last = _lines_of(base, j, block, shift)
         for line in range(first, last + np.uint64(1)):
             cost, clash = write_line(lines, rank, line)
             missed += 0.0 if clash else cost
             clashed += cost if clash else 0.0
-            dearest = max(dearest, cost)
-    return max(dearest, missed / lines.outstanding_misses + clashed / outstanding_clashes)
+            last_s = max(last_s, arrival_s(lines, line, cost, now_s))
+    return max(last_s, missed / lines.outstanding_misses + clashed / lines.outstanding_clashes)
 
 
 @njit(**INLINE)
-def add_atomically_s(lines, base, rank, touched, block, shift):
+def add_atomically_s(lines, base, rank, touched, block, shift, now_s):
     """Let `rank` alone hold every line it adds to, one after the other; returns the stall in seconds."""
-    total = 0.0
+    total = waited = 0.0
     for j in touched:
         first, last = _lines_of(base, j, block, shift)
         for line in range(first, last + np.uint64(1)):
             cost, _ = write_line(lines, rank, line)
             total += cost
-    return total / lines.outstanding_atomics
+            waited = max(waited, arrival_s(lines, line, cost, now_s) - cost)
+    return waited + total / lines.outstanding_atomics
 
 
 @njit(nogil=True, cache=True)
-def _read_range(lines: Any, rank: int, first: int, stop: int) -> tuple[float, float]:
-    """Read lines one after the other; the seconds of all, and of the dearest."""
+def _read_range(lines: Any, rank: int, first: int, stop: int, now_s: float) -> tuple[float, float]:
+    """Read lines one after the other; the seconds of all, and until the last is there."""
     total = dearest = 0.0
     for line in range(np.uint64(first), np.uint64(stop)):
         cost = read_line(lines, rank, line)
         total += cost
-        dearest = max(dearest, cost)
+        dearest = max(dearest, arrival_s(lines, line, cost, now_s))
     return total, dearest
 
 
 @njit(nogil=True, cache=True)
-def _write_range(lines: Any, rank: int, first: int, stop: int) -> tuple[float, float]:
-    """Write lines one after the other; the seconds of all, and of the dearest."""
+def _write_range(lines: Any, rank: int, first: int, stop: int, now_s: float) -> tuple[float, float]:
+    """Write lines one after the other; the seconds of all, and until the last is there."""
     total = dearest = 0.0
     for line in range(np.uint64(first), np.uint64(stop)):
         cost, _ = write_line(lines, rank, line)
         total += cost
-        dearest = max(dearest, cost)
+        dearest = max(dearest, arrival_s(lines, line, cost, now_s))
     return total, dearest
 
 
@@ -271,13 +291,13 @@ class CacheLines:
             self.native = self.native._replace(set_of=np.concatenate([self.native.set_of, sets]))
         return first
 
-    def read_s(self, rank: int, ranges: Sequence[tuple[int, int]]) -> float:
+    def read_s(self, rank: int, ranges: Sequence[tuple[int, int]], now_s: float) -> float:
         """Let a rank hold lines, first to stop - 1 of each range; returns the stall in seconds."""
-        return self._stall_s([_read_range(self.native, rank, *span) for span in ranges])
+        return self._stall_s([_read_range(self.native, rank, *span, now_s) for span in ranges])
 
-    def write_s(self, rank: int, ranges: Sequence[tuple[int, int]]) -> float:
+    def write_s(self, rank: int, ranges: Sequence[tuple[int, int]], now_s: float) -> float:
         """Let a rank alone hold lines, first to stop - 1 of each range; returns the stall in seconds."""
-        return self._stall_s([_write_range(self.native, rank, *span) for span in ranges])
+        return self._stall_s([_write_range(self.native, rank, *span, now_s) for span in ranges])
 
     def forgotten_s(self, rank: int, model: torch.Tensor, kernel: Kernel, samples: torch.Tensor) -> float:
         """Seconds by which a kernel takes longer on a model of the rank's own that its cache cannot hold."""

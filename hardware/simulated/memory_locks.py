@@ -93,7 +93,8 @@ def may_write(worker, lines, rank, touched, locks, costs):
             return -1.0
         locks.free_s[j] = np.inf
         worker.taken += 1
-    stall_s = add_atomically_s(lines, locks.first_line, rank, touched, np.uint64(1), locks.line_shift)
+    one, now_s = np.uint64(1), worker.next_s
+    stall_s = add_atomically_s(lines, locks.first_line, rank, touched, one, locks.line_shift, now_s)
     return stall_s + costs.atomic_s * len(touched)  # to take them; to let go is a store
 
 

@@ -92,12 +92,12 @@ def _earliest(workers):
 @njit(**INLINE)
 def _add_s(worker, lines, rank, touched, atomic, costs):
     """Let `rank` alone hold the lines it adds to: all of them, or the next few; returns the stall in seconds."""
-    block, shift = costs.block, costs.line_shift
+    block, shift, now_s = costs.block, costs.line_shift, worker.next_s
     if not atomic:
-        return write_lines_s(lines, worker.first_line, rank, touched, block, shift, lines.outstanding_clashes)
+        return write_lines_s(lines, worker.first_line, rank, touched, block, shift, now_s)
     part = touched[worker.taken : worker.taken + ATOMICS]
     worker.taken += len(part)
-    stall_s = add_atomically_s(lines, worker.first_line, rank, part, block, shift)
+    stall_s = add_atomically_s(lines, worker.first_line, rank, part, block, shift, now_s)
     return stall_s + costs.atomic_s * len(part) * block
 
 
@@ -139,7 +139,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         row_s = worker.row_s + worker.row_nonzero_s * len(row)
         first_line, step = worker.first_line, Step(worker.learning_rate, False, quantum)
         if worker.event == READ:
-            stall_s = read_lines_s(lines, first_line, rank, touched, len(row), costs)
+            stall_s = read_lines_s(lines, first_line, rank, touched, len(row), costs, worker.next_s)
             shared = _weights_of(worker, like)
             worker.slope = read(kernel, shared, sample, step)
             worker.seen = ledger.versions[worker.model]

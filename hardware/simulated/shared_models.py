@@ -106,11 +106,11 @@ class SharedModels:
 
     def read_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
         """Let `rank` hold every line under `tensors`, views of these models; returns the stall in seconds."""
-        return self._lines.read_s(rank, [self._lines_under(tensor) for tensor in tensors])
+        return self._lines.read_s(rank, [self._lines_under(tensor) for tensor in tensors], self._engine.env.now)
 
     def write_s(self, rank: int, tensors: Sequence[torch.Tensor]) -> float:
         """Let `rank` alone hold every line under `tensors`; returns the stall in seconds."""
-        return self._lines.write_s(rank, [self._lines_under(tensor) for tensor in tensors])
+        return self._lines.write_s(rank, [self._lines_under(tensor) for tensor in tensors], self._engine.env.now)
 
     def forgotten_s(self, rank: int, kernel: Kernel, model: torch.Tensor, samples: torch.Tensor) -> float:
         """Seconds by which a kernel takes longer on a model of the rank's own that its cache cannot hold."""

@@ -139,10 +139,10 @@ def test_misses_and_claims_overlap_and_clashes_overlap_less():
     shift, one, touched = np.uint64(4), np.uint64(1), np.arange(0, 160, 16, dtype=np.int32)  # of float32, a line each
     costs = SimpleNamespace(block=one, line_shift=shift, row_lines=(0.0, 0.0))
 
-    def write_s(rank, touched):
-        return write_lines_s.py_func(lines, np.uint64(0), rank, touched, one, shift, lines.outstanding_clashes)
+    def write_s(rank, touched, now_s=1e6):
+        return write_lines_s.py_func(lines, np.uint64(0), rank, touched, one, shift, now_s)
 
-    assert read_lines_s.py_func(lines, np.uint64(0), 0, touched, 0, costs) == pytest.approx(10 * 80 / 4)
+    assert read_lines_s.py_func(lines, np.uint64(0), 0, touched, 0, costs, 0.0) == pytest.approx(10 * 80 / 4)
     for line in range(4):
         update(lines, 1, line)  # which rank 0 has lost then
     for line in range(4, 7):
@@ -150,7 +150,22 @@ def test_misses_and_claims_overlap_and_clashes_overlap_less():
     assert write_s(0, touched) == pytest.approx(3 * 50 / 4 + 4 * 120 / 2)
     assert write_s(0, touched) == 0
     read(lines, 2, 0)
-    assert write_s(0, touched[:1]) == 50  # one alone overlaps with nothing
+    assert write_s(0, touched[:1], 2e6) == 50  # one alone overlaps with nothing
+
+
+@pytest.mark.parametrize("locking", ["none", "atomic"])
+@pytest.mark.parametrize("workers", [2, 8, 64])
+def test_a_line_comes_to_one_core_at_a_time(workers, locking):
+    """However many write it, it moves once in `same_socket_s`, and at most once for two updates of one core."""
+    kernel, move_s = rows(200, 1, 1), 50e-9
+
+    def body(worker):
+        model, words = worker.shared("model", torch.zeros(1)), lock_words(locking, 1)
+        worker.run(kernel, model, torch.arange(200, dtype=torch.int32), 1e-3, Access(locking, words))
+
+    memory = shared_memory(sockets=1, cores_per_socket=64, same_socket_s=move_s, migrates=True)
+    done = execute(body, workers, memory=memory, compute=COMPUTE)
+    assert done.failure is None and 200 * workers * move_s / 2 < done.run_s < 200 * workers * 2 * move_s * 1.05
 
 
 def test_a_model_of_ones_own_that_does_not_fit_costs_its_misses():
