@@ -78,7 +78,7 @@ def _interrupted(outcome: Outcome, when: str, directory: Path | None) -> str:
     times, lacks = len(outcome.rows) - 1, ""  # the first row is the initial model
     if times > 0:
         epochs = outcome.rows[-1]["progress/epoch"]
-        kept = f"what was observed up to epoch {epochs:.3g} ({times} times) is"
+        kept = f"what was observed up to epoch {epochs:.3g} ({times} time{'s' if times > 1 else ''}) is"
         lacks = f", the last {outcome.unevaluated} without losses" if outcome.unevaluated else ""
     else:
         kept = "the settings and the row of the initial model are" if outcome.rows else "the settings alone are"

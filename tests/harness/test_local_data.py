@@ -116,7 +116,7 @@ def test_workers_are_given_what_federated_clients_would_be(data, partition):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["problem=matrix_completion", "data=by_label"], "data=by_label needs a label of every sample, which this problem lacks"),
+        (["problem=matrix_completion", "data=by_label"], "needs a label of every sample, which this problem lacks"),
         (["problem=matrix_completion", "data=dirichlet"], "use data=sharded"),
         ([*MLP, "data=dirichlet", "data.alpha=0.001"], r"worker \d of 8 without a sample of 1438: raise data.alpha"),
         ([*FEW, "data=by_label", "data.shards=1"], r"leaves worker \d of 8 .*: lower data.shards=1"),
