@@ -12,6 +12,7 @@ The order is a function of (seed, epoch), never of arrival. A *position* counts 
 Others: `local_data.py`, where every worker has samples of its own; `streaming.py`, where servers send them rows.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -110,13 +111,15 @@ class DataPolicy(ABC):
             nodes: of every rank.
         """
 
-    def sequence(self, share: Share, length: int, seed: int) -> torch.Tensor:
-        """The row at every position of a share's order, counted from its first row.
+    def sequence(self, share: Share, length: int, seed: int, epoch: int = 0) -> torch.Tensor:
+        """The row at every position of a share's order from an epoch on, counted from its first row.
 
         Returns:
             int32 tensor of shape (length,), values in [0, share.extent). Read only: it may be shared.
         """
-        visits = _sequence(share.rows, length, (seed, *share.stream), self.order != "storage")
+        with _looking:  # two threads who look at once shall find the same
+            sequence = _sequence(share.rows, length, (seed, *share.stream), self.order != "storage", epoch)
+        visits = sequence.visits()
         return visits if share.own is None else torch.from_numpy(share.own[visits.numpy()])  # which no meter sees
 
 
@@ -196,10 +199,29 @@ def shared_by_all(num_samples: int, budget: int, rank: int, num_workers: int) ->
     return Share(0, num_samples, workers=num_workers, index=rank, pool=0, budget=budget)
 
 
-@lru_cache(maxsize=8)  # threads and simulated ranks of one run share one copy
-def _sequence(rows: int, length: int, key: tuple[int, ...], shuffled: bool) -> torch.Tensor:
-    epochs = -(-length // rows)
-    sequence = np.empty((epochs, rows), dtype=np.int32)
-    for epoch in range(epochs):
-        sequence[epoch] = np.random.default_rng([*key, epoch]).permutation(rows) if shuffled else np.arange(rows)
-    return torch.from_numpy(sequence.reshape(-1)[:length])
+class _Sequence:
+    """Some epochs of an order, drawn by who asks first; others wait for it."""
+
+    def __init__(self, rows: int, length: int, key: tuple[int, ...], shuffled: bool, epoch: int) -> None:
+        self._rows, self._length, self._key, self._shuffled, self._epoch = rows, length, key, shuffled, epoch
+        self._drawing = threading.Lock()
+        self._visits: torch.Tensor | None = None
+
+    def visits(self) -> torch.Tensor:
+        """The row at every position."""
+        with self._drawing:
+            if self._visits is None:
+                self._visits = self._drawn()
+            return self._visits
+
+    def _drawn(self) -> torch.Tensor:
+        rows, epochs = self._rows, -(-self._length // self._rows)
+        visits = np.empty((epochs, rows), dtype=np.int32)
+        for epoch in range(epochs):
+            random = np.random.default_rng([*self._key, self._epoch + epoch]) if self._shuffled else None
+            visits[epoch] = np.arange(rows) if random is None else random.permutation(rows)
+        return torch.from_numpy(visits.reshape(-1)[: self._length])
+
+
+_sequence = lru_cache(maxsize=8)(_Sequence)  # threads and simulated ranks of one run share one copy
+_looking = threading.Lock()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,8 +11,9 @@ from harness.data import Share
 from harness.errors import UserError
 from harness.interleaving import Decisions
 from harness.kernels.base import Kernel
+from harness.order import PART, Order
 from harness.program import Program
-from harness.rows import PermutedRows, StoredRows, within_epochs
+from harness.rows import PermutedRows, Rows, StoredRows, within_epochs
 
 if TYPE_CHECKING:
     from harness.place import Place
@@ -35,34 +37,34 @@ class Dealer:
         self._parts = program.parts(self._num_workers)
         self._starts = Decisions("claims", "claims a batch", place.rank, place.interleaving, program.replay)
         self._synchronous, self._budget = program.algorithm.synchronous, program.budget_samples
-        self._sequences: dict[int, torch.Tensor] = {}
+        self._orders: dict[int, Order] = {}
         self._fake = program.problem.is_fake
 
-    def sequence(self, num_samples: int, reach: int | None = None) -> torch.Tensor:
-        """The row at every position of the worker's order, from the first one of its share, int32, on its device.
+    def order(self, num_samples: int) -> Order:
+        """The worker's order of the rows of its share, counted from the first one."""
+        if num_samples not in self._orders:
+            self._orders[num_samples] = self._order(self._share(num_samples, self._index))
+        return self._orders[num_samples]
 
-        Args:
-            reach: positions that are needed; None for all that there can be. Who has an order of its own, of which it
-                goes through as much as it is fast, has more than its equal part only once that is needed.
+    def _order(self, share: Share, placed: Rows | None = None, epochs: int | None = None) -> Order:
+        """Of the rows of a share, in the numbers of where they are placed; whole epochs, or as far as it can be needed.
+
+        Who has an order of its own goes through as much of it as it is fast: more than its equal part is unusual.
         """
-        share = self._share(num_samples, self._index)
         equal = -(-self._budget // self._num_workers) * share.workers + self._num_workers  # budgets are rounded up
-        most = equal if self._synchronous else share.budget + self._num_workers
-        known = self._sequences.get(num_samples)
-        if reach is None or share.workers > 1:
-            length = most
-        else:
-            length = equal if known is None else len(known) if reach <= len(known) else 2 * reach
-        if known is None or len(known) < min(length, most):
-            known = self._rows(share, min(length, most)).to(self._place.device)
-            self._sequences[num_samples] = known
-        return known
+        length = equal if self._synchronous else share.budget + self._num_workers
+        usual = length if share.workers > 1 else equal
+        if epochs is not None:
+            length = usual = epochs * share.rows
 
-    def _rows(self, share: Share, length: int) -> torch.Tensor:
-        """The rows of a share's order; of a problem without values, as many without them."""
-        if self._fake:
-            return torch.empty(length, dtype=torch.int32)
-        return self._data.sequence(share, length, self._seed)
+        def draw(epoch: int, length: int) -> torch.Tensor:
+            if self._fake:
+                return torch.empty(length, dtype=torch.int32)
+            visits = self._data.sequence(share, length, self._seed, epoch)
+            return visits if placed is None else placed.numbered(visits)
+
+        place, part = self._place, length if self._fake else PART * share.workers // self._num_workers
+        return Order(draw, share.rows, length, usual, part, place.device, lambda: place.clock.paused())
 
     def positions(self, num_samples: int, batch_size: int) -> Iterator[tuple[float, int, int]]:
         """Each batch of this worker: epochs dealt to all before it, where in its order it starts, and its size."""
@@ -138,10 +140,11 @@ class Dealer:
             )
         place, share, shares = self._place, self._share(num_samples, self._index), self._shares(num_samples)
         if self._data.order == "permuted":
-            sequence = self._data.sequence(share, self._epochs(num_samples) * share.rows, self._seed)
-            return PermutedRows(place, kernel, shares, share, sequence)
+            order = partial(self._order, share, epochs=self._epochs(num_samples))
+            return PermutedRows(place, kernel, shares, share, order)
         placed = place.rows("rows", kernel, shares, share, sequential=self._data.order == "storage")
-        return StoredRows(placed, self.sequence(num_samples), share.rows)
+        stored = self._order(share, placed) if placed.first else self.order(num_samples)
+        return StoredRows(placed.kernel, stored, share.rows)
 
     def within_epochs(self, positions: Iterator[tuple[int, int]], num_samples: int) -> Iterator[tuple[int, int, int]]:
         """Batches cut where an epoch of the worker's share ends; see `rows.within_epochs`."""

@@ -33,20 +33,24 @@ class Progress:
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def phase(self, name: str, total: int, virtual: bool = False) -> Iterator[Callable[[int], None]]:
+    def phase(
+        self, name: str, total: int, of: str = "samples", rate: str = "samples/s"
+    ) -> Iterator[Callable[[int], None]]:
         """A block with a known amount of work.
 
-        Rates are those of the host, also where the run's own clock is virtual.
+        Rates are those of the host, also where the run's own clock is virtual, and count from when the work began: what
+        comes before, such as compiling, is not among it.
 
         Args:
             name: what is done.
-            total: samples to process.
-            virtual: whether the run's own clock is virtual.
+            total: how much there is to do.
+            of: what that counts, in words.
+            rate: what a rate counts, in words; "" for none.
 
         Yields:
-            update: to be called with the samples done so far, as often as one likes.
+            update: to be called with what is done so far, as often as one likes, and with 0 when the work begins.
         """
-        phase = _Phase(name, total, self._clock, "samples/s (host)" if virtual else "samples/s")
+        phase = _Phase(name, total, self._clock, of, rate)
         with self._bar(phase) if self._console.is_interactive else self._lines(phase) as draw:
             try:
                 yield lambda done: phase.update(done, draw)
@@ -84,31 +88,41 @@ class Progress:
 
 
 class _Phase:
-    def __init__(self, label: str, total: int, clock: Callable[[], float], rate_unit: str) -> None:
+    def __init__(self, label: str, total: int, clock: Callable[[], float], of: str, rate_unit: str) -> None:
         self.label, self.total = label, total
-        self._rate_unit = rate_unit
+        self._of, self._rate_unit = of, rate_unit
         self.done, self.ended = 0, False
         self.due_s = 0.0  # when to draw next
         self._clock, self._start_s = clock, clock()
+        self._first: tuple[float, int] | None = None  # seconds and what was done, when last heard of none, or ever
+        self._last = (0.0, 0)
 
     def elapsed_s(self) -> float:
         return self._clock() - self._start_s
 
     def update(self, done: int, draw: Callable[[], None]) -> None:
+        self._last = (self.elapsed_s(), done)
+        if done == 0 or self._first is None:
+            self._first = self._last
         self.done = done
         if self.elapsed_s() >= self.due_s:
             draw()
 
     def text(self) -> str:
         """Such as `1,200 of 6,000 samples, 4,000 samples/s, 2 s left`."""
-        parts, elapsed_s = [f"{self.done:,} of {self.total:,} samples"], self.elapsed_s()
-        if self.done > 0 and elapsed_s > 0:
-            parts.append(f"{self.done / elapsed_s:,.0f} {self._rate_unit}")
+        parts, rate = [f"{self.done:,} of {self.total:,} {self._of}"], self._rate()
+        if rate > 0 and self._rate_unit:
+            parts.append(f"{rate:,.0f} {self._rate_unit}")
         if self.ended:
-            parts.append(f"{'done' if self.done >= self.total else 'ended'} in {_duration(elapsed_s)}")
-        elif self.done > 0:
-            parts.append(f"{_duration(elapsed_s * max(self.total - self.done, 0) / self.done)} left")
+            parts.append(f"{'done' if self.done >= self.total else 'ended'} in {_duration(self.elapsed_s())}")
+        elif rate > 0:
+            parts.append(f"{_duration(max(self.total - self.done, 0) / rate)} left")
         return ", ".join(parts)
+
+    def _rate(self) -> float:
+        """A second, since the work began; 0 where nothing is known."""
+        (before_s, before), (now_s, now) = self._first or self._last, self._last
+        return (now - before) / (now_s - before_s) if now_s > before_s else 0.0
 
 
 def _duration(seconds: float) -> str:

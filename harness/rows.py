@@ -9,6 +9,7 @@ import torch
 
 from harness.data import Share
 from harness.kernels.base import Kernel
+from harness.order import Order
 
 if TYPE_CHECKING:
     from harness.place import Place
@@ -58,13 +59,13 @@ class StoredRows:
     """Rows that are visited where they are.
 
     Args:
-        sequence: the row at every position of a share's order.
+        order: of a share, in the kernel's numbers.
         epoch_rows: rows of an epoch.
     """
 
-    def __init__(self, rows: Rows, sequence: torch.Tensor, epoch_rows: int) -> None:
-        self.kernel = rows.kernel
-        self._sequence, self._epoch_rows = rows.numbered(sequence), epoch_rows
+    def __init__(self, kernel: Kernel, order: Order, epoch_rows: int) -> None:
+        self.kernel = kernel
+        self._order, self._epoch_rows = order, epoch_rows
 
     def turn(self, epoch: int) -> bool:
         """Make ready for an epoch: nothing to do."""
@@ -73,7 +74,7 @@ class StoredRows:
     def samples(self, epoch: int, start: int, stop: int) -> torch.Tensor:
         """Positions start .. stop - 1 of an epoch in the kernel's numbers, int32."""
         before = epoch * self._epoch_rows
-        return self._sequence[before + start : before + stop]
+        return self._order.rows(before + start, before + stop)
 
 
 class PermutedRows:
@@ -84,7 +85,7 @@ class PermutedRows:
     Args:
         shares: the rows in each node's memory; see `Place.rows`.
         share: of these, the worker's.
-        sequence: the row at every position of the share's order, whole epochs.
+        order: makes that of the share, whole epochs, in the numbers of rows.
     """
 
     def __init__(
@@ -93,12 +94,12 @@ class PermutedRows:
         kernel: Kernel,
         shares: Mapping[int | None, Share],
         share: Share,
-        sequence: torch.Tensor,
+        order: Callable[[Rows], Order],
     ) -> None:
         names = "permuted rows of even epochs", "permuted rows of odd epochs"
         self._source = place.rows("rows", kernel, shares, share)
         self._targets = [place.rows(name, kernel, shares, share, fresh=True, sequential=True) for name in names]
-        self._sequence = self._source.numbered(sequence).split(share.rows)
+        self._order, self._epoch_rows = order(self._source), share.rows
         self._place, self._epoch = place, -1
         self._begin, self._end = _own_part(share.rows, place.nodes, share.node, place.rank)
         self._numbers = self._targets[0].numbered(torch.from_numpy(np.arange(share.rows, dtype=np.int32)))
@@ -118,7 +119,8 @@ class PermutedRows:
         if epoch == self._epoch:
             return False
         self._epoch = epoch
-        self._place.gather(self._source, self._targets[epoch % 2], self._sequence[epoch], self._begin, self._end)
+        rows = self._rows(epoch)
+        self._place.gather(self._source, self._targets[epoch % 2], rows, self._begin, self._end)
         return True
 
     def samples(self, epoch: int, start: int, stop: int) -> torch.Tensor:
@@ -129,7 +131,10 @@ class PermutedRows:
         """Copy no rows, so that no clock sees the compiler."""
         data, target = self._source.kernel.row_data, self._targets[0].kernel.row_data
         assert data is not None and target is not None
-        data.gather_into(target, self._sequence[0], 0, 0, self._source.first)
+        data.gather_into(target, self._rows(0), 0, 0, self._source.first)
+
+    def _rows(self, epoch: int) -> torch.Tensor:
+        return self._order.rows(epoch * self._epoch_rows, (epoch + 1) * self._epoch_rows)
 
 
 def within_epochs(positions: Iterator[tuple[int, int]], rows: int, epochs: int) -> Iterator[tuple[int, int, int]]:

@@ -10,6 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from hardware.real.signals import deferred
 from harness.baseline import find_references, run_key
 from harness.check import check
 from harness.errors import TwinclockError, Unexpected, UserError
@@ -20,6 +21,8 @@ from harness.record import Record
 from harness.setup import Setup, compose, run_info
 from harness.summary import show
 from harness.trial import Outcome, execute, failed
+
+LATE = "after the run had ended"
 
 
 def run(config: DictConfig) -> None:
@@ -40,12 +43,16 @@ def run(config: DictConfig) -> None:
     for notice in notices:
         console.print(f"note: {notice}", highlight=False, markup=False, soft_wrap=True)
     info = run_info(setup, _plain(config), _sweep(directory))
+    place = directory if setup.tracking.writes_files else None
     with setup.tracking.open(info) as tracker:
         outcome = _recorded(setup, info, notices, directory, console)
-        tracker.log(outcome.rows)
-        tracker.finish(outcome.summary, exit_code=int(outcome.failure is not None), tags=outcome.tags)
+        try:
+            tracker.log(outcome.rows)
+            tracker.finish(outcome.summary, exit_code=int(outcome.failure is not None), tags=outcome.tags)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(_interrupted(outcome, _when(outcome) or LATE, place)) from interrupt
     if isinstance(outcome.failure, KeyboardInterrupt):
-        raise KeyboardInterrupt(_interrupted(outcome, directory if setup.tracking.writes_files else None))
+        raise KeyboardInterrupt(_interrupted(outcome, _when(outcome), place))
     if outcome.failure is not None:
         raise outcome.failure
     show(console, info.name, outcome.summary, _shown(directory) if setup.tracking.writes_files else "", tracker.hint)
@@ -59,14 +66,23 @@ def _leave_nothing(directory: Path) -> None:
             directory.parent.rmdir()
 
 
-def _interrupted(outcome: Outcome, directory: Path | None) -> str:
+def _when(outcome: Outcome) -> str:
+    """An interrupt ended the run; "" if none did."""
+    if not isinstance(outcome.failure, KeyboardInterrupt):
+        return ""
+    return str(outcome.failure) or ("in mid-run" if len(outcome.rows) > 1 else "before any progress was recorded")
+
+
+def _interrupted(outcome: Outcome, when: str, directory: Path | None) -> str:
     """When, what is kept, and what had to be left behind."""
-    times = len(outcome.rows) - 1  # the first row is the initial model
-    kept, when = "the settings alone are", "before any progress was recorded"
+    times, lacks = len(outcome.rows) - 1, ""  # the first row is the initial model
     if times > 0:
         epochs = outcome.rows[-1]["progress/epoch"]
-        kept, when = f"what was observed up to epoch {epochs:.3g} ({times} times) is", "in mid-run"
-    where = "tracking=none keeps nothing" if directory is None else f"{kept} in {_shown(directory)}"
+        kept = f"what was observed up to epoch {epochs:.3g} ({times} time{'s' if times > 1 else ''}) is"
+        lacks = f", the last {outcome.unevaluated} without losses" if outcome.unevaluated else ""
+    else:
+        kept = "the settings and the row of the initial model are" if outcome.rows else "the settings alone are"
+    where = "tracking=none keeps nothing" if directory is None else f"{kept} in {_shown(directory)}{lacks}"
     return "; ".join([f"{when}: {where}", *getattr(outcome.failure, "__notes__", [])])
 
 
@@ -77,12 +93,15 @@ def _recorded(setup: Setup, info: RunInfo, notices: list[str], directory: Path, 
     record.start(manifest(info, notices))
     outcome = _compared(setup, info, console)
     try:
-        outcome.keep(record)
+        with deferred() as heard:
+            outcome.keep(record)
+            _index(setup).add(run_key(setup), record)
     except UserError as error:
         with suppress(UserError):  # what does not fit is said, where that does
             record.finish(outcome.summary, "failed", str(error))
         raise
-    _index(setup).add(run_key(setup), record)
+    if heard:
+        raise KeyboardInterrupt(_interrupted(outcome, _when(outcome) or LATE, directory))
     return outcome
 
 

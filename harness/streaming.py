@@ -20,6 +20,7 @@ import torch.distributed as dist
 from harness.batch import Batch, Layout, message_bytes, packed, unpacked
 from harness.data import DataPolicy, Partitioned, Share, shared_by_all
 from harness.errors import require
+from harness.order import Order
 from harness.problems.base import Problem
 
 REQUEST, ROWS = 1, 2  # tags
@@ -82,12 +83,12 @@ class Stream:
         self._coming: deque[_Coming] = deque()
 
     def batches(
-        self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[float, int, int]]
+        self, problem: Problem, order: Order, positions: Iterator[tuple[float, int, int]]
     ) -> Iterator[tuple[float, Batch]]:
         """Ask for batches, and hand them out as they are needed; what an earlier call asked for in vain is dropped.
 
         Args:
-            order: the sample at every position, where rows are wanted.
+            order: of the samples, on the device where rows are wanted.
             positions: of each batch the epochs dealt before it, its place in the order and its size.
 
         Yields:
@@ -112,14 +113,12 @@ class Stream:
         while self._coming:
             self._coming.popleft().received()
 
-    def _ask(
-        self, problem: Problem, order: torch.Tensor, positions: Iterator[tuple[float, int, int]], most: int
-    ) -> None:
+    def _ask(self, problem: Problem, order: Order, positions: Iterator[tuple[float, int, int]], most: int) -> None:
         """Ask for batches until so many are under way."""
         while len(self._coming) < most and (following := next(positions, None)) is not None:
             elapsed, position, size = following
             request = self._send(position, size)
-            layout = problem.layout(order[position : position + size])
+            layout = problem.layout(order.rows(position, position + size))
             message = torch.empty(message_bytes(layout), dtype=torch.uint8)
             answer = self._group.recv([message], self._server, ROWS)
             self._coming.append(_Coming(problem, order.device, elapsed, size, layout, message, request, answer))
@@ -150,14 +149,14 @@ class _Coming:
         return self.elapsed_epochs, Batch(self.problem, rows, self.size)
 
 
-def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: torch.Tensor, num_workers: int) -> None:
+def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: Order, num_workers: int) -> None:
     """Be a data server until all its workers have said goodbye.
 
     A receive is posted for every credit, and meets either the next request or the goodbye.
 
     Args:
         group: of all ranks.
-        order: the sample at every position.
+        order: of the samples.
         num_workers: of the run.
     """
     workers = [rank for rank in range(num_workers) if data.server_of(rank, group.size()) == group.rank()]
@@ -171,7 +170,7 @@ def serve(data: Streamed, group: dist.ProcessGroup, problem: Problem, order: tor
         works = sent.setdefault(source, deque())
         while len(works) >= data.credits:
             works.popleft().wait()
-        works.append(group.send([packed(problem.gather(order[position : position + size]))], source, ROWS))
+        works.append(group.send([packed(problem.gather(order.rows(position, position + size)))], source, ROWS))
     for works in sent.values():
         for work in works:
             work.wait()

@@ -1,7 +1,8 @@
 """Execute one setup, then evaluate what was observed. Knows nothing of baselines, files or W&B."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,12 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from hardware.base import Execution
+from hardware.real.signals import deferred
 from harness.compiling import announced
-from harness.errors import Diverged, WorkerFailed
+from harness.errors import Diverged, TwinclockError, Unexpected, WorkerFailed
 from harness.interleaving import FILE, Interleaving, write
 from harness.manifest import RunInfo
-from harness.metrics import Row, Summary, first_divergence, history, summarise
+from harness.metrics import Row, Summary, first_divergence, history, retarget, summarise
 from harness.place import Observation
 from harness.problems.base import Problem
 from harness.progress import Progress
@@ -35,6 +37,7 @@ class Outcome:
         failure: why it did not finish, or None; rows and summary hold what was observed until then.
         timeline: writes what each worker did when to a file; None where that is not known.
         interleavings: by rank, what timing decided; empty where that does not decide all.
+        unevaluated: the last rows, which have no losses, since the run ended while they were evaluated.
     """
 
     rows: list[Row]
@@ -44,6 +47,7 @@ class Outcome:
     failure: BaseException | None
     timeline: Callable[[Path], object] | None = None
     interleavings: Sequence[Interleaving] = ()
+    unevaluated: int = 0
 
     @property
     def status(self) -> Status:
@@ -79,17 +83,22 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     """
     start_host_s = time.perf_counter()
     program, problem = setup.program(), setup.problem
-    virtual = setup.hardware.clock_kind == "virtual"
-    with announced(progress.say), progress.phase(label, program.budget_samples, virtual) as update:
+    rate = "samples/s (host)" if setup.hardware.clock_kind == "virtual" else "samples/s"
+    with announced(progress.say), progress.phase(label, program.budget_samples, rate=rate) as update:
         execution = setup.machine.execute(program, update)
-    seen, spreads = averaged(execution.observations, setup.num_workers)
     trains, seed = setup.algorithm.trains and not problem.is_fake, setup.settings.seed
-    observations = [_initial_observation(problem, setup.algorithm.seeds(seed), start_host_s), *seen]
-    losses = evaluate(problem, seed, observations) if trains else [{} for _ in observations]
+    with deferred() as heard:  # until there is something to keep
+        seen, spreads = averaged(execution.observations, setup.num_workers)
+        observations = [_initial_observation(problem, setup.algorithm.seeds(seed), start_host_s), *seen]
+    losses, cut = _evaluated(problem, seed, observations, label, progress, heard) if trains else ([], None)
+    unevaluated = len(observations) - len(losses) if trains else 0
+    losses += [{} for _ in observations[len(losses) :]]
     evaluations = [values | spread for values, spread in zip(losses, [{}, *spreads], strict=True)]
     rows = history(observations, evaluations, problem.num_samples, start_host_s)
     target = setup.settings.target.loss if trains else None
     summary = summarise(execution, rows, problem.num_samples, setup.num_workers, target)
+    if unevaluated and not summary.get("target/reached"):
+        summary = retarget(summary, rows, None)  # nobody knows
     if setup.num_servers:
         summary["run/num_servers"] = setup.num_servers
     summary |= setup.algorithm.constants(setup.num_workers)
@@ -98,26 +107,74 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     if problem.is_fake:
         summary |= setup.presumed()
     silence = (_silence(execution) or missing(execution.observations, setup.num_workers)) if trains else None
-    failure = execution.failure or silence or _divergence(observations, evaluations, problem.num_samples)
+    failure = execution.failure or cut or silence or _divergence(observations, evaluations, problem.num_samples)
     summary |= _stamp(info, execution.tags)
     decided = [] if setup.algorithm.needs_shared_memory else execution.interleavings
     asynchronous = any(each.claims or each.sources or each.times for each in decided)
     interleavings = decided if asynchronous else []
-    return Outcome(rows, summary, execution.facts, execution.tags, failure, execution.timeline, interleavings)
+    facts, tags, timeline = execution.facts, execution.tags, execution.timeline
+    return Outcome(rows, summary, facts, tags, failure, timeline, interleavings, unevaluated)
 
 
 def evaluate(problem: Problem, seed: int, observations: Sequence[Observation]) -> list[dict[str, float]]:
     """The metrics of every observed model, off the clock; of the mean of their predictions where there are several."""
+    return list(_evaluations(problem, seed, observations))
+
+
+def _evaluated(
+    problem: Problem,
+    seed: int,
+    observations: Sequence[Observation],
+    label: str,
+    progress: Progress,
+    heard: Sequence[int],
+) -> tuple[list[dict[str, float]], BaseException | None]:
+    """The metrics of the observed models in their order; and what kept the last ones from being had, or None.
+
+    Args:
+        heard: signals that came before.
+    """
+    done: list[dict[str, float]] = []
+    with progress.phase(label, len(observations), of="models evaluated", rate="") as update:
+        update(0)
+        try:
+            if heard:
+                raise KeyboardInterrupt
+            for values in _evaluations(problem, seed, observations):
+                done.append(values)
+                update(len(done))
+        except KeyboardInterrupt:
+            return done, KeyboardInterrupt("while the observed models were evaluated")
+        except TwinclockError as error:
+            return done, error
+        except Exception as error:
+            return done, Unexpected.of(error)
+    return done, None
+
+
+def _evaluations(problem: Problem, seed: int, observations: Sequence[Observation]) -> Iterator[dict[str, float]]:
     models = [problem.build_model(torch.device("cpu"), seed)]
-    evaluations = []
-    with torch.no_grad():
-        for observation in observations:
-            rows = torch.atleast_2d(observation.parameters)  # (models, parameters)
-            models += [problem.build_model(torch.device("cpu"), seed) for _ in rows[len(models) :]]
+    for observation in observations:
+        rows = torch.atleast_2d(observation.parameters)  # (models, parameters)
+        models += [problem.build_model(torch.device("cpu"), seed) for _ in rows[len(models) :]]
+        with torch.no_grad(), nullcontext() if problem.kernel is None else _one_thread():
             for row, model in zip(rows, models, strict=True):
                 vector_to_parameters(row, model.parameters())
-            evaluations.append(problem.evaluate(models[0]) if len(models) == 1 else _together(problem, models))
-    return evaluations
+            values = problem.evaluate(models[0]) if len(models) == 1 else _together(problem, models)
+        yield values
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """A block without torch's other threads: beside native code they have little to do, and on a busy machine each
+    operation would wait for them to get a core, many times as long as it takes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _together(problem: Problem, models: Sequence[nn.Module]) -> dict[str, float]:

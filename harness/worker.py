@@ -70,7 +70,7 @@ class Worker:
         self.last_observed = self._observer.last
         self._data, self._stream = program.data, None
         if self.rank < self.num_workers or program.data.servers():
-            self._dealer.sequence(program.problem.num_samples, reach=0)  # now, so that no clock sees it
+            self._dealer.order(program.problem.num_samples)  # now, so that no clock sees it
         if isinstance(program.data, Streamed) and self.rank < self.num_workers:
             self._stream = Stream(program.data, place.all_ranks())
 
@@ -92,15 +92,13 @@ class Worker:
             UserError: where the data policy moves rows, which needs `visits`.
         """
         self._dealer.check_unmoved()
-        rows = self._dealer.sequence(problem.num_samples, reach=0)
+        order = self._dealer.order(problem.num_samples)
         if self._stream is None:
             for position, size in self._dealt(problem.num_samples, batch_size):
-                if position + size > len(rows):
-                    rows = self._further(problem, position + size)
-                yield rows[position : position + size]
+                yield order.rows(position, position + size)
             return
         positions = self._dealer.positions(problem.num_samples, batch_size)
-        for elapsed, batch in self._stream.batches(problem, rows, positions):
+        for elapsed, batch in self._stream.batches(problem, order, positions):
             self._deal(elapsed, len(batch))
             yield batch
 
@@ -136,16 +134,13 @@ class Worker:
         """
         self._dealer.check_unmoved()
         self._dealer.check_at_hand()
-        rows = self._dealer.sequence(problem.num_samples, reach=0)
+        order = self._dealer.order(problem.num_samples)
 
         def of_epoch(epoch: int, group: Iterator[tuple[int, int, int, int]]) -> Iterator[torch.Tensor]:
-            nonlocal rows
             for _, first, own, size in group:
                 self.elapsed_epochs, self.epoch, self.position = epoch + first / problem.num_samples, epoch, first
-                if own + size > len(rows):
-                    rows = self._further(problem, own + size)
                 if size:
-                    yield rows[own : own + size]
+                    yield order.rows(own, own + size)
 
         for epoch, group in groupby(self._dealer.epochs(problem.num_samples, batch_size), key=itemgetter(0)):
             yield epoch, of_epoch(epoch, group)
@@ -371,19 +366,14 @@ class Worker:
     def serve_rows(self, problem: Problem) -> None:
         """Be a data server until all its workers have left."""
         assert isinstance(self._data, Streamed)
-        rows = self._dealer.sequence(problem.num_samples)
-        serve(self._data, self._place.all_ranks(), problem, rows, self.num_workers)
+        order = self._dealer.order(problem.num_samples)
+        serve(self._data, self._place.all_ranks(), problem, order, self.num_workers)
 
     def finish(self) -> None:
         """Leave the training: what others have yet to reach, this worker's own model is for as it is now."""
         if self._stream is not None:
             self._stream.close()
         self._observer.finish()
-
-    def _further(self, problem: Problem, reach: int) -> torch.Tensor:
-        """The worker's order, so far at least."""
-        with self.clock.paused():
-            return self._dealer.sequence(problem.num_samples, reach)
 
     def _check_thread(self, call: str) -> None:
         if threading.get_ident() != self._thread:

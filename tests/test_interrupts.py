@@ -43,6 +43,25 @@ class Interrupted(Algorithm):
                 while True:
                     worker.clock.now()
 """
+EVALUATES = """
+import os
+import signal
+from dataclasses import dataclass
+
+from harness.problems.mlp import DigitsMLP
+
+evaluated = 0
+
+
+@dataclass(frozen=True)
+class Evaluates(DigitsMLP):
+    def evaluate(self, model):
+        global evaluated
+        evaluated += 1
+        if evaluated == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().evaluate(model)
+"""
 SETTINGS_ALONE = "interrupted before any progress was recorded: the settings alone are in {}\n"
 
 
@@ -85,15 +104,47 @@ def test_an_interrupt_while_kernels_compile_says_that_nothing_is_kept(tmp_path):
     assert said == "interrupted before any progress was recorded: tracking=none keeps nothing\n"
 
 
-def test_an_interrupt_in_mid_run_says_what_is_kept(tmp_path):
+def in_mid_run(tmp_path, *overrides):
+    """A run that interrupts itself at the 500th of the batches of rank 0."""
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
     (tmp_path / "algorithm").mkdir()
     settings = "_target_: interrupted.Interrupted\nlearning_rate: 0.1\nbatch_size: 10\n"
     (tmp_path / "algorithm/interrupted.yaml").write_text(settings)
     chosen = ["algorithm=interrupted", "problem=digits_mlp", "hardware=sim_ethernet", "tracking=files"]
-    done = command("--config-dir", str(tmp_path), *chosen, "baseline=none", runs_dir=tmp_path / "runs")
+    return command("--config-dir", str(tmp_path), *chosen, "baseline=none", *overrides, runs_dir=tmp_path / "runs")
+
+
+def rows(where):
+    return [json.loads(line) for line in (where / "history.jsonl").read_text().splitlines()]
+
+
+def test_an_interrupt_in_mid_run_says_what_is_kept(tmp_path):
+    done = in_mid_run(tmp_path)
     where = directory(tmp_path)
-    seen = [json.loads(line) for line in (where / "history.jsonl").read_text().splitlines()][1:]
+    seen = rows(where)[1:]
     what = f"what was observed up to epoch {seen[-1]['progress/epoch']:.3g} ({len(seen)} times)"
     assert done.returncode == 130 and len(seen) > 1
     assert done.stderr == f"interrupted in mid-run: {what} is in {where}\n"
+
+
+def test_an_interrupt_before_anything_was_observed_says_that_the_initial_model_is_kept(tmp_path):
+    done = in_mid_run(tmp_path, "budget.observations=1")
+    where = directory(tmp_path)
+    (initial,) = rows(where)
+    assert done.returncode == 130 and initial["progress/sample"] == 0 and "train/loss" in initial
+    kept = f"the settings and the row of the initial model are in {where}"
+    assert done.stderr == f"interrupted before any progress was recorded: {kept}\n"
+
+
+def test_an_interrupt_in_the_evaluation_keeps_what_was_evaluated_and_when_all_was_observed(tmp_path):
+    (tmp_path / "evaluates.py").write_text(EVALUATES)
+    chosen = ["algorithm=sgd", "problem=digits_mlp", "hardware=sim_ethernet", "tracking=files", "baseline=none"]
+    chosen += ["problem._target_=evaluates.Evaluates", "budget.epochs=1", "budget.observations=9"]
+    done = command("--config-dir", str(tmp_path), *chosen, runs_dir=tmp_path / "runs")
+    where = directory(tmp_path)
+    seen, summary = rows(where), json.loads((where / "summary.json").read_text())
+    assert done.returncode == 130 and ["train/loss" in row for row in seen] == [True] * 3 + [False] * 7
+    kept = f"what was observed up to epoch 1 (9 times) is in {where}, the last 7 without losses"
+    assert done.stderr == f"interrupted while the observed models were evaluated: {kept}\n"
+    assert summary["run/status"] == "interrupted" and summary["perf/samples_per_s"] > 0
+    assert not {"train/loss", "target/reached"}.intersection(summary)

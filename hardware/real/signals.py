@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 @contextmanager
@@ -30,7 +31,28 @@ def deaf() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _handled(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def deferred() -> Iterator[list[int]]:
+    """Let Ctrl-C and SIGTERM wait, while what a run came to is put in order; it takes seconds at most.
+
+    Yields:
+        the signals that came, for the caller to act on.
+    """
+    heard: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+    with _handled(lambda number, _: heard.append(number)):
+        yield heard
+
+
+@contextmanager
+def _handled(by: Any) -> Iterator[None]:
+    before = {number: signal.signal(number, by) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -45,6 +45,7 @@ def run_in_threads(crew: Crew, program: Program, progress: Callable[[int], None]
     torch_threads = torch.get_num_threads()
     run = _Run(crew, program)
     try:
+        progress(0)
         run.start()
         while not run.over.wait(PROGRESS_S):
             progress(run.counters.value("samples"))
@@ -188,7 +189,7 @@ class _Run:
 
     def _give_up(self, who: str) -> None:
         """Nothing can end a thread that makes no call: it is left behind, which the failure must say."""
-        stuck = f"{who} did not leave within {GRACE_S:g} s and had to be left behind, still running"
+        stuck = f"{who} did not leave within {GRACE_S:g} s: left behind, until this process ends"
         with self._lock:
             reason = self.failures[0] if self.failures else None
             if isinstance(reason, KeyboardInterrupt):

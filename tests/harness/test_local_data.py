@@ -8,7 +8,7 @@ import torch
 from composed import execution, setup
 
 from algorithms.optimizers import PlainSGD
-from harness.data import Partitioned
+from harness.data import DataPolicy, Partitioned
 from harness.dealing import Dealer
 from harness.errors import UserError
 from harness.interleaving import Interleaving
@@ -69,15 +69,21 @@ def test_a_fast_worker_does_more_of_its_own():
     assert sorted(fast[:6]) == sorted(fast[6:12]) == sorted(parts[0])
 
 
-def test_a_worker_has_its_order_as_far_as_it_needs_it():
-    """Of a budget of 48 samples a fourth, and one for each worker, by which budgets are rounded up."""
+def test_a_worker_has_its_order_as_far_as_it_needs_it(monkeypatch):
+    """Of a budget of 48 samples a fourth, and one for each worker, by which budgets are rounded up; in whole epochs."""
     chosen = Claiming(1.0, 2, accumulate=1, optimizer=PlainSGD(0.0), schedule=CONSTANT)
     place = Counting(0, (0,) * 4, {})
     place.interleaving = Interleaving()
     dealer = Dealer(place, Program(chosen, LABELLED, Sharded("index"), 0, 48, [48]))
-    orders = [dealer.sequence(SAMPLES, reach).tolist() for reach in (0, 16, 17, 30, 40, None)]
-    assert [len(order) for order in orders] == [16, 16, 34, 34, 52, 52]
-    assert all(order == orders[-1][: len(order)] for order in orders)
+    drawn = []
+    draw = DataPolicy.sequence
+    monkeypatch.setattr(DataPolicy, "sequence", lambda *args: drawn.append(args[2:]) or draw(*args))
+    order = dealer.order(SAMPLES)
+    assert drawn == [(18, 0, 0)]  # six epochs of its three samples
+    order.rows(0, 18)
+    assert len(drawn) == 1
+    order.rows(18, 21)
+    assert drawn[1:] == [(18, 0, 6)]
 
 
 def test_order_depends_on_seed_rank_and_round_and_nothing_else():
@@ -110,7 +116,7 @@ def test_workers_are_given_what_federated_clients_would_be(data, partition):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["problem=matrix_completion", "data=by_label"], "data=by_label needs a label of every sample, which Matrix"),
+        (["problem=matrix_completion", "data=by_label"], "needs a label of every sample, which this problem lacks"),
         (["problem=matrix_completion", "data=dirichlet"], "use data=sharded"),
         ([*MLP, "data=dirichlet", "data.alpha=0.001"], r"worker \d of 8 without a sample of 1438: raise data.alpha"),
         ([*FEW, "data=by_label", "data.shards=1"], r"leaves worker \d of 8 .*: lower data.shards=1"),

@@ -52,7 +52,7 @@ def test_a_phase_that_does_not_last_says_nothing(clock):
 
 def test_a_phase_that_ends_is_done(clock):
     out = console(False)
-    run(Progress(out, clock), clock, [(100, 1000)], virtual=True)
+    run(Progress(out, clock), clock, [(0, 0), (100, 1000)], rate="samples/s (host)")
     assert out.file.getvalue().splitlines()[-1] == ("run: 1,000 of 1,000 samples, 10 samples/s (host), done in 1:40")
 
 
@@ -60,6 +60,7 @@ def test_a_phase_that_ends_is_done(clock):
 def test_a_phase_that_fails_says_how_far_it_came(clock, terminal):
     out = console(terminal)
     with pytest.raises(RuntimeError), Progress(out, clock).phase("run", 1000) as update:
+        update(0)
         clock.now_s = 2.0
         update(10)
         raise RuntimeError
@@ -72,6 +73,32 @@ def test_a_terminal_is_drawn_on_at_most_four_times_a_second(clock):
     drawn = [text for text in out.file.getvalue().split("\r") if "samples/s" in text]
     assert 4 <= len(drawn) <= 7  # four, and what rich repeats when it ends
     assert "1,000 of 1,000 samples, 1,000 samples/s, done in 1 s" in drawn[-1]
+
+
+def test_rates_count_from_when_the_work_began(clock):
+    out = console(False)
+    run(Progress(out, clock), clock, [(0, 0), (50.0, 0), (60.0, 100), (70.0, 200)])
+    assert out.file.getvalue().splitlines()[1:] == [
+        "run: 100 of 1,000 samples, 10 samples/s, 1:30 left",
+        "run: 200 of 1,000 samples, 10 samples/s, 1:20 left",
+        "run: 200 of 1,000 samples, 10 samples/s, ended in 1:10",
+    ]
+
+
+def test_who_was_never_heard_to_begin_has_no_rate(clock):
+    out = console(False)
+    run(Progress(out, clock), clock, [(100.0, 1000)])
+    assert out.file.getvalue().splitlines()[-1] == "run: 1,000 of 1,000 samples, done in 1:40"
+
+
+def test_a_phase_says_what_it_counts(clock):
+    out = console(False)
+    run(Progress(out, clock), clock, [(0, 0), (10.0, 10), (20.0, 40)], total=40, of="models evaluated", rate="")
+    assert out.file.getvalue().splitlines() == [
+        "run: 10 of 40 models evaluated, 30 s left",
+        "run: 40 of 40 models evaluated, 0 s left",
+        "run: 40 of 40 models evaluated, done in 20 s",
+    ]
 
 
 @pytest.mark.parametrize("terminal", [False, True])
