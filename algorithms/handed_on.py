@@ -8,7 +8,7 @@ from torch import nn
 
 from algorithms.layer_split import LayerSplit
 from algorithms.micro_batches import sizes
-from algorithms.outline import META, outlines, shapes_of
+from algorithms.outline import META, outlines
 from algorithms.pipeline_schedules import Loss
 from algorithms.stages import inputs_like
 from harness.batch import Samples
@@ -20,12 +20,11 @@ class HandedOn:
 
     Args:
         sizes: layers of each stage.
-        layers: how they are split.
+        layers: how they are split; None where each is whole.
     """
 
-    def __init__(self, problem: Layered, sizes: Sequence[int], layers: LayerSplit) -> None:
+    def __init__(self, problem: Layered, sizes: Sequence[int], layers: LayerSplit | None = None) -> None:
         self._problem, self._layers = problem, layers
-        self._model = shapes_of(problem)
         self._ends = list(accumulate(sizes))
 
     def __call__(self, samples: int) -> list[torch.Tensor]:
@@ -33,7 +32,8 @@ class HandedOn:
         layers, tensors = outlines(self._problem, samples), [inputs_like(self._problem, samples, META)]
         for end in self._ends:
             given = torch.empty(layers[end - 1].shape, dtype=layers[end - 1].dtype, device=META)
-            tensors.append(self._layers.handed_on(self._model, end - 1, given).requires_grad_())
+            own = given if self._layers is None else self._layers.handed_on(end - 1, given)
+            tensors.append(own.requires_grad_())
         return tensors
 
 

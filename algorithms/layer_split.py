@@ -65,7 +65,8 @@ class LayerSplit:
         self._shared: list[tuple[nn.Module, str]] = []  # whole parameters, of each worker's positions a gradient
         self._ends_open = self._loss_in_parts = False
         if group is not None:
-            self._ends_open = ends_open(shapes_of(problem), self._plan)
+            self._whole = shapes_of(problem)
+            self._ends_open = ends_open(self._whole, self._plan)
             self._loss_in_parts = self._ends_open and problem.has_objective_of_part
             self._exchange = Exchange(group, sequence_parallel)
             self._mesh = mesh_of(group, device)
@@ -110,20 +111,22 @@ class LayerSplit:
             return self._problem.objective_of_part(outputs, targets, Features(self._exchange, outputs.shape[-1]))
         return self._problem.objective(outputs, targets)
 
-    def handed_on(self, model: nn.Sequential, layer: int, output: torch.Tensor) -> torch.Tensor:
+    def handed_on(self, layer: int, output: torch.Tensor) -> torch.Tensor:
         """What a worker has of the output of a layer, before the next one joins it.
 
         Args:
             layer: number of the layer in the chain.
             output: of the whole layer, on the device "meta".
         """
-        is_last = layer == len(model) - 1
-        if not self._plan or (is_last and not self._loss_in_parts):
+        if not self._plan:
             return output
-        name = [name for name, _ in model.named_children()][layer]
+        names = [name for name, _ in self._whole.named_children()]
+        name, is_last = names[layer], layer == len(names) - 1
+        if is_last and not self._loss_in_parts:
+            return output
         if self._exchange.by_position and name in by_position(self._plan) and not is_last:
             return self._exchange.cut(output)
-        is_open = ends_open(model[: layer + 1], self._plan)
+        is_open = ends_open(self._whole[: layer + 1], self._plan)
         return self._exchange.cut(output, output.dim() - 1) if is_open else output
 
     def _cut_and_join(self, model: nn.Sequential, inside: set[str]) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from algorithms.balance import check_balance
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
+from algorithms.handed_on import HandedOn, let_go
 from algorithms.micro_batch_counts import check_micro_batches, fewer_held
 from algorithms.micro_batches import Passes
 from algorithms.optimizers import Descent, Optimizer
@@ -98,9 +99,11 @@ class Pipeline(Algorithm):
         held = order.held(worker.rank, worker.num_workers)
         own = nn.ModuleList(stages[number] for number in held)
         part = positions(model, own) if worker.sees_values else None
+        handed_on = HandedOn(problem, [len(stage) for stage in stages])
+        let_go(model, stages, held)
         weights, gradient = flatten_(own)
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
-        passes = Passes(problem, stages, held, order, self.micro_batches, worker)
+        passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on)
         for batch in worker.batches(problem, self.batch_size):
             passes.run(batch)
             descent.step(self.learning_rate * self.schedule.at(worker))
