@@ -93,7 +93,7 @@ class Parallel3D(Algorithm):
         if shape.tensor > 1:
             check_plan(problem, self.sequence_parallel)
             check_degree(problem, shape.tensor, "algorithm.mesh.tensor", self.sequence_parallel)
-        check_stages(problem, shape.pipeline, self.pipeline_schedule.stages_per_worker, "algorithm.mesh.pipeline")
+        check_stages(problem, shape.pipeline, self._stages_per_worker(shape), "algorithm.mesh.pipeline")
         check_micro_batches(self.pipeline_schedule, shape.pipeline, self.micro_batches, self.batch_size)
 
     def constants(self, num_workers: int) -> dict[str, float]:
@@ -145,16 +145,16 @@ class Parallel3D(Algorithm):
             line = groups["pipeline"]
             layers = LayerSplit(problem, groups["tensor"], self.sequence_parallel, worker.device)
             parts = layers.positions(model) if worker.sees_values else None
-            stages = split(model, order.stages_per_worker * shape.pipeline, costs)
+            stages = split(model, self._stages_per_worker(shape) * shape.pipeline, costs)
             handed_on = HandedOn(problem, [len(stage) for stage in stages], layers)
-            held = order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
+            held = [0] if line is None else order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
             part = None if parts is None else of_stages(parts, model, [stages[number] for number in held])
             let_go(model, stages, held)
             layers.split_(model)
             if self.checkpointing:
                 for number in held:
                     stages[number] = nn.Sequential(*map(checkpoint_wrapper, units(stages[number])))
-            shared = self._shared(stages, held, groups["data"], worker.device)
+            shared = self._shared(stages, held, groups["data"], line is None, worker.device)
             part = None if part is None else part[shared.positions]
         passes: Passes | Chain = Chain(problem, stages, layers.objective, self.micro_batches)
         if line is not None:
@@ -166,8 +166,17 @@ class Parallel3D(Algorithm):
             shared.forget()
             worker.observe(shared.flat, samples=len(batch), part=part)
 
+    def _stages_per_worker(self, shape: Shape) -> int:
+        """One where there is no order of passes."""
+        return self.pipeline_schedule.stages_per_worker if shape.pipeline > 1 else 1
+
     def _shared(
-        self, stages: list[nn.Sequential], held: list[int], group: dist.ProcessGroup | None, device: torch.device
+        self,
+        stages: list[nn.Sequential],
+        held: list[int],
+        group: dist.ProcessGroup | None,
+        reshard: bool,
+        device: torch.device,
     ) -> Shards | Copies:
         """What steps on a worker's stages, which others have too; they are sharded in place."""
         if group is None or not self.shard_data:
@@ -175,5 +184,5 @@ class Parallel3D(Algorithm):
             return Copies(own, self.optimizer, self.learning_rate, group)
         mesh = mesh_of(group, device)
         for number in held:
-            stages[number] = sharded(stages[number], mesh, reshard=len(stages) == 1)
+            stages[number] = sharded(stages[number], mesh, reshard)
         return Shards(nn.ModuleList(stages[number] for number in held), self.optimizer, self.learning_rate)

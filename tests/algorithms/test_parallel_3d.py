@@ -78,6 +78,15 @@ def test_sharded_gradients_travel_scattered():
     assert shards == 2 * whole  # of n bytes on 2 workers: n scattered, n / 2 gathered twice, against n reduced
 
 
+@pytest.mark.parametrize("order", [(), INTERLEAVED], ids=["gpipe", "interleaved"])
+def test_one_stage_gathers_shards_for_each_micro_batch_whatever_the_order(order):
+    once, twice = (
+        sum(report.sent_bytes for report in execution(*LLAMA, STEP, *meshed(LLAMA, "sim_dgx", 2, 1, 1, *more)).workers)
+        for more in ((SHARD,), (SHARD, TWO, *order))
+    )
+    assert twice == 2 * once
+
+
 def refused(*overrides):
     with pytest.raises(UserError) as refusal:
         setup("algorithm=parallel_3d", "hardware=sim_dgx", *overrides)
