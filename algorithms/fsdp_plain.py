@@ -62,7 +62,9 @@ class Layer:
         self.outputs.backward(gradient)
         dist.reduce_scatter_single(self.gradient, self.whole_gradient)
         self.give_up()
-        return self.inputs.grad
+        passed = self.inputs.grad
+        del self.inputs, self.outputs
+        return passed
 
 
 @dataclass(frozen=True)
