@@ -46,8 +46,12 @@ class Exchange:
 
     def leave(self, y: torch.Tensor) -> torch.Tensor:
         """What a split layer gives, of this worker's part of the sum."""
-        self._outside = self._inside = None
+        self.forget()
         return _moved(y, *((self.scatter, self.gather) if self.by_position else (self.sum, _same)))
+
+    def forget(self) -> None:
+        """Let go of what `enter` was given: nobody takes the same again."""
+        self._outside = self._inside = None
 
     def cut_positions(self, x: torch.Tensor) -> torch.Tensor:
         """This worker's positions of what all have."""

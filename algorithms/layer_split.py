@@ -97,6 +97,8 @@ class LayerSplit:
 
     def sum_gradients(self) -> None:
         """Of whole parameters that have seen some of the positions, after the backward pass of a batch."""
+        if self._plan:
+            self._exchange.forget()  # what has been computed again
         given = [getattr(module, name).grad for module, name in self._shared]
         gradients = [each.to_local() if isinstance(each, DTensor) else each for each in given if each is not None]
         if gradients:
@@ -107,6 +109,8 @@ class LayerSplit:
 
     def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The problem's, of what the last layer gives."""
+        if self._plan:
+            self._exchange.forget()
         if self._loss_in_parts:
             return self._problem.objective_of_part(outputs, targets, Features(self._exchange, outputs.shape[-1]))
         return self._problem.objective(outputs, targets)
