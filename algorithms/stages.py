@@ -1,7 +1,7 @@
 """The stages of a pipeline: parts of a chain of layers, in order, each on one worker.
 
-A chain is cut before layers that have parameters: what has none, such as an activation, stays with the layer before
-it, so that every stage has something to learn and may work in place on what it has computed itself.
+A chain is cut into units, each with one layer that has parameters: what has none, such as an activation, stays with
+the layer before it, so that every stage has something to learn and may work in place on what it has computed itself.
 """
 
 from collections.abc import Iterable, Sequence
@@ -59,11 +59,20 @@ def most_stages(problem: Problem) -> int:
 
 
 def units(model: nn.Sequential) -> list[nn.Sequential]:
-    """What is never cut: a layer that has parameters, and those after it that have none."""
-    layers = [*model]
-    begins = [place for place, layer in enumerate(layers) if parameters(layer)]
-    begins[:1] = [0]
-    return [nn.Sequential(*layers[begin:end]) for begin, end in zip(begins, [*begins[1:], len(layers)], strict=True)]
+    """What is never cut: a layer that has parameters, and those after it that have none.
+
+    What flattens is before a layer: torch wants no view from a unit, which could be overwritten.
+
+    >>> [len(unit) for unit in units(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 1)))]
+    [2, 2]
+    """
+    layers = [*model]  # children() would leave out what is there twice
+    own = [place for place, layer in enumerate(layers) if parameters(layer)]
+    begins = [0]
+    for before, place in pairwise(own):
+        flat = [between for between in range(before + 1, place) if isinstance(layers[between], nn.Flatten)]
+        begins.append((flat or [place])[0])
+    return [nn.Sequential(*layers[begin:end]) for begin, end in pairwise([*begins, len(layers)])]
 
 
 def split(model: nn.Sequential, num_stages: int, costs: Sequence[float]) -> list[nn.Sequential]:

@@ -42,6 +42,13 @@ def layers(*sizes):
 def test_what_has_no_parameters_stays_with_what_it_follows():
     model = nn.Sequential(nn.Flatten(), *layers(2, 0, 1))
     assert [len(unit) for unit in units(model)] == [4, 1, 2]
+    assert [len(unit) for unit in units(nn.Sequential(nn.ReLU(), *model))] == [5, 1, 2]
+
+
+def test_what_flattens_is_before_the_layer_that_takes_it():
+    flatten, relu, first, second = nn.Flatten(), nn.ReLU(), nn.Linear(2, 3), nn.Linear(3, 1)
+    found = units(nn.Sequential(first, relu, flatten, relu, second, flatten))
+    assert [list(unit) for unit in found] == [[first, relu], [flatten, relu, second, flatten]]
 
 
 def test_stages_hold_every_parameter_once_and_in_order():
