@@ -45,6 +45,7 @@ from algorithms.split_plan import (
     placement,
     seen_in_part,
 )
+from algorithms.stages import positions
 from harness.problems.layered import Layered
 
 
@@ -73,13 +74,10 @@ class LayerSplit:
 
     def positions(self, model: nn.Module) -> list[torch.Tensor]:
         """Of this worker's part of each parameter among the flat ones of a model that is not split yet, int64."""
-        found, start = [], 0
-        for name, parameter in model.named_parameters():
-            whole = torch.arange(start, start + parameter.numel()).view(parameter.shape)
-            own = _own(whole, self._mesh, placement(model, self._plan, name)) if self._plan else whole
-            found.append(own.flatten())
-            start += parameter.numel()
-        return found
+        if not self._plan:
+            return [whole.flatten() for whole in positions(model)]
+        where = [placement(model, self._plan, name) for name, _ in model.named_parameters()]
+        return [_own(whole, self._mesh, each).flatten() for whole, each in zip(positions(model), where, strict=True)]
 
     def split_(self, model: nn.Sequential) -> None:
         """Split layers in place; of a model some of whose layers are gone (`nn.Identity`), those that are there."""

@@ -18,18 +18,18 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from algorithms.balance import check_balance
 from algorithms.base import Algorithm
 from algorithms.copies import Copies, sharded
-from algorithms.handed_on import Chain, HandedOn, let_go, of_stages
+from algorithms.held_stages import HeldStages, hold_stages
 from algorithms.layer_split import LayerSplit
 from algorithms.mesh import Mesh, Shape, mesh_of
 from algorithms.micro_batch_counts import check_micro_batches, fewer_held
-from algorithms.micro_batches import Passes
+from algorithms.micro_batches import Chain, Passes
 from algorithms.optimizers import Optimizer
 from algorithms.pipeline_schedules import PipelineSchedule
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards
 from algorithms.split_plan import check_degree, check_plan, larger_degree, lets_split_positions
 from algorithms.split_traffic import bytes_of_batch, bytes_of_gradients
-from algorithms.stages import check_layered, check_stages, costs_of, most_stages, split, units
+from algorithms.stages import check_layered, check_stages, most_stages, units
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
@@ -137,28 +137,23 @@ class Parallel3D(Algorithm):
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the mean gradient of all batches."""
         problem = check_layered(problem)
-        model = problem.build_model(worker.device, worker.seed)
         shape, order = self.mesh.shape(worker.num_workers), self.pipeline_schedule
-        costs = costs_of(model, self.balance, problem, -(-self.batch_size // self.micro_batches), worker)
         with worker.clock.paused():
             groups = {axis: shape.group(axis, worker.rank) for axis in shape._fields}
-            line = groups["pipeline"]
             layers = LayerSplit(problem, groups["tensor"], self.sequence_parallel, worker.device)
-            parts = layers.positions(model) if worker.sees_values else None
-            stages = split(model, self._stages_per_worker(shape) * shape.pipeline, costs)
-            handed_on = HandedOn(problem, [len(stage) for stage in stages], layers)
-            held = [0] if line is None else order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
-            part = None if parts is None else of_stages(parts, model, [stages[number] for number in held])
-            let_go(model, stages, held)
-            layers.split_(model)
+        line, samples = groups["pipeline"], -(-self.batch_size // self.micro_batches)
+        num_stages = self._stages_per_worker(shape) * shape.pipeline
+        numbers = [0] if line is None else order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
+        held = hold_stages(problem, worker, self.balance, samples, num_stages, numbers, layers)
+        with worker.clock.paused():
             if self.checkpointing:
-                for number in held:
-                    stages[number] = nn.Sequential(*map(checkpoint_wrapper, units(stages[number])))
-            shared = self._shared(stages, held, groups["data"], line is None, worker.device)
-            part = None if part is None else part[shared.positions]
-        passes: Passes | Chain = Chain(problem, stages, layers.objective, self.micro_batches)
+                for number in held.numbers:
+                    held.stages[number] = nn.Sequential(*map(checkpoint_wrapper, units(held.stages[number])))
+            shared = self._shared(held, groups["data"], line is None, worker.device)
+            part = None if held.part is None else held.part[shared.positions]
+        passes: Passes | Chain = Chain(problem, held.stages, layers.objective, self.micro_batches)
         if line is not None:
-            passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, layers.objective, line)
+            passes = Passes(problem, held, order, self.micro_batches, worker, layers.objective, line)
         for batch in worker.batches(problem, self.batch_size):
             passes.run(batch)
             layers.sum_gradients()
@@ -171,18 +166,12 @@ class Parallel3D(Algorithm):
         return self.pipeline_schedule.stages_per_worker if shape.pipeline > 1 else 1
 
     def _shared(
-        self,
-        stages: list[nn.Sequential],
-        held: list[int],
-        group: dist.ProcessGroup | None,
-        reshard: bool,
-        device: torch.device,
+        self, held: HeldStages, group: dist.ProcessGroup | None, reshard: bool, device: torch.device
     ) -> Shards | Copies:
         """What steps on a worker's stages, which others have too; they are sharded in place."""
         if group is None or not self.shard_data:
-            own = nn.ModuleList(stages[number] for number in held)
-            return Copies(own, self.optimizer, self.learning_rate, group)
+            return Copies(held.own, self.optimizer, self.learning_rate, group)
         mesh = mesh_of(group, device)
-        for number in held:
-            stages[number] = sharded(stages[number], mesh, reshard)
-        return Shards(nn.ModuleList(stages[number] for number in held), self.optimizer, self.learning_rate)
+        for number in held.numbers:
+            held.stages[number] = sharded(held.stages[number], mesh, reshard)
+        return Shards(held.own, self.optimizer, self.learning_rate)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from algorithms.balance import cut, parameters, seconds, shadow
+from algorithms.balance import cut, parameters, seconds
 from algorithms.outline import outlines, shapes_of
 from harness.errors import Unfit, UserError
 from harness.problems.base import Problem
@@ -107,10 +107,11 @@ def costs_of(model: nn.Sequential, balance: str, problem: Layered, samples: int,
     if balance == "measured":
         return _measured(units(model), inputs_like(problem, samples, worker.device), worker)
     with worker.clock.paused():
-        return _counted(units(model), balance, problem, samples)
+        return counted(units(model), balance, problem, samples)
 
 
-def _counted(parts: Sequence[nn.Sequential], balance: str, problem: Layered, samples: int) -> list[float]:
+def counted(parts: Sequence[nn.Sequential], balance: str, problem: Layered, samples: int) -> list[float]:
+    """What each unit costs where nothing is measured."""
     if balance == "layers":
         return [1.0] * len(parts)
     if balance == "parameters":
@@ -139,41 +140,8 @@ def inputs_like(problem: Layered, samples: int, device: torch.device) -> torch.T
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
-def passed(stages: Sequence[nn.Module], inputs: torch.Tensor) -> list[torch.Tensor]:
-    """What each stage takes, and what the last one gives, on the device "meta".
-
-    Args:
-        inputs: on the device "meta".
-    """
-    tensors = [inputs]
-    for stage in stages:
-        tensors.append(shadow(stage)(tensors[-1]).detach().requires_grad_())
-    return tensors
-
-
-def bytes_handed_on(problem: Layered, balance: str, holders: Sequence[int], samples: int) -> float | None:
-    """What crosses from worker to worker while samples go through all stages and back: activations, then gradients.
-
-    Args:
-        holders: the worker of each stage.
-
-    Returns:
-        None where time decides where the model is cut.
-    """
-    if balance == "measured":
-        return None
-    model = problem.build_model(torch.device("meta"), 0)
-    stages = split(model, len(holders), _counted(units(model), balance, problem, samples))
-    given = passed(stages, inputs_like(problem, samples, torch.device("meta")))[1:-1]
-    crosses = [before != after for before, after in pairwise(holders)]
-    return float(sum(2 * each.nbytes for each, across in zip(given, crosses, strict=True) if across))
-
-
-def positions(model: nn.Module, part: nn.Module) -> torch.Tensor:
-    """Of a part's parameters among the flat ones of the model, int64."""
-    begins, begin = {}, 0
-    for parameter in model.parameters():
-        begins[id(parameter)] = begin
-        begin += parameter.numel()
-    own = [torch.arange(each.numel()) + begins[id(each)] for each in part.parameters()]
-    return torch.cat(own)
+def positions(model: nn.Module) -> list[torch.Tensor]:
+    """Of each parameter's elements among the flat ones of the model, int64, in the parameter's shape."""
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    parts = torch.arange(sum(sizes)).split(sizes)
+    return [part.view(parameter.shape) for part, parameter in zip(parts, model.parameters(), strict=True)]

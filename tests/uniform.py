@@ -51,7 +51,7 @@ class Held:
         self.layers, self.now, self.most = layers, 0, 0
 
     def __deepcopy__(self, memo):
-        return None  # a shadow of a layer keeps nothing
+        return None  # a copy of a layer keeps nothing
 
 
 class Kept:

@@ -3,11 +3,11 @@
 from itertools import combinations, pairwise
 
 import pytest
-import torch
 from composed import setup
 from torch import nn
 
 from algorithms.balance import cut, parameters
+from algorithms.held_stages import of_stages
 from algorithms.outline import outlines
 from algorithms.stages import positions, split, units
 from harness.errors import UserError
@@ -54,7 +54,7 @@ def test_what_flattens_is_before_the_layer_that_takes_it():
 def test_stages_hold_every_parameter_once_and_in_order():
     model = layers(1, 1, 1, 0)
     stages = split(model, 3, [1.0, 1.0, 1.0, 5.0])
-    held = torch.cat([positions(model, stage) for stage in stages])
+    held = of_stages(positions(model), model, stages)
     assert held.tolist() == list(range(sum(each.numel() for each in model.parameters())))
 
 
