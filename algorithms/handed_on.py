@@ -6,9 +6,9 @@ from itertools import accumulate, pairwise
 import torch
 
 from algorithms.layer_split import LayerSplit
-from algorithms.outline import META, outlines, shapes_of
 from algorithms.stages import counted, inputs_like, split, units
 from harness.problems.layered import Layered
+from harness.problems.outline import META, outlines, shapes_of
 
 
 class HandedOn:

@@ -35,7 +35,6 @@ from torch.nn.functional import embedding, linear
 
 from algorithms.activations import Exchange, Features
 from algorithms.mesh import mesh_of
-from algorithms.outline import shapes_of
 from algorithms.split_plan import (
     COLUMN,
     SEQUENCE,
@@ -47,6 +46,7 @@ from algorithms.split_plan import (
 )
 from algorithms.stages import positions
 from harness.problems.layered import Layered
+from harness.problems.outline import shapes_of
 
 
 class LayerSplit:

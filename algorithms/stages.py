@@ -12,10 +12,10 @@ import torch.distributed as dist
 from torch import nn
 
 from algorithms.balance import cut, parameters, seconds
-from algorithms.outline import outlines, shapes_of
 from harness.errors import Unfit, UserError
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
+from harness.problems.outline import outlines, shapes_of
 from harness.worker import Worker
 
 

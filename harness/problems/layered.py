@@ -4,13 +4,14 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from harness.batch import Samples
 from harness.problems.base import Problem
+from harness.problems.outline import Outline
 
 
 class FeatureSplit(Protocol):
@@ -42,7 +43,7 @@ class Layered(Problem):
         """The initial layers; equal for equal seeds, on every worker."""
 
     @cached_property
-    def outlines(self) -> dict[int, Any]:
+    def outlines(self) -> dict[int, list[Outline]]:
         """What is known of the layers, by samples that go through: filled in once for all who share this object."""
         return {}
 

@@ -8,9 +8,9 @@ from torch import nn
 
 from algorithms.balance import cut, parameters
 from algorithms.held_stages import of_stages
-from algorithms.outline import outlines
 from algorithms.stages import positions, split, units
 from harness.errors import UserError
+from harness.problems.outline import outlines
 
 CHAINS = [[1.0] * 7, [3.0, 1.0, 1.0, 1.0, 3.0], [5.0, 1.0, 0.0, 0.0, 2.0, 2.0], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]]
 
