@@ -1,5 +1,7 @@
 """Predictions against what can be worked out by hand: bubbles, traffic, arithmetic, memory."""
 
+import re
+
 import pytest
 from predicting import executed, setup_of
 from simulated_ranks import machine
@@ -83,6 +85,9 @@ def test_a_device_at_its_peak_loses_what_causal_attention_skips_and_no_product_d
     assert done.metrics["predicted/mfu"] == pytest.approx(asked / spent, rel=0.02)  # sums and norms are counted too
 
 
+BLOCK = 256 * (256 + 128 + 128 + 256 + 3 * 512) + 2 * 256  # its parameters
+
+
 def test_memory_of_layers_by_hand():
     """What four layers more take at the peak, the backward pass of the head: parameters, moments, their inputs."""
     wide = (
@@ -97,8 +102,7 @@ def test_memory_of_layers_by_hand():
         ]
         for layers in (4, 8)
     ]
-    block = 256 * (256 + 128 + 128 + 256 + 3 * 512) + 2 * 256
-    kept_bytes = block / 4 * (2 + 2 + 2)  # a quarter, in bfloat16, and two moments of it
+    kept_bytes = BLOCK / 4 * (2 + 2 + 2)  # a quarter, in bfloat16, and two moments of it
     inputs_bytes = 2048 * 256 * 2
     assert peaks[1] - peaks[0] == pytest.approx(4 * (kept_bytes + inputs_bytes), rel=0.01)
 
@@ -110,3 +114,37 @@ def test_memory_of_copies_by_hand():
         setup, done = executed(f"algorithm={name}", *ONE_HOST, *few)
         whole_bytes = copies * 2 * setup.problem.num_parameters + 2 * 512 * 256  # a gradient before it is added
         assert done.metrics["predicted/peak_memory_bytes_max"] == pytest.approx(whole_bytes, rel=0.01)
+
+
+STAGES = ("problem.layers=6", "algorithm.balance=layers", "problem.samples=16")  # 8 layers with the first and the last
+
+
+@pytest.mark.parametrize(("workers", "fullest"), [(2, 3 * BLOCK + 512 * 256 + 256), (4, 2 * BLOCK)])
+def test_stages_take_less_the_more_there_are(workers, fullest):
+    """Of plain SGD on one token: weights and gradients of the fullest stage, and two matrices at the peak."""
+    small = ("algorithm=pipeline", "algorithm/optimizer=sgd", "problem.context=1", "algorithm.batch_size=4")
+    many = f"hardware.num_workers={workers}", "algorithm.micro_batches=4", "hardware.compute.memory_bytes=1000.0"
+    needs = re.search(r"needs (\S+) GiB, of which (\S+) GiB stay", str(executed(*small, *STAGES, *many)[1].failure))
+    peak_bytes, kept_bytes = (float(gib) * 2**30 for gib in needs.groups())
+    assert kept_bytes == pytest.approx(2 * 2 * fullest, rel=0.005)
+    assert kept_bytes < peak_bytes < kept_bytes + 2 * 2 * 512 * 256
+
+
+def test_memory_of_micro_batches_by_hand():
+    """What two more of GPipe take between the ends: inputs of two layers that are computed again, outputs, gradients.
+
+    Torch has memory of its own for what each receives: the inputs of the first of the layers, and gradients.
+    """
+    split = ("algorithm=parallel_3d", "algorithm.mesh={pipeline: 4}", "algorithm.checkpointing=true", *STAGES)
+    long = ("hardware.num_workers=4", "problem.context=2048", "problem.vocabulary=16")
+    peaks = [
+        executed(
+            *split,
+            *long,
+            "algorithm/pipeline_schedule=gpipe",
+            f"algorithm.batch_size={count}",
+            f"algorithm.micro_batches={count}",
+        )[1].metrics["predicted/peak_memory_bytes_max"]
+        for count in (2, 4)
+    ]
+    assert peaks[1] - peaks[0] == 2 * (2 + 1 + 1) * 2048 * 256 * 2
