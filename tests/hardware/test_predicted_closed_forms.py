@@ -119,13 +119,19 @@ def test_memory_of_copies_by_hand():
 STAGES = ("problem.layers=6", "algorithm.balance=layers", "problem.samples=16")  # 8 layers with the first and the last
 
 
+def peak_and_kept_bytes(*overrides):
+    """As told where it is too much; kept from step to step."""
+    failure = executed(*overrides, "hardware.compute.memory_bytes=1000.0")[1].failure
+    needs = re.search(r"needs (\S+) GiB, of which (\S+) GiB stay", str(failure))
+    return [float(gib) * 2**30 for gib in needs.groups()]
+
+
 @pytest.mark.parametrize(("workers", "fullest"), [(2, 3 * BLOCK + 512 * 256 + 256), (4, 2 * BLOCK)])
 def test_stages_take_less_the_more_there_are(workers, fullest):
     """Of plain SGD on one token: weights and gradients of the fullest stage, and two matrices at the peak."""
     small = ("algorithm=pipeline", "algorithm/optimizer=sgd", "problem.context=1", "algorithm.batch_size=4")
-    many = f"hardware.num_workers={workers}", "algorithm.micro_batches=4", "hardware.compute.memory_bytes=1000.0"
-    needs = re.search(r"needs (\S+) GiB, of which (\S+) GiB stay", str(executed(*small, *STAGES, *many)[1].failure))
-    peak_bytes, kept_bytes = (float(gib) * 2**30 for gib in needs.groups())
+    many = f"hardware.num_workers={workers}", "algorithm.micro_batches=4"
+    peak_bytes, kept_bytes = peak_and_kept_bytes(*small, *STAGES, *many)
     assert kept_bytes == pytest.approx(2 * 2 * fullest, rel=0.005)
     assert kept_bytes < peak_bytes < kept_bytes + 2 * 2 * 512 * 256
 
@@ -148,3 +154,11 @@ def test_memory_of_micro_batches_by_hand():
         for count in (2, 4)
     ]
     assert peaks[1] - peaks[0] == 2 * (2 + 1 + 1) * 2048 * 256 * 2
+
+
+@pytest.mark.parametrize("name", ["fsdp_plain", "tensor_parallel"])
+def test_no_activation_stays_from_step_to_step(name):
+    """Of longer samples rotations stay, in float32, and the tokens."""
+    chosen = f"algorithm={name}", "algorithm/optimizer=sgd", "hardware.num_workers=2", "problem.samples=4"
+    kept = [peak_and_kept_bytes(*chosen, f"problem.context={context}")[1] for context in (128, 1024)]
+    assert kept[1] - kept[0] < (1024 - 128) * (2 * 32 * 4 + 2 * 8)
