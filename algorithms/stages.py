@@ -13,7 +13,7 @@ from torch import nn
 
 from algorithms.balance import cut, parameters, seconds, shadow
 from algorithms.outline import outlines, shapes_of
-from harness.errors import Unfit, UserError
+from harness.errors import Unfit, UserError, require
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
 from harness.worker import Worker
@@ -28,6 +28,16 @@ def check_layered(problem: Problem) -> Layered:
     if not isinstance(problem, Layered):
         raise Unfit("a model is taken by its layers, and this one is no chain of layers")
     return problem
+
+
+def check_costs(problem: Problem, balance: str) -> None:
+    """Refuse to measure what has no values.
+
+    Raises:
+        UserError: naming the others.
+    """
+    rule = "must be layers, parameters or flops where the problem has shapes and no values"
+    require(balance != "measured" or not problem.is_fake, "algorithm.balance", rule, balance)
 
 
 def check_stages(problem: Problem, num_workers: int, stages_per_worker: int, field: str) -> None:

@@ -203,6 +203,13 @@ def test_a_model_that_is_no_chain_of_layers_cannot_be_cut():
         setup("problem=logistic_regression", "algorithm=pipeline", "hardware=sim_ethernet")
 
 
+@pytest.mark.parametrize("algorithm", ["pipeline", "parallel_3d", "model_parallel"])
+def test_what_has_no_values_is_not_measured(algorithm):
+    rule = "algorithm.balance must be layers, parameters or flops where the problem has shapes and no values"
+    with pytest.raises(UserError, match=rule):
+        setup(f"algorithm={algorithm}", "problem=transformer_8b", "hardware=sim_dgx", "algorithm.balance=measured")
+
+
 def test_what_is_predicted_stands_beside_what_is_measured():
     composed = setup(*DEEP, *STEPS, "algorithm=pipeline", "hardware=sim_ethernet", "hardware.num_workers=4")
     assert composed.algorithm.constants(4) == {"pipeline/bubble_frac": 3 / 11}
