@@ -42,6 +42,7 @@ CASES = [
     (LLAMA, "sim_ethernet", 2, 1, 1),
     (LLAMA, "sim_dgx", 2, 1, 1, SHARD),
     (LLAMA, "sim_ethernet", 1, 2, 2, TWO, SEQUENCE),
+    (LLAMA, "sim_dgx", 2, 2, 1, SHARD),
     (LLAMA, "sim_dgx", 2, 2, 1, SHARD, SEQUENCE),
     (LLAMA, "sim_dgx", 2, 1, 2, TWO),
     (LLAMA, "sim_dgx", 1, 2, 2, TWO, *INTERLEAVED),
