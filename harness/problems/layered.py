@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch._subclasses import schema_check_mode  # noqa: F401 - what disables modes would import it late
+from torch.utils._python_dispatch import _disable_current_modes
 
 from harness.batch import Samples
 from harness.problems.base import Problem
@@ -45,6 +47,14 @@ class Layered(Problem):
     def outlines(self) -> dict[int, Any]:
         """What is known of the layers, by samples that go through: filled in once for all who share this object."""
         return {}
+
+    @cached_property
+    def shares_parameters(self) -> bool:
+        """Whether some parameter is of two layers."""
+        with _disable_current_modes():  # of those who compute meanwhile
+            model = self.build_model(torch.device("meta"), 0)
+        owned = [id(parameter) for layer in model for parameter in layer.parameters()]
+        return len(set(owned)) < len(owned)
 
     @abstractmethod
     def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
