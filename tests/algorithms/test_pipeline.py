@@ -66,8 +66,12 @@ def test_so_do_micro_batches_that_do_not_divide_a_batch(sequential, micro_batche
     assert_unsplit(sequential, *chosen)
 
 
-def test_so_does_model_parallelism(sequential):
-    split, _ = models("algorithm=model_parallel", "hardware=sim_ethernet", "hardware.num_workers=2")
+@pytest.mark.parametrize(
+    ("hardware", "workers"), [("sim_ethernet", 1), ("sim_ethernet", 2), ("sim_dgx", 4), ("cpu", 2)]
+)
+def test_so_does_model_parallelism(sequential, hardware, workers):
+    chosen = [f"hardware={hardware}", f"hardware.num_workers={workers}"]
+    split, _ = models("algorithm=model_parallel", *chosen)
     torch.testing.assert_close(split, sequential, rtol=1e-12, atol=1e-14)
 
 
