@@ -30,8 +30,12 @@ from harness.kernels.base import Kernel
 from harness.kernels.native import INLINE
 
 LINE = np.dtype(
-    [("sharers", np.uint64), ("owner", np.uint64), ("free_s", np.float64)]
-)  # ranks; column of `fetch_s`; when
+    [
+        ("sharers", np.uint64),  # bits of ranks
+        ("owner", np.uint64),  # a column of `fetch_s`
+        ("free_s", np.float64),  # virtual time at which it has come to who asked last
+    ]
+)
 
 
 class Lines(NamedTuple):

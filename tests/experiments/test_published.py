@@ -204,3 +204,14 @@ def test_computing_hides_communication_until_that_takes_longer():
     assert fast["perf/overlap_frac"] > slow["perf/overlap_frac"]
     plain = row("FSDP without overlap", 4e9)
     assert plain["perf/overlap_frac"] == 0 and plain["perf/compute_frac"] < fast["perf/compute_frac"]
+
+
+def test_a_shared_model_collapses_across_sockets_and_replicas_do_not():
+    def speed(sharing, workers):
+        short = ("problem.synthetic_samples=4000", "budget.epochs=4", "budget.observations=4")
+        return run("sockets", *short, sharing=sharing, workers=workers)["perf/samples_per_s"]
+
+    alone = speed("shared", 1)
+    assert speed("shared", 4) < 0.5 * alone
+    assert speed("replica_per_node", 4) > alone
+    assert speed("shared", 16) < speed("replica_per_node", 16) < speed("replica_per_worker", 16)

@@ -1,0 +1,1 @@
+"""Hogwild! across sockets: shared models collapse, replicas of each socket do not."""
