@@ -66,9 +66,7 @@ def test_so_do_micro_batches_that_do_not_divide_a_batch(sequential, micro_batche
     assert_unsplit(sequential, *chosen)
 
 
-@pytest.mark.parametrize(
-    ("hardware", "workers"), [("sim_ethernet", 1), ("sim_ethernet", 2), ("sim_dgx", 4), ("cpu", 2)]
-)
+@pytest.mark.parametrize(("hardware", "workers"), [("sim_ethernet", 1), ("sim_dgx", 4), ("cpu", 2)])
 def test_so_does_model_parallelism(sequential, hardware, workers):
     chosen = [f"hardware={hardware}", f"hardware.num_workers={workers}"]
     split, _ = models("algorithm=model_parallel", *chosen)
