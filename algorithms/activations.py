@@ -70,7 +70,7 @@ class Exchange:
         """Of all parts, in place of this one: a product, or the gradient of one, that nobody else looks at."""
         x = x.contiguous()
         dist.all_reduce(x, group=self.group)
-        return x.view_as(x)
+        return x
 
     def largest(self, x: torch.Tensor) -> torch.Tensor:
         """Of all workers', in place of this one's."""
@@ -118,7 +118,10 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, there: Move, back: Move) -> torch.Tensor:
         ctx.back = back
-        return there(x)
+        moved = there(x)
+        if moved is x:
+            ctx.mark_dirty(x)  # summed in place
+        return moved
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:

@@ -7,7 +7,6 @@ by those of torch's FSDP2 (Zhao et al., VLDB 2023).
 """
 
 from dataclasses import dataclass
-from math import prod
 from typing import ClassVar
 
 import torch
@@ -24,12 +23,12 @@ from algorithms.mesh import Mesh, Shape, mesh_of
 from algorithms.micro_batch_counts import check_micro_batches, fewer_held
 from algorithms.micro_batches import Chain, Passes
 from algorithms.optimizers import Optimizer
-from algorithms.pipeline_schedules import PipelineSchedule
+from algorithms.pipeline_schedules import OneFOneB, PipelineSchedule
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards
 from algorithms.split_plan import check_degree, check_plan, larger_degree, lets_split_positions
 from algorithms.split_traffic import bytes_of_batch, bytes_of_gradients
-from algorithms.stages import check_layered, check_stages, most_stages, units
+from algorithms.stages import check_costs, check_layered, check_stages, most_stages, units
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
@@ -73,6 +72,11 @@ class Parallel3D(Algorithm):
         require(self.micro_batches >= 1, "algorithm.micro_batches", "must be >= 1", self.micro_batches)
         check_balance(self.balance)
 
+    @property
+    def least_batch(self) -> int:
+        """A sample of each micro-batch."""
+        return self.micro_batches
+
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
         """That of its seat along the axis of data."""
         shape = self.mesh.shape(num_workers)
@@ -84,8 +88,9 @@ class Parallel3D(Algorithm):
         return [Axis(shape.pipeline, alike=False), Axis(shape.data, alike=True), Axis(shape.tensor, alike=True)]
 
     def check(self, problem: Problem) -> None:
-        """Its model is a chain of layers."""
+        """Its model is a chain of layers, whose costs can be known."""
         check_layered(problem)
+        check_costs(problem, self.balance)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """They fill the mesh, and each axis has what it splits."""
@@ -117,22 +122,23 @@ class Parallel3D(Algorithm):
             ways += ["algorithm.checkpointing=true"] * (not self.checkpointing)
             splits = shape.tensor > 1 and not self.sequence_parallel and lets_split_positions(problem, shape.tensor)
             ways += ["algorithm.sequence_parallel=true"] * splits
-            ways += fewer_held(self.pipeline_schedule, shape.pipeline, self.micro_batches, self.batch_size)
+            held = fewer_held(self.pipeline_schedule, shape.pipeline, self.micro_batches, self.batch_size)
+            ways += held * (shape.pipeline > 1)
         ways += ["algorithm.shard_data=true"] * (shape.data > 1 and not self.shard_data)
         if wider := larger_degree(problem, shape.tensor, 2 * shape.tensor, self.sequence_parallel):
-            ways.append(self._longer(shape, "tensor", wider))
+            ways.append(self.mesh.longer(shape, "tensor", wider))
         deeper, order = 2 * shape.pipeline, self.pipeline_schedule
         if deeper * order.stages_per_worker <= most_stages(problem) and order.fits(deeper, self.micro_batches):
-            ways.append(self._longer(shape, "pipeline", deeper))
+            ways.append(self.mesh.longer(shape, "pipeline", deeper))
         return [*ways, *super().frees_memory(problem, num_workers, lacks)]
 
-    def _longer(self, shape: Shape, axis: str, size: int) -> str:
-        """The settings of a mesh of which one axis is longer, and none shorter."""
-        longer = shape._replace(**{axis: size})
-        mesh = {f"algorithm.mesh.{name}={getattr(longer, name)}" for name in ("tensor", "pipeline")}
-        given = {f"algorithm.mesh.{name}={value}" for name, value in vars(self.mesh).items()}
-        data = [] if self.mesh.data is None else [f"algorithm.mesh.data={longer.data}"]
-        return " ".join([f"hardware.num_workers={prod(longer)}", *sorted({*mesh, *data} - given)])
+    def without_effect(self, num_workers: int) -> list[str]:
+        """What axes of one worker leave nothing to do for."""
+        shape, ordered = self.mesh.shape(num_workers), not isinstance(self.pipeline_schedule, OneFOneB)
+        chosen = [("sequence_parallel=true", "tensor")] * self.sequence_parallel
+        chosen += [("shard_data=true", "data")] * self.shard_data + [("pipeline_schedule", "pipeline")] * ordered
+        idle = [(setting, axis) for setting, axis in chosen if getattr(shape, axis) == 1]
+        return [f"algorithm.{setting} has no effect: there is one worker along {axis}" for setting, axis in idle]
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the mean gradient of all batches."""

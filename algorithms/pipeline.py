@@ -22,7 +22,7 @@ from algorithms.micro_batches import Passes
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.pipeline_schedules import PipelineSchedule
 from algorithms.schedules import Schedule
-from algorithms.stages import check_layered, check_stages, most_stages
+from algorithms.stages import check_costs, check_layered, check_stages, most_stages
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.shortage import Shortage
@@ -56,13 +56,19 @@ class Pipeline(Algorithm):
         require(self.micro_batches >= 1, "algorithm.micro_batches", "must be >= 1", self.micro_batches)
         check_balance(self.balance)
 
+    @property
+    def least_batch(self) -> int:
+        """A sample of each micro-batch."""
+        return self.micro_batches
+
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
         """All work on the same samples."""
         return 0, 1
 
     def check(self, problem: Problem) -> None:
-        """Its model is a chain of layers."""
+        """Its model is a chain of layers, whose costs can be known."""
         check_layered(problem)
+        check_costs(problem, self.balance)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """There is a layer for every stage, and a sample for every micro-batch."""

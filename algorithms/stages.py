@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from algorithms.balance import cut, parameters, seconds
-from harness.errors import Unfit, UserError
+from harness.errors import Unfit, UserError, require
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
 from harness.problems.outline import outlines, shapes_of
@@ -20,14 +20,26 @@ from harness.worker import Worker
 
 
 def check_layered(problem: Problem) -> Layered:
-    """The problem, if its model is a chain of layers.
+    """The problem, if its model is a chain of layers, each with parameters of its own.
 
     Raises:
         Unfit: if it is not.
     """
     if not isinstance(problem, Layered):
         raise Unfit("a model is taken by its layers, and this one is no chain of layers")
+    if problem.shares_parameters:
+        raise Unfit("a model is taken by its layers, of which some share a parameter in this one")
     return problem
+
+
+def check_costs(problem: Problem, balance: str) -> None:
+    """Refuse to measure what has no values.
+
+    Raises:
+        UserError: naming the others.
+    """
+    rule = "must be layers, parameters or flops where the problem has shapes and no values"
+    require(balance != "measured" or not problem.is_fake, "algorithm.balance", rule, balance)
 
 
 def check_stages(problem: Problem, num_workers: int, stages_per_worker: int, field: str) -> None:
@@ -80,16 +92,9 @@ def split(model: nn.Sequential, num_stages: int, costs: Sequence[float]) -> list
 
     Args:
         costs: of each of its units.
-
-    Raises:
-        UserError: if a parameter would be in two of them.
     """
     parts = units(model)
-    stages = [chain(parts[place] for place in part) for part in cut(costs, num_stages)]
-    owners = [id(parameter) for stage in stages for parameter in stage.parameters()]
-    if len(set(owners)) < len(owners):
-        raise UserError("a pipeline must have each parameter in one stage, got a model whose layers share some")
-    return stages
+    return [chain(parts[place] for place in part) for part in cut(costs, num_stages)]
 
 
 def chain(parts: Iterable[nn.Sequential]) -> nn.Sequential:

@@ -47,6 +47,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     _check_compute(setup, used)
     setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
+    notices += setup.algorithm.without_effect(used)
     return setup, [*notices, *_notices_of_tasks(setup), *setup.machine.check()]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.batch import Samples
 from harness.problems.base import Problem
-from harness.problems.outline import Outline
+from harness.problems.outline import Outline, shapes_of
 
 
 class FeatureSplit(Protocol):
@@ -46,6 +46,12 @@ class Layered(Problem):
     def outlines(self) -> dict[int, list[Outline]]:
         """What is known of the layers, by samples that go through: filled in once for all who share this object."""
         return {}
+
+    @cached_property
+    def shares_parameters(self) -> bool:
+        """Whether some parameter is of two layers."""
+        owned = [id(parameter) for layer in shapes_of(self) for parameter in layer.parameters()]
+        return len(set(owned)) < len(owned)
 
     @abstractmethod
     def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

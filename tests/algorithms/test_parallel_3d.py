@@ -15,6 +15,9 @@ MLP += ["budget.observations=2", f"budget.epochs={40 / 1437}"]
 GLOBAL_BATCH, STEP = 4, "algorithm.learning_rate=0.1"
 TWO, SEQUENCE, SHARD = "algorithm.micro_batches=2", "algorithm.sequence_parallel=true", "algorithm.shard_data=true"
 INTERLEAVED = "algorithm/pipeline_schedule=interleaved", "algorithm.pipeline_schedule.stages=2"
+ZERO_BUBBLE = "algorithm/pipeline_schedule=zero_bubble"
+V_SHAPED = "algorithm/pipeline_schedule=zero_bubble_v", "algorithm.micro_batches=4"
+CHECKPOINTING = "algorithm.checkpointing=true"
 SLOW = pytest.mark.slow
 
 
@@ -42,15 +45,19 @@ CASES = [
     (LLAMA, "sim_ethernet", 2, 1, 1),
     (LLAMA, "sim_dgx", 2, 1, 1, SHARD),
     (LLAMA, "sim_ethernet", 1, 2, 2, TWO, SEQUENCE),
+    (LLAMA, "sim_dgx", 2, 2, 1, SHARD),
     (LLAMA, "sim_dgx", 2, 2, 1, SHARD, SEQUENCE),
     (LLAMA, "sim_dgx", 2, 1, 2, TWO),
     (LLAMA, "sim_dgx", 1, 2, 2, TWO, *INTERLEAVED),
     (LLAMA, "sim_dgx", 2, 2, 2, TWO, SHARD, SEQUENCE),
-    (LLAMA, "sim_dgx", 2, 2, 1, TWO, SHARD, SEQUENCE, "algorithm.checkpointing=true"),
+    (LLAMA, "sim_dgx", 2, 2, 1, TWO, SHARD, SEQUENCE, CHECKPOINTING),
+    (LLAMA, "sim_dgx", 2, 2, 2, TWO, ZERO_BUBBLE, SHARD, SEQUENCE, CHECKPOINTING),
+    (LLAMA, "sim_dgx", 1, 2, 2, *V_SHAPED),
     (MLP, "sim_ethernet", 2, 2, 2, TWO),
     (MLP, "cpu", 2, 2, 1),
 ]
 REAL = [(LLAMA, "cpu", 1, 2, 2, TWO, SEQUENCE), (LLAMA, "cpu", 2, 1, 2, TWO, SHARD), (LLAMA, "cpu", 2, 2, 1, SHARD)]
+REAL += [(LLAMA, "cpu", 2, 2, 2, TWO, SHARD, SEQUENCE)]
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ def digits(hardware, workers):
 
 
 @pytest.mark.parametrize(
-    ("hardware", "workers"), [("sim_ethernet", 1), ("sim_ethernet", 2), ("sim_dgx", 4), ("cpu", 2), ("cpu", 4)]
+    ("hardware", "workers"),
+    [("sim_ethernet", 1), ("sim_ethernet", 2), ("sim_dgx", 4), ("cpu", 1), ("cpu", 2), ("cpu", 4)],
 )
 def test_equals_its_sequential_replay(hardware, workers):
     model, replayed, done = digits(hardware, workers)
