@@ -46,8 +46,12 @@ class Exchange:
 
     def leave(self, y: torch.Tensor) -> torch.Tensor:
         """What a split layer gives, of this worker's part of the sum."""
-        self._outside = self._inside = None
+        self.forget()
         return _moved(y, *((self.scatter, self.gather) if self.by_position else (self.sum, _same)))
+
+    def forget(self) -> None:
+        """Let go of what `enter` was given: nobody takes the same again."""
+        self._outside = self._inside = None
 
     def cut_positions(self, x: torch.Tensor) -> torch.Tensor:
         """This worker's positions of what all have."""
@@ -66,7 +70,7 @@ class Exchange:
         """Of all parts, in place of this one: a product, or the gradient of one, that nobody else looks at."""
         x = x.contiguous()
         dist.all_reduce(x, group=self.group)
-        return x.view_as(x)
+        return x
 
     def largest(self, x: torch.Tensor) -> torch.Tensor:
         """Of all workers', in place of this one's."""
@@ -114,7 +118,10 @@ class _Moved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, there: Move, back: Move) -> torch.Tensor:
         ctx.back = back
-        return there(x)
+        moved = there(x)
+        if moved is x:
+            ctx.mark_dirty(x)  # summed in place
+        return moved
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:

@@ -12,17 +12,13 @@ least, by dynamic programming. (torchgpipe, Kim et al., arXiv:2004.09910, has th
     measured     seconds of one forward and one backward pass, by the run's own clock
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
-from typing import TypeVar
 
 import torch
 from torch import nn
 
 from harness.errors import require
-
-Layer = TypeVar("Layer", bound=nn.Module)
 
 BALANCES = ("layers", "parameters", "flops", "measured")
 
@@ -84,12 +80,3 @@ def seconds(layers: Sequence[nn.Module], inputs: torch.Tensor, read_clock: Calla
         measured.append(end_s - begin_s)
         inputs = outputs.detach().requires_grad_(outputs.is_floating_point())
     return measured
-
-
-def shadow(layer: Layer) -> Layer:
-    """The same layer of shapes alone, on the device "meta"; values, where there are any, are not copied."""
-    memo: dict[int, torch.Tensor] = {
-        id(each): nn.Parameter(torch.empty_like(each, device="meta")) for each in layer.parameters()
-    }
-    memo |= {id(each): torch.empty_like(each, device="meta") for each in layer.buffers()}
-    return copy.deepcopy(layer, memo)

@@ -68,6 +68,11 @@ class Algorithm(ABC):
     batch_size: int
 
     @property
+    def least_batch(self) -> int:
+        """The fewest samples that `batch_size` may be with all other settings as they are."""
+        return 1
+
+    @property
     def observes_own(self) -> bool:
         """Whether what is observed is each worker's own: a model, or a part of one."""
         return self.decentralised or self.splits_model
@@ -137,8 +142,9 @@ class Algorithm(ABC):
         Those of an algorithm come before what all have: smaller batches, smaller numbers, no state of an optimiser.
         """
         ways = []
-        if self.batch_size > 1 and not lacks.stays:
-            ways.append(f"algorithm.batch_size={min(max(1, lacks.samples(self.batch_size)), self.batch_size - 1)}")
+        if self.batch_size > self.least_batch and not lacks.stays:
+            fits = min(lacks.samples(self.batch_size), self.batch_size - 1)
+            ways.append(f"algorithm.batch_size={max(self.least_batch, fits)}")
         if "bfloat16" in problem.dtypes and problem.dtype != "bfloat16":
             ways.append("problem.dtype=bfloat16")
         if not getattr(getattr(self, "optimizer", None), "is_stateless", True):
@@ -170,8 +176,8 @@ class Algorithm(ABC):
             UserError: naming the field, the value and what would work.
         """
 
-    def notices(self, problem: Problem, epochs: float) -> list[str]:
-        """What a user may not expect of so many epochs with these settings, one line each."""
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """What a user may not expect of so many workers and epochs with these settings, one line each."""
         return []
 
     def without_effect(self) -> dict[str, str]:

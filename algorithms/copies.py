@@ -55,8 +55,8 @@ def sharded(layers: nn.Sequential, mesh: DeviceMesh, reshard: bool) -> nn.Sequen
 
     Args:
         mesh: of those who share them.
-        reshard: whether a layer is given up after its forward pass. It is not where more micro-batches come, each of
-            which would gather it again.
+        reshard: whether a layer is given up after its forward pass: a pipeline keeps them until the batch is over, a
+            `Chain` gathers them for each micro-batch, twice.
     """
     parts = units(layers)
     for part in parts:

@@ -10,19 +10,22 @@ def flat_parameters(model: nn.Module) -> torch.Tensor:
     return parameters_to_vector(model.parameters()).detach().clone()
 
 
-def flatten_(model: nn.Module, weights: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+def flatten_(
+    model: nn.Module, weights: torch.Tensor | None = None, gradient: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Make parameters and gradients of `model` views into two flat vectors: writing one writes the other.
 
     `backward()` then adds to the flat gradient; whoever has used it sets it to zero.
 
     Args:
         weights: the vector to use, shape (parameters,), whose values the model takes on; None for a copy of its own.
+        gradient: likewise; None for zeros of its own.
 
     Returns:
         weights and gradient, shape (parameters,) each.
     """
     weights = flat_parameters(model) if weights is None else weights
-    gradient = torch.zeros_like(weights)
+    gradient = torch.zeros_like(weights) if gradient is None else gradient
     start = 0
     for p in model.parameters():
         part = slice(start, start + p.numel())

@@ -32,8 +32,8 @@ from algorithms.base import Algorithm
 from algorithms.footprint import Footprint
 from algorithms.optimizers import Optimizer
 from algorithms.schedules import Schedule
-from algorithms.shards import Shards, layers_of
-from algorithms.stages import check_layered
+from algorithms.shards import Shards
+from algorithms.stages import check_layered, units
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
@@ -153,7 +153,7 @@ class FSDP(Algorithm):
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i, each worker of its own shard."""
         with worker.clock.paused():
-            model = self.sharded(problem.build_model(worker.device, worker.seed), worker)
+            model = self.sharded(check_layered(problem).build_model(worker.device, worker.seed), worker)
         learning_rate = self.learning_rate * (worker.num_workers if self.linear_scaling else 1)
         shards, footprint = Shards(model, self.optimizer, learning_rate), Footprint(worker)
         for batch in worker.batches(problem, self.batch_size):
@@ -166,13 +166,13 @@ class FSDP(Algorithm):
             part = shards.positions if worker.sees_values else None
             worker.observe(shards.flat, samples=len(batch), part=part)
 
-    def sharded(self, model: nn.Module, worker: Worker) -> nn.Module:
+    def sharded(self, model: nn.Sequential, worker: Worker) -> nn.Module:
         """The model, layer by layer; all workers have built the same one."""
         own = next(model.parameters()).dtype
         chosen = {"param_dtype": self.param_dtype, "reduce_dtype": self.reduce_dtype}
         policy = MixedPrecisionPolicy(**{name: getattr(torch, dtype) for name, dtype in chosen.items() if dtype})
         split = partial(fully_shard, mesh=self._mesh(worker), reshard_after_forward=self.reshard_after_forward)
-        layers: list[nn.Module] = [*layers_of(model)]
+        layers: list[nn.Module] = [*units(model)]
         if self.checkpointing:
             layers = [checkpoint_wrapper(layer) for layer in layers]
         for layer in layers:

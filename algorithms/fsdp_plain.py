@@ -19,8 +19,8 @@ from algorithms.base import Algorithm
 from algorithms.flat import flat_parameters, flatten_
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
-from algorithms.shards import JoinedShards, layers_of
-from algorithms.stages import check_layered
+from algorithms.shards import JoinedShards
+from algorithms.stages import check_layered, units
 from harness.alike import Axis
 from harness.batch import Samples
 from harness.problems.base import Problem
@@ -62,7 +62,9 @@ class Layer:
         self.outputs.backward(gradient)
         dist.reduce_scatter_single(self.gradient, self.whole_gradient)
         self.give_up()
-        return self.inputs.grad
+        passed = self.inputs.grad
+        del self.inputs, self.outputs
+        return passed
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class PlainFSDP(Algorithm):
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i, each worker of its own shards."""
         problem = check_layered(problem)
-        modules = layers_of(problem.build_model(worker.device, worker.seed))
+        modules = units(problem.build_model(worker.device, worker.seed))
         shards = JoinedShards([flat_parameters(module) for module in modules], worker.rank, worker.num_workers)
         gradient = torch.zeros_like(shards.flat)
         cut = zip(modules, shards.flat.split(shards.sizes), gradient.split(shards.sizes), strict=True)

@@ -35,7 +35,6 @@ from torch.nn.functional import embedding, linear
 
 from algorithms.activations import Exchange, Features
 from algorithms.mesh import mesh_of
-from algorithms.outline import shapes_of
 from algorithms.split_plan import (
     COLUMN,
     SEQUENCE,
@@ -45,7 +44,9 @@ from algorithms.split_plan import (
     placement,
     seen_in_part,
 )
+from algorithms.stages import positions
 from harness.problems.layered import Layered
+from harness.problems.outline import shapes_of
 
 
 class LayerSplit:
@@ -65,20 +66,18 @@ class LayerSplit:
         self._shared: list[tuple[nn.Module, str]] = []  # whole parameters, of each worker's positions a gradient
         self._ends_open = self._loss_in_parts = False
         if group is not None:
-            self._ends_open = ends_open(shapes_of(problem), self._plan)
+            self._whole = shapes_of(problem)
+            self._ends_open = ends_open(self._whole, self._plan)
             self._loss_in_parts = self._ends_open and problem.has_objective_of_part
             self._exchange = Exchange(group, sequence_parallel)
             self._mesh = mesh_of(group, device)
 
     def positions(self, model: nn.Module) -> list[torch.Tensor]:
         """Of this worker's part of each parameter among the flat ones of a model that is not split yet, int64."""
-        found, start = [], 0
-        for name, parameter in model.named_parameters():
-            whole = torch.arange(start, start + parameter.numel()).view(parameter.shape)
-            own = _own(whole, self._mesh, placement(model, self._plan, name)) if self._plan else whole
-            found.append(own.flatten())
-            start += parameter.numel()
-        return found
+        if not self._plan:
+            return [whole.flatten() for whole in positions(model)]
+        where = [placement(model, self._plan, name) for name, _ in model.named_parameters()]
+        return [_own(whole, self._mesh, each).flatten() for whole, each in zip(positions(model), where, strict=True)]
 
     def split_(self, model: nn.Sequential) -> None:
         """Split layers in place; of a model some of whose layers are gone (`nn.Identity`), those that are there."""
@@ -96,6 +95,8 @@ class LayerSplit:
 
     def sum_gradients(self) -> None:
         """Of whole parameters that have seen some of the positions, after the backward pass of a batch."""
+        if self._plan:
+            self._exchange.forget()  # what has been computed again
         given = [getattr(module, name).grad for module, name in self._shared]
         gradients = [each.to_local() if isinstance(each, DTensor) else each for each in given if each is not None]
         if gradients:
@@ -106,24 +107,28 @@ class LayerSplit:
 
     def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The problem's, of what the last layer gives."""
+        if self._plan:
+            self._exchange.forget()
         if self._loss_in_parts:
             return self._problem.objective_of_part(outputs, targets, Features(self._exchange, outputs.shape[-1]))
         return self._problem.objective(outputs, targets)
 
-    def handed_on(self, model: nn.Sequential, layer: int, output: torch.Tensor) -> torch.Tensor:
+    def handed_on(self, layer: int, output: torch.Tensor) -> torch.Tensor:
         """What a worker has of the output of a layer, before the next one joins it.
 
         Args:
             layer: number of the layer in the chain.
             output: of the whole layer, on the device "meta".
         """
-        is_last = layer == len(model) - 1
-        if not self._plan or (is_last and not self._loss_in_parts):
+        if not self._plan:
             return output
-        name = [name for name, _ in model.named_children()][layer]
+        names = [name for name, _ in self._whole.named_children()]
+        name, is_last = names[layer], layer == len(names) - 1
+        if is_last and not self._loss_in_parts:
+            return output
         if self._exchange.by_position and name in by_position(self._plan) and not is_last:
             return self._exchange.cut(output)
-        is_open = ends_open(model[: layer + 1], self._plan)
+        is_open = ends_open(self._whole[: layer + 1], self._plan)
         return self._exchange.cut(output, output.dim() - 1) if is_open else output
 
     def _cut_and_join(self, model: nn.Sequential, inside: set[str]) -> None:

@@ -92,6 +92,14 @@ class Mesh:
             raise UserError(f"algorithm.mesh {rule}, got {_shown(given)}: set hardware.num_workers={fewest}")
         return Shape(**{name: rest if size is None else size for name, size in given.items()})
 
+    def longer(self, shape: Shape, axis: str, size: int) -> str:
+        """The settings of a mesh of which one axis is longer than of a shape of this one, and none shorter."""
+        longer = shape._replace(**{axis: size})
+        mesh = {f"algorithm.mesh.{name}={getattr(longer, name)}" for name in ("tensor", "pipeline")}
+        given = {f"algorithm.mesh.{name}={value}" for name, value in vars(self).items()}
+        data = [] if self.data is None else [f"algorithm.mesh.data={longer.data}"]
+        return " ".join([f"hardware.num_workers={prod(longer)}", *sorted({*mesh, *data} - given)])
+
 
 def _shown(sizes: Mapping[str, int | None]) -> str:
     """As they are typed."""

@@ -4,7 +4,7 @@ Torch wants micro-batches of equal size. Where a batch cannot be divided into su
 once more: it costs time, and is in no loss. Shapes are told to torch beforehand, so that no clock sees it infer them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.pipelining.stage import PipelineStage
 
+from algorithms.held_stages import HeldStages
 from algorithms.pipeline_schedules import Loss, PipelineSchedule
-from algorithms.stages import inputs_like, passed
 from harness.batch import Samples
 from harness.problems.layered import Layered
 from harness.worker import Worker
@@ -41,12 +41,9 @@ class Passes:
     """A worker's forward and backward passes, batch by batch.
 
     Args:
-        stages: of all workers.
-        held: those of this one.
+        held: the worker's stages.
         order: of passes.
         micro_batches: of every batch.
-        shapes: of so many samples, tensors like what each stage takes and what the last one gives; None to have whole
-            stages asked.
         objective: of what the last stage gives, and targets; None for the problem's.
         group: of the workers with a stage each; None for all.
     """
@@ -54,18 +51,15 @@ class Passes:
     def __init__(
         self,
         problem: Layered,
-        stages: Sequence[nn.Module],
-        held: Sequence[int],
+        held: HeldStages,
         order: PipelineSchedule,
         micro_batches: int,
         worker: Worker,
-        shapes: Callable[[int], Sequence[torch.Tensor]] | None = None,
         objective: Loss | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
         self._problem, self._order, self._micro_batches, self._worker = problem, order, micro_batches, worker
-        self._stages, self._held, self._group = stages, held, group
-        self._shapes, self._objective = shapes or self._asked, objective or problem.objective
+        self._held, self._objective, self._group = held, objective or problem.objective, group
         self._prepared: dict[int, Any] = {}  # torch's schedules, by samples of a batch: the last one may be smaller
         self._counts: Iterator[int] = iter(())  # samples of the micro-batches whose losses are still to come
         self._samples = 0  # of the batch
@@ -78,7 +72,7 @@ class Passes:
                 self._prepared[self._samples] = self._prepare()
         counts = sizes(self._samples, self._micro_batches)
         self._counts = iter(counts)
-        first, last = 0 in self._held, len(self._stages) - 1 in self._held
+        first, last = 0 in self._held.numbers, len(self._held.stages) - 1 in self._held.numbers
         inputs, targets = self._rows(batch, counts) if first or last else (None, None)
         schedule, given = self._prepared[self._samples], (inputs,) if first else ()
         schedule.step(*given, target=targets if last else None, return_outputs=False)
@@ -101,24 +95,45 @@ class Passes:
         return self._objective(outputs, targets) * (count / self._samples)
 
     def _prepare(self) -> Any:
-        size = sizes(self._samples, self._micro_batches)[0]
-        shapes = self._shapes(size)
+        stages, shapes = self._held.stages, self._held.shapes(sizes(self._samples, self._micro_batches)[0])
         known = [
             KnownStage(
-                self._stages[number],
+                stages[number],
                 number,
-                len(self._stages),
+                len(stages),
                 self._worker.device,
                 input_args=shapes[number],
                 output_args=shapes[number + 1],
                 group=self._group,
             )
-            for number in self._held
+            for number in self._held.numbers
         ]
         return self._order.over(known, self._micro_batches, self._loss)
 
-    def _asked(self, samples: int) -> list[torch.Tensor]:
-        return passed(self._stages, inputs_like(self._problem, samples, torch.device("meta")))
+
+class Chain:
+    """Passes of a worker that has all stages: a micro-batch after the other, forward and backward.
+
+    Torch's pipelines keep the layers that FSDP2 gathers, and their whole gradients, until the last micro-batch is
+    over; here both are given up as soon as they have been used.
+
+    Args:
+        objective: of what the last stage gives, and targets.
+    """
+
+    def __init__(self, problem: Layered, stages: Sequence[nn.Module], objective: Loss, micro_batches: int) -> None:
+        self._problem, self._stages = problem, stages
+        self._objective, self._micro_batches = objective, micro_batches
+
+    def run(self, batch: Samples) -> None:
+        """Add the gradient of the mean loss over a batch to that of the stages."""
+        device = next(self._stages[0].parameters()).device
+        rows = [each.to(device).split(sizes(len(batch), self._micro_batches)) for each in self._problem.rows_of(batch)]
+        for outputs, targets in zip(*rows, strict=True):
+            if len(targets):
+                for stage in self._stages:
+                    outputs = stage(outputs)
+                (self._objective(outputs, targets) * (len(targets) / len(batch))).backward()
 
 
 def sizes(samples: int, micro_batches: int) -> list[int]:

@@ -7,7 +7,6 @@ by those of torch's FSDP2 (Zhao et al., VLDB 2023).
 """
 
 from dataclasses import dataclass
-from math import prod
 from typing import ClassVar
 
 import torch
@@ -18,18 +17,18 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from algorithms.balance import check_balance
 from algorithms.base import Algorithm
 from algorithms.copies import Copies, sharded
-from algorithms.handed_on import Chain, HandedOn, let_go, of_stages
+from algorithms.held_stages import HeldStages, hold_stages
 from algorithms.layer_split import LayerSplit
 from algorithms.mesh import Mesh, Shape, mesh_of
 from algorithms.micro_batch_counts import check_micro_batches, fewer_held
-from algorithms.micro_batches import Passes
+from algorithms.micro_batches import Chain, Passes
 from algorithms.optimizers import Optimizer
-from algorithms.pipeline_schedules import PipelineSchedule
+from algorithms.pipeline_schedules import OneFOneB, PipelineSchedule
 from algorithms.schedules import Schedule
 from algorithms.shards import Shards
 from algorithms.split_plan import check_degree, check_plan, larger_degree, lets_split_positions
 from algorithms.split_traffic import bytes_of_batch, bytes_of_gradients
-from algorithms.stages import check_layered, check_stages, costs_of, most_stages, split, units
+from algorithms.stages import check_costs, check_layered, check_stages, most_stages, units
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
@@ -73,6 +72,11 @@ class Parallel3D(Algorithm):
         require(self.micro_batches >= 1, "algorithm.micro_batches", "must be >= 1", self.micro_batches)
         check_balance(self.balance)
 
+    @property
+    def least_batch(self) -> int:
+        """A sample of each micro-batch."""
+        return self.micro_batches
+
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
         """That of its seat along the axis of data."""
         shape = self.mesh.shape(num_workers)
@@ -84,8 +88,9 @@ class Parallel3D(Algorithm):
         return [Axis(shape.pipeline, alike=False), Axis(shape.data, alike=True), Axis(shape.tensor, alike=True)]
 
     def check(self, problem: Problem) -> None:
-        """Its model is a chain of layers."""
+        """Its model is a chain of layers, whose costs can be known."""
         check_layered(problem)
+        check_costs(problem, self.balance)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """They fill the mesh, and each axis has what it splits."""
@@ -93,7 +98,7 @@ class Parallel3D(Algorithm):
         if shape.tensor > 1:
             check_plan(problem, self.sequence_parallel)
             check_degree(problem, shape.tensor, "algorithm.mesh.tensor", self.sequence_parallel)
-        check_stages(problem, shape.pipeline, self.pipeline_schedule.stages_per_worker, "algorithm.mesh.pipeline")
+        check_stages(problem, shape.pipeline, self._stages_per_worker(shape), "algorithm.mesh.pipeline")
         check_micro_batches(self.pipeline_schedule, shape.pipeline, self.micro_batches, self.batch_size)
 
     def constants(self, num_workers: int) -> dict[str, float]:
@@ -117,48 +122,44 @@ class Parallel3D(Algorithm):
             ways += ["algorithm.checkpointing=true"] * (not self.checkpointing)
             splits = shape.tensor > 1 and not self.sequence_parallel and lets_split_positions(problem, shape.tensor)
             ways += ["algorithm.sequence_parallel=true"] * splits
-            ways += fewer_held(self.pipeline_schedule, shape.pipeline, self.micro_batches, self.batch_size)
+            held = fewer_held(self.pipeline_schedule, shape.pipeline, self.micro_batches, self.batch_size)
+            ways += held * (shape.pipeline > 1)
         ways += ["algorithm.shard_data=true"] * (shape.data > 1 and not self.shard_data)
         if wider := larger_degree(problem, shape.tensor, 2 * shape.tensor, self.sequence_parallel):
-            ways.append(self._longer(shape, "tensor", wider))
+            ways.append(self.mesh.longer(shape, "tensor", wider))
         deeper, order = 2 * shape.pipeline, self.pipeline_schedule
         if deeper * order.stages_per_worker <= most_stages(problem) and order.fits(deeper, self.micro_batches):
-            ways.append(self._longer(shape, "pipeline", deeper))
+            ways.append(self.mesh.longer(shape, "pipeline", deeper))
         return [*ways, *super().frees_memory(problem, num_workers, lacks)]
 
-    def _longer(self, shape: Shape, axis: str, size: int) -> str:
-        """The settings of a mesh of which one axis is longer, and none shorter."""
-        longer = shape._replace(**{axis: size})
-        mesh = {f"algorithm.mesh.{name}={getattr(longer, name)}" for name in ("tensor", "pipeline")}
-        given = {f"algorithm.mesh.{name}={value}" for name, value in vars(self.mesh).items()}
-        data = [] if self.mesh.data is None else [f"algorithm.mesh.data={longer.data}"]
-        return " ".join([f"hardware.num_workers={prod(longer)}", *sorted({*mesh, *data} - given)])
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """What axes of one worker leave nothing to do for."""
+        shape, ordered = self.mesh.shape(num_workers), not isinstance(self.pipeline_schedule, OneFOneB)
+        chosen = [("sequence_parallel=true", "tensor")] * self.sequence_parallel
+        chosen += [("shard_data=true", "data")] * self.shard_data + [("pipeline_schedule", "pipeline")] * ordered
+        idle = [(setting, axis) for setting, axis in chosen if getattr(shape, axis) == 1]
+        return [f"algorithm.{setting} has no effect: there is one worker along {axis}" for setting, axis in idle]
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the mean gradient of all batches."""
         problem = check_layered(problem)
-        model = problem.build_model(worker.device, worker.seed)
         shape, order = self.mesh.shape(worker.num_workers), self.pipeline_schedule
-        costs = costs_of(model, self.balance, problem, -(-self.batch_size // self.micro_batches), worker)
         with worker.clock.paused():
             groups = {axis: shape.group(axis, worker.rank) for axis in shape._fields}
-            line = groups["pipeline"]
             layers = LayerSplit(problem, groups["tensor"], self.sequence_parallel, worker.device)
-            parts = layers.positions(model) if worker.sees_values else None
-            stages = split(model, order.stages_per_worker * shape.pipeline, costs)
-            handed_on = HandedOn(problem, [len(stage) for stage in stages], layers)
-            held = order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
-            part = None if parts is None else of_stages(parts, model, [stages[number] for number in held])
-            let_go(model, stages, held)
-            layers.split_(model)
+        line, samples = groups["pipeline"], -(-self.batch_size // self.micro_batches)
+        num_stages = self._stages_per_worker(shape) * shape.pipeline
+        numbers = [0] if line is None else order.held(shape.seat(worker.rank).pipeline, shape.pipeline)
+        held = hold_stages(problem, worker, self.balance, samples, num_stages, numbers, layers)
+        with worker.clock.paused():
             if self.checkpointing:
-                for number in held:
-                    stages[number] = nn.Sequential(*map(checkpoint_wrapper, units(stages[number])))
-            shared = self._shared(stages, held, groups["data"], worker.device)
-            part = None if part is None else part[shared.positions]
-        passes: Passes | Chain = Chain(problem, stages, layers.objective, self.micro_batches)
+                for number in held.numbers:
+                    held.stages[number] = nn.Sequential(*map(checkpoint_wrapper, units(held.stages[number])))
+            shared = self._shared(held, groups["data"], line is None, worker.device)
+            part = None if held.part is None else held.part[shared.positions]
+        passes: Passes | Chain = Chain(problem, held.stages, layers.objective, self.micro_batches)
         if line is not None:
-            passes = Passes(problem, stages, held, order, self.micro_batches, worker, handed_on, layers.objective, line)
+            passes = Passes(problem, held, order, self.micro_batches, worker, layers.objective, line)
         for batch in worker.batches(problem, self.batch_size):
             passes.run(batch)
             layers.sum_gradients()
@@ -166,14 +167,17 @@ class Parallel3D(Algorithm):
             shared.forget()
             worker.observe(shared.flat, samples=len(batch), part=part)
 
+    def _stages_per_worker(self, shape: Shape) -> int:
+        """One where there is no order of passes."""
+        return self.pipeline_schedule.stages_per_worker if shape.pipeline > 1 else 1
+
     def _shared(
-        self, stages: list[nn.Sequential], held: list[int], group: dist.ProcessGroup | None, device: torch.device
+        self, held: HeldStages, group: dist.ProcessGroup | None, reshard: bool, device: torch.device
     ) -> Shards | Copies:
         """What steps on a worker's stages, which others have too; they are sharded in place."""
         if group is None or not self.shard_data:
-            own = nn.ModuleList(stages[number] for number in held)
-            return Copies(own, self.optimizer, self.learning_rate, group)
+            return Copies(held.own, self.optimizer, self.learning_rate, group)
         mesh = mesh_of(group, device)
-        for number in held:
-            stages[number] = sharded(stages[number], mesh, reshard=len(stages) == 1)
-        return Shards(nn.ModuleList(stages[number] for number in held), self.optimizer, self.learning_rate)
+        for number in held.numbers:
+            held.stages[number] = sharded(held.stages[number], mesh, reshard)
+        return Shards(held.own, self.optimizer, self.learning_rate)

@@ -23,9 +23,11 @@ import torch
 from algorithms.balance import check_balance
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
+from algorithms.handed_on import bytes_handed_on
+from algorithms.held_stages import hold_stages
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.schedules import Schedule
-from algorithms.stages import bytes_handed_on, check_layered, check_stages, costs_of, positions, split
+from algorithms.stages import check_layered, check_stages
 from algorithms.stashing import Passing, StashingStage
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
@@ -84,25 +86,22 @@ class PipeDream(Algorithm):
     def train(self, worker: Worker, problem: Problem) -> None:
         """Go forward and backward in turns, and take a step after each backward pass."""
         problem = check_layered(problem)
-        model = problem.build_model(worker.device, worker.seed)
-        costs = costs_of(model, self.balance, problem, self.batch_size, worker)
-        stages = split(model, worker.num_workers, costs)
-        own = stages[worker.rank]
-        part = positions(model, own)
-        weights, gradient = flatten_(own)
+        held = hold_stages(problem, worker, self.balance, self.batch_size, worker.num_workers, [worker.rank])
+        weights, gradient = flatten_(held.own)
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
-        stage = StashingStage(problem, stages, worker)
+        stage = StashingStage(problem, held, gradient, worker)
         steps = 0
         for forward, batch in one_f_one_b(self._expected(worker, problem, stage), stage.depth):
             if forward:
                 stage.forward(batch, weights, steps)
                 continue
-            stage.backward(batch, gradient)
+            stage.backward(batch)
             descent.step(batch.learning_rate)
+            gradient.zero_()
             stage.await_next()
             worker.measure("async/staleness", steps - batch.version)
             steps += 1
-            worker.observe(weights, samples=len(batch.samples), part=part)
+            worker.observe(weights, samples=len(batch.samples), part=held.part)
         stage.close()
 
     def _expected(self, worker: Worker, problem: Layered, stage: StashingStage) -> Iterator[Passing]:

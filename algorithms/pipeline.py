@@ -11,17 +11,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
 
 from algorithms.balance import check_balance
 from algorithms.base import Algorithm
 from algorithms.flat import flatten_
+from algorithms.handed_on import bytes_handed_on
+from algorithms.held_stages import hold_stages
 from algorithms.micro_batch_counts import check_micro_batches, fewer_held
 from algorithms.micro_batches import Passes
 from algorithms.optimizers import Descent, Optimizer
 from algorithms.pipeline_schedules import PipelineSchedule
 from algorithms.schedules import Schedule
-from algorithms.stages import bytes_handed_on, check_layered, check_stages, costs_of, most_stages, positions, split
+from algorithms.stages import check_costs, check_layered, check_stages, most_stages
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.shortage import Shortage
@@ -55,13 +56,19 @@ class Pipeline(Algorithm):
         require(self.micro_batches >= 1, "algorithm.micro_batches", "must be >= 1", self.micro_batches)
         check_balance(self.balance)
 
+    @property
+    def least_batch(self) -> int:
+        """A sample of each micro-batch."""
+        return self.micro_batches
+
     def share(self, rank: int, num_workers: int) -> tuple[int, int]:
         """All work on the same samples."""
         return 0, 1
 
     def check(self, problem: Problem) -> None:
-        """Its model is a chain of layers."""
+        """Its model is a chain of layers, whose costs can be known."""
         check_layered(problem)
+        check_costs(problem, self.balance)
 
     def check_workers(self, problem: Problem, num_workers: int) -> None:
         """There is a layer for every stage, and a sample for every micro-batch."""
@@ -91,18 +98,14 @@ class Pipeline(Algorithm):
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the gradient of each batch."""
         problem = check_layered(problem)
-        model = problem.build_model(worker.device, worker.seed)
         order, samples = self.pipeline_schedule, -(-self.batch_size // self.micro_batches)
-        costs = costs_of(model, self.balance, problem, samples, worker)
-        stages = split(model, order.stages_per_worker * worker.num_workers, costs)
-        held = order.held(worker.rank, worker.num_workers)
-        own = nn.ModuleList(stages[number] for number in held)
-        part = positions(model, own) if worker.sees_values else None
-        weights, gradient = flatten_(own)
+        num_stages, numbers = order.stages_per_worker * worker.num_workers, order.held(worker.rank, worker.num_workers)
+        held = hold_stages(problem, worker, self.balance, samples, num_stages, numbers)
+        weights, gradient = flatten_(held.own)
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
-        passes = Passes(problem, stages, held, order, self.micro_batches, worker)
+        passes = Passes(problem, held, order, self.micro_batches, worker)
         for batch in worker.batches(problem, self.batch_size):
             passes.run(batch)
             descent.step(self.learning_rate * self.schedule.at(worker))
             gradient.zero_()
-            worker.observe(weights, samples=len(batch), part=part)
+            worker.observe(weights, samples=len(batch), part=held.part)

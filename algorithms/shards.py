@@ -11,31 +11,6 @@ from torch.nn.functional import pad
 from algorithms.optimizers import Optimizer
 
 
-def layers_of(model: nn.Module) -> list[nn.Sequential]:
-    """The model's layers, each with those without parameters that come after it.
-
-    What flattens comes before a layer: FSDP2 wants no view of something else from a layer, which could be overwritten.
-
-    >>> [len(layer) for layer in layers_of(nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)))]
-    [3, 1]
-    """
-    assert isinstance(model, nn.Sequential)
-    found: list[list[nn.Module]] = []
-    for module in model:  # children() would leave out what is there twice
-        begins = _has_parameters(module) or isinstance(module, nn.Flatten)
-        if not found or (begins and any(map(_has_parameters, found[-1]))):
-            found.append([])
-        found[-1].append(module)
-    if len(found) > 1 and not any(map(_has_parameters, found[-1])):
-        last = found.pop()
-        found[-1] += last
-    return [nn.Sequential(*layer) for layer in found]
-
-
-def _has_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
-
-
 def shard_of(vector: torch.Tensor, rank: int, num_shards: int, filler: float = 0) -> torch.Tensor:
     """One of equal shards of a vector that is filled up at its end, shape (elements / shards, rounded up,).
 

@@ -118,7 +118,7 @@ class SharedModelAlgorithm(Algorithm):
         average = [] if self.why_summed else ["algorithm.merge=average"]
         return [*average, "a smaller algorithm.merge_every", *super().steadies()]
 
-    def notices(self, problem: Problem, epochs: float) -> list[str]:
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
         """Say where the hottest coordinates are all there are."""
         kernel = problem.kernel if self.releases_gil(problem) and self.sharing == "hot_replica" else None
         if kernel is None or self.hot_coordinates < kernel.num_coordinates:

@@ -1,7 +1,7 @@
 """The stages of a pipeline: parts of a chain of layers, in order, each on one worker.
 
-A chain is cut before layers that have parameters: what has none, such as an activation, stays with the layer before
-it, so that every stage has something to learn and may work in place on what it has computed itself.
+A chain is cut into units, each with one layer that has parameters: what has none, such as an activation, stays with
+the layer before it, so that every stage has something to learn and may work in place on what it has computed itself.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,23 +11,35 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from algorithms.balance import cut, parameters, seconds, shadow
-from algorithms.outline import outlines, shapes_of
-from harness.errors import Unfit, UserError
+from algorithms.balance import cut, parameters, seconds
+from harness.errors import Unfit, UserError, require
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
+from harness.problems.outline import outlines, shapes_of
 from harness.worker import Worker
 
 
 def check_layered(problem: Problem) -> Layered:
-    """The problem, if its model is a chain of layers.
+    """The problem, if its model is a chain of layers, each with parameters of its own.
 
     Raises:
         Unfit: if it is not.
     """
     if not isinstance(problem, Layered):
         raise Unfit("a model is taken by its layers, and this one is no chain of layers")
+    if problem.shares_parameters:
+        raise Unfit("a model is taken by its layers, of which some share a parameter in this one")
     return problem
+
+
+def check_costs(problem: Problem, balance: str) -> None:
+    """Refuse to measure what has no values.
+
+    Raises:
+        UserError: naming the others.
+    """
+    rule = "must be layers, parameters or flops where the problem has shapes and no values"
+    require(balance != "measured" or not problem.is_fake, "algorithm.balance", rule, balance)
 
 
 def check_stages(problem: Problem, num_workers: int, stages_per_worker: int, field: str) -> None:
@@ -59,11 +71,20 @@ def most_stages(problem: Problem) -> int:
 
 
 def units(model: nn.Sequential) -> list[nn.Sequential]:
-    """What is never cut: a layer that has parameters, and those after it that have none."""
-    layers = [*model]
-    begins = [place for place, layer in enumerate(layers) if parameters(layer)]
-    begins[:1] = [0]
-    return [nn.Sequential(*layers[begin:end]) for begin, end in zip(begins, [*begins[1:], len(layers)], strict=True)]
+    """What is never cut: a layer that has parameters, and those after it that have none.
+
+    What flattens is before a layer: torch wants no view from a unit, which could be overwritten.
+
+    >>> [len(unit) for unit in units(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(2, 1)))]
+    [2, 2]
+    """
+    layers = [*model]  # children() would leave out what is there twice
+    own = [place for place, layer in enumerate(layers) if parameters(layer)]
+    begins = [0]
+    for before, place in pairwise(own):
+        flat = [between for between in range(before + 1, place) if isinstance(layers[between], nn.Flatten)]
+        begins.append((flat or [place])[0])
+    return [nn.Sequential(*layers[begin:end]) for begin, end in pairwise([*begins, len(layers)])]
 
 
 def split(model: nn.Sequential, num_stages: int, costs: Sequence[float]) -> list[nn.Sequential]:
@@ -71,16 +92,9 @@ def split(model: nn.Sequential, num_stages: int, costs: Sequence[float]) -> list
 
     Args:
         costs: of each of its units.
-
-    Raises:
-        UserError: if a parameter would be in two of them.
     """
     parts = units(model)
-    stages = [chain(parts[place] for place in part) for part in cut(costs, num_stages)]
-    owners = [id(parameter) for stage in stages for parameter in stage.parameters()]
-    if len(set(owners)) < len(owners):
-        raise UserError("a pipeline must have each parameter in one stage, got a model whose layers share some")
-    return stages
+    return [chain(parts[place] for place in part) for part in cut(costs, num_stages)]
 
 
 def chain(parts: Iterable[nn.Sequential]) -> nn.Sequential:
@@ -98,10 +112,11 @@ def costs_of(model: nn.Sequential, balance: str, problem: Layered, samples: int,
     if balance == "measured":
         return _measured(units(model), inputs_like(problem, samples, worker.device), worker)
     with worker.clock.paused():
-        return _counted(units(model), balance, problem, samples)
+        return counted(units(model), balance, problem, samples)
 
 
-def _counted(parts: Sequence[nn.Sequential], balance: str, problem: Layered, samples: int) -> list[float]:
+def counted(parts: Sequence[nn.Sequential], balance: str, problem: Layered, samples: int) -> list[float]:
+    """What each unit costs where nothing is measured."""
     if balance == "layers":
         return [1.0] * len(parts)
     if balance == "parameters":
@@ -130,41 +145,8 @@ def inputs_like(problem: Layered, samples: int, device: torch.device) -> torch.T
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
-def passed(stages: Sequence[nn.Module], inputs: torch.Tensor) -> list[torch.Tensor]:
-    """What each stage takes, and what the last one gives, on the device "meta".
-
-    Args:
-        inputs: on the device "meta".
-    """
-    tensors = [inputs]
-    for stage in stages:
-        tensors.append(shadow(stage)(tensors[-1]).detach().requires_grad_())
-    return tensors
-
-
-def bytes_handed_on(problem: Layered, balance: str, holders: Sequence[int], samples: int) -> float | None:
-    """What crosses from worker to worker while samples go through all stages and back: activations, then gradients.
-
-    Args:
-        holders: the worker of each stage.
-
-    Returns:
-        None where time decides where the model is cut.
-    """
-    if balance == "measured":
-        return None
-    model = problem.build_model(torch.device("meta"), 0)
-    stages = split(model, len(holders), _counted(units(model), balance, problem, samples))
-    given = passed(stages, inputs_like(problem, samples, torch.device("meta")))[1:-1]
-    crosses = [before != after for before, after in pairwise(holders)]
-    return float(sum(2 * each.nbytes for each, across in zip(given, crosses, strict=True) if across))
-
-
-def positions(model: nn.Module, part: nn.Module) -> torch.Tensor:
-    """Of a part's parameters among the flat ones of the model, int64."""
-    begins, begin = {}, 0
-    for parameter in model.parameters():
-        begins[id(parameter)] = begin
-        begin += parameter.numel()
-    own = [torch.arange(each.numel()) + begins[id(each)] for each in part.parameters()]
-    return torch.cat(own)
+def positions(model: nn.Module) -> list[torch.Tensor]:
+    """Of each parameter's elements among the flat ones of the model, int64, in the parameter's shape."""
+    sizes = [parameter.numel() for parameter in model.parameters()]
+    parts = torch.arange(sum(sizes)).split(sizes)
+    return [part.view(parameter.shape) for part, parameter in zip(parts, model.parameters(), strict=True)]

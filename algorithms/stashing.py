@@ -6,7 +6,6 @@ one is at work on the batch before; a gradient is asked for when there is nothin
 
 import copy
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from algorithms.flat import flatten_
-from algorithms.stages import inputs_like, passed
+from algorithms.held_stages import HeldStages
 from harness.batch import Samples
 from harness.problems.layered import Layered
 from harness.worker import Worker
@@ -36,11 +35,15 @@ class Message:
 
 
 class Stashed:
-    """A stage as it was when a batch went forward."""
+    """A stage as it was when a batch went forward.
 
-    def __init__(self, stage: nn.Module) -> None:
+    Args:
+        gradient: of the stage, which all of its versions add to: one goes backward at a time.
+    """
+
+    def __init__(self, stage: nn.Module, gradient: torch.Tensor) -> None:
         self.stage = copy.deepcopy(stage)
-        self.weights, self.gradient = flatten_(self.stage)
+        self.weights, _ = flatten_(self.stage, gradient=gradient)
 
 
 @dataclass
@@ -64,17 +67,18 @@ class StashingStage:
     """A worker's stage.
 
     Args:
-        stages: of all workers.
+        held: the one.
+        gradient: of its weights, to be added to.
 
     Attributes:
         depth: batches under way once the pipeline is full.
     """
 
-    def __init__(self, problem: Layered, stages: Sequence[nn.Module], worker: Worker) -> None:
-        self._problem, self._stages, self._worker = problem, stages, worker
-        self._is_first, self._is_last = worker.rank == 0, worker.rank == len(stages) - 1
-        self.depth = len(stages) - worker.rank
-        self._free = deque(Stashed(stages[worker.rank]) for _ in range(self.depth))
+    def __init__(self, problem: Layered, held: HeldStages, gradient: torch.Tensor, worker: Worker) -> None:
+        self._problem, self._held, self._worker = problem, held, worker
+        self._is_first, self._is_last = worker.rank == 0, worker.rank == worker.num_workers - 1
+        self.depth = worker.num_workers - worker.rank
+        self._free = deque(Stashed(held.stages[worker.rank], gradient) for _ in range(self.depth))
         self._shapes: dict[int, list[torch.Tensor]] = {}  # by samples of a batch: the last one may be smaller
         self._sent: deque[Message] = deque()
         self._arrival: Message | None = None  # of the batch that was announced last
@@ -83,8 +87,7 @@ class StashingStage:
         """Announce the next batch."""
         if len(samples) not in self._shapes:
             with self._worker.clock.paused():
-                inputs = inputs_like(self._problem, len(samples), torch.device("meta"))
-                self._shapes[len(samples)] = passed(self._stages, inputs)
+                self._shapes[len(samples)] = self._held.shapes(len(samples))
         rank = self._worker.rank
         self._arrival = None if self._is_first else self._receive(len(samples), rank, rank - 1)
         return Passing(samples, learning_rate, self._arrival)
@@ -113,12 +116,8 @@ class StashingStage:
         else:
             self._send(batch.outputs.detach(), rank + 1)
 
-    def backward(self, batch: Passing, gradient: torch.Tensor) -> None:
-        """Go backward through the stashed weights.
-
-        Args:
-            gradient: of them, written.
-        """
+    def backward(self, batch: Passing) -> None:
+        """Go backward through the stashed weights."""
         assert batch.outputs is not None and batch.stashed is not None
         rank = self._worker.rank
         received = None if self._is_last else self._receive(len(batch.samples), rank + 1, rank + 1).wait()
@@ -126,8 +125,6 @@ class StashingStage:
         if batch.arrival is not None:
             assert batch.arrival.tensor.grad is not None
             self._send(batch.arrival.tensor.grad, rank - 1)
-        gradient.copy_(batch.stashed.gradient)
-        batch.stashed.gradient.zero_()
         self._free.append(batch.stashed)
 
     def close(self) -> None:
@@ -147,5 +144,7 @@ class StashingStage:
     def _send(self, tensor: torch.Tensor, target: int) -> None:
         tensor = tensor.contiguous()
         self._sent.append(Message(tensor, dist.isend(tensor, target)))
-        while len(self._sent) > 2 * len(self._stages):  # so that no more memory is held than what is under way needs
+        while (
+            len(self._sent) > 2 * self._worker.num_workers
+        ):  # so that no more memory is held than what is under way needs
             self._sent.popleft().wait()

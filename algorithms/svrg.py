@@ -81,11 +81,11 @@ class SVRG(SharedModelAlgorithm):
             FullGradientKernel(linear, gradient, slopes).warm_up(gradient)
             VarianceReducedKernel(linear, gradient, slopes).warm_up(model, access)
 
-    def notices(self, problem: Problem, epochs: float) -> list[str]:
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
         """Say where there is no step."""
         few = f"budget.epochs={epochs:g} is spent on the first full gradient, and no step is made: a round takes"
         steps = f"1 + algorithm.inner_epochs = {1 + self.inner_epochs} epochs"
-        return [*super().notices(problem, epochs), *([f"{few} {steps}"] if epochs <= 1 else [])]
+        return [*super().notices(problem, num_workers, epochs), *([f"{few} {steps}"] if epochs <= 1 else [])]
 
     def releases_gil(self, problem: Problem) -> bool:
         """With one sample per update and a linear model on sparse rows."""

@@ -47,7 +47,8 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     _check_compute(setup, used)
     setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
-    notices += [*_notices_of_settings(setup), *setup.algorithm.notices(setup.problem, setup.settings.budget.epochs)]
+    epochs = setup.settings.budget.epochs
+    notices += [*_notices_of_settings(setup), *setup.algorithm.notices(setup.problem, used, epochs)]
     return setup, [*notices, *_notices_of_tasks(setup), *setup.machine.check()]
 
 

@@ -15,6 +15,8 @@ from harness.program import Program
 
 Observed = nn.Module | torch.Tensor | Callable[[], torch.Tensor]  # itself, its flat parameters, or what makes those
 
+_NOTHING = torch.empty(0)  # made here: within a run it would cost its rank an operator
+
 
 class Observer:
     """What one worker has done, as the run counts it.
@@ -80,8 +82,7 @@ class Observer:
     def _report_fake(self) -> None:
         """There are no parameters; to look at the time before would hold the host up."""
         self._place.settle()
-        time_s, nothing = self._place.clock.now(), torch.Tensor()
-        self._place.report(Observation(time_s, time.perf_counter(), *self._seen, nothing))
+        self._place.report(Observation(self._place.clock.now(), time.perf_counter(), *self._seen, _NOTHING))
 
     def _report(self, milestone: int, member: int | None = None) -> None:
         self._place.settle()

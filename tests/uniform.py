@@ -51,7 +51,7 @@ class Held:
         self.layers, self.now, self.most = layers, 0, 0
 
     def __deepcopy__(self, memo):
-        return None  # a shadow of a layer keeps nothing
+        return None  # a copy of a layer keeps nothing
 
 
 class Kept:
@@ -84,9 +84,10 @@ class Uniform(Layered):
         model = nn.Sequential(*[Scaled(generator) for _ in range(self.layers)])
         if device.type != "cpu":  # fake parameters are there, and might not let themselves be moved
             model.to(device)
-        self.held.append(Held(set()))
-        for number, layer in enumerate(model):
-            layer.number, layer.held = number, self.held[-1]
+        if device.type != "meta":  # which nobody trains
+            self.held.append(Held(set()))
+            for number, layer in enumerate(model):
+                layer.number, layer.held = number, self.held[-1]
         return model
 
     def gather(self, samples):

@@ -1,7 +1,7 @@
 """What a run of tensors without values says of the program: how long its steps take, and what they need.
 
 Steps are told apart on the device: one begins when the device has done all that it was given before its batch was
-dealt. The first is left out, in which optimizers make their state, and stages of a pipeline tell each other shapes.
+dealt. The first is left out, in which optimizers make their state, and stages of a pipeline vote.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """What torch shall do otherwise where tensors are fake.
 
-Which rank is where, and what stages of a pipeline tell each other of shapes, keep their values. Optimizers take fake
+Which rank is where, and how stages of a pipeline vote at first, keep their values. Optimizers take fake
 tensors for those of a device. FSDP2 looks at its own chunk of a parameter without making those of all other ranks.
 DistributedDataParallel keeps its first buckets, of layers from the last one to the first: after a step it would make
 them anew in the order in which gradients came, as rank 0 tells all others, by values.
@@ -20,7 +20,6 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp._fully_shard import _fsdp_param
 from torch.distributed.pipelining.schedules import _PipelineSchedule
-from torch.distributed.pipelining.stage import PipelineStage
 
 from hardware.simulated import optimizers
 from hardware.simulated.values import is_fake
@@ -28,7 +27,6 @@ from hardware.simulated.values import is_fake
 _METHODS: dict[type, tuple[str, ...]] = {
     DeviceMesh: ("__init__", "__getitem__", "_flatten", "_unflatten", "_concatenate", "_get_all_submeshes"),
     _PipelineSchedule: ("_warmup_p2p",),
-    PipelineStage: ("_send_meta", "_recv_meta"),
 }
 
 _FOREACH = vars(optimizers.MODULE)["_foreach_supported_types"]

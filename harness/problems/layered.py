@@ -4,13 +4,14 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from harness.batch import Samples
 from harness.problems.base import Problem
+from harness.problems.outline import Outline, shapes_of
 
 
 class FeatureSplit(Protocol):
@@ -42,9 +43,15 @@ class Layered(Problem):
         """The initial layers; equal for equal seeds, on every worker."""
 
     @cached_property
-    def outlines(self) -> dict[int, Any]:
+    def outlines(self) -> dict[int, list[Outline]]:
         """What is known of the layers, by samples that go through: filled in once for all who share this object."""
         return {}
+
+    @cached_property
+    def shares_parameters(self) -> bool:
+        """Whether some parameter is of two layers."""
+        owned = [id(parameter) for layer in shapes_of(self) for parameter in layer.parameters()]
+        return len(set(owned)) < len(owned)
 
     @abstractmethod
     def objective(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -3,14 +3,15 @@
 from itertools import combinations, pairwise
 
 import pytest
-import torch
 from composed import setup
 from torch import nn
+from uniform import Uniform
 
 from algorithms.balance import cut, parameters
-from algorithms.outline import outlines
+from algorithms.held_stages import of_stages
 from algorithms.stages import positions, split, units
-from harness.errors import UserError
+from harness.errors import Unfit
+from harness.problems.outline import outlines
 
 CHAINS = [[1.0] * 7, [3.0, 1.0, 1.0, 1.0, 3.0], [5.0, 1.0, 0.0, 0.0, 2.0, 2.0], [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]]
 
@@ -42,20 +43,38 @@ def layers(*sizes):
 def test_what_has_no_parameters_stays_with_what_it_follows():
     model = nn.Sequential(nn.Flatten(), *layers(2, 0, 1))
     assert [len(unit) for unit in units(model)] == [4, 1, 2]
+    assert [len(unit) for unit in units(nn.Sequential(nn.ReLU(), *model))] == [5, 1, 2]
+
+
+def test_what_flattens_is_before_the_layer_that_takes_it():
+    flatten, relu, first, second = nn.Flatten(), nn.ReLU(), nn.Linear(2, 3), nn.Linear(3, 1)
+    found = units(nn.Sequential(first, relu, flatten, relu, second, flatten))
+    assert [list(unit) for unit in found] == [[first, relu], [flatten, relu, second, flatten]]
 
 
 def test_stages_hold_every_parameter_once_and_in_order():
     model = layers(1, 1, 1, 0)
     stages = split(model, 3, [1.0, 1.0, 1.0, 5.0])
-    held = torch.cat([positions(model, stage) for stage in stages])
+    held = of_stages(positions(model), model, stages)
     assert held.tolist() == list(range(sum(each.numel() for each in model.parameters())))
 
 
-def test_layers_that_share_a_parameter_cannot_be_on_two_stages():
-    model = layers(0, 0)
-    model[1].weight = model[0].weight
-    with pytest.raises(UserError, match="each parameter in one stage"):
-        split(model, 2, [1.0, 1.0])
+class Tied(Uniform):
+    """Layers of which the last has the weights of the first."""
+
+    def build_model(self, device, seed):
+        model = super().build_model(device, seed)
+        model[-1].weight = model[0].weight
+        return model
+
+
+@pytest.mark.parametrize("algorithm", ["fsdp", "fsdp_plain", "parallel_3d", "pipeline", "pipedream"])
+def test_layers_that_share_a_parameter_are_refused(algorithm):
+    chosen = setup(f"algorithm={algorithm}", "problem=digits_mlp", "hardware=sim_ethernet", "hardware.num_workers=1")
+    own, tied = (problem("float64", 0.1, 1, 0.1, 0.1, 3, 1) for problem in (Uniform, Tied))
+    chosen.algorithm.check(own)
+    with pytest.raises(Unfit, match="some share a parameter"):
+        chosen.algorithm.check(tied)
 
 
 def test_flops_are_those_of_products():

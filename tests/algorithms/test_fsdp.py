@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from algorithms.shards import JoinedShards, layers_of, shard_of
+from algorithms.shards import JoinedShards, shard_of
 from harness.errors import UserError
 from harness.problems.layered import Layered
 from harness.trial import averaged
@@ -114,19 +114,6 @@ def test_groups_in_a_host_are_faster_than_a_shard_on_every_one():
     hosts = ["hardware.network.devices_per_host=2", "hardware.network.bandwidth_bytes_per_s=1e7"]
     wide_s, hybrid_s = (run("fsdp", "sim_dgx", 4, *hosts, *chosen)[1].run_s for chosen in [(), (HYBRID,)])
     assert hybrid_s < wide_s
-
-
-def test_layers_keep_what_has_no_parameters_and_the_order_of_parameters():
-    flatten, relu, first, second = nn.Flatten(), nn.ReLU(), nn.Linear(2, 3), nn.Linear(3, 1)
-    assert [list(layer) for layer in layers_of(nn.Sequential(flatten, first, relu, second))] == [
-        [flatten, first, relu],
-        [second],
-    ]
-    assert [list(layer) for layer in layers_of(nn.Sequential(first, relu, flatten, second, flatten))] == [
-        [first, relu],
-        [flatten, second, flatten],
-    ]
-    assert [list(layer) for layer in layers_of(nn.Sequential(relu, flatten, first))] == [[relu, flatten, first]]
 
 
 def test_shards_are_equal_and_filled_up():

@@ -15,6 +15,9 @@ MLP += ["budget.observations=2", f"budget.epochs={40 / 1437}"]
 GLOBAL_BATCH, STEP = 4, "algorithm.learning_rate=0.1"
 TWO, SEQUENCE, SHARD = "algorithm.micro_batches=2", "algorithm.sequence_parallel=true", "algorithm.shard_data=true"
 INTERLEAVED = "algorithm/pipeline_schedule=interleaved", "algorithm.pipeline_schedule.stages=2"
+ZERO_BUBBLE = "algorithm/pipeline_schedule=zero_bubble"
+V_SHAPED = "algorithm/pipeline_schedule=zero_bubble_v", "algorithm.micro_batches=4"
+CHECKPOINTING = "algorithm.checkpointing=true"
 SLOW = pytest.mark.slow
 
 
@@ -42,15 +45,19 @@ CASES = [
     (LLAMA, "sim_ethernet", 2, 1, 1),
     (LLAMA, "sim_dgx", 2, 1, 1, SHARD),
     (LLAMA, "sim_ethernet", 1, 2, 2, TWO, SEQUENCE),
+    (LLAMA, "sim_dgx", 2, 2, 1, SHARD),
     (LLAMA, "sim_dgx", 2, 2, 1, SHARD, SEQUENCE),
     (LLAMA, "sim_dgx", 2, 1, 2, TWO),
     (LLAMA, "sim_dgx", 1, 2, 2, TWO, *INTERLEAVED),
     (LLAMA, "sim_dgx", 2, 2, 2, TWO, SHARD, SEQUENCE),
-    (LLAMA, "sim_dgx", 2, 2, 1, TWO, SHARD, SEQUENCE, "algorithm.checkpointing=true"),
+    (LLAMA, "sim_dgx", 2, 2, 1, TWO, SHARD, SEQUENCE, CHECKPOINTING),
+    (LLAMA, "sim_dgx", 2, 2, 2, TWO, ZERO_BUBBLE, SHARD, SEQUENCE, CHECKPOINTING),
+    (LLAMA, "sim_dgx", 1, 2, 2, *V_SHAPED),
     (MLP, "sim_ethernet", 2, 2, 2, TWO),
     (MLP, "cpu", 2, 2, 1),
 ]
 REAL = [(LLAMA, "cpu", 1, 2, 2, TWO, SEQUENCE), (LLAMA, "cpu", 2, 1, 2, TWO, SHARD), (LLAMA, "cpu", 2, 2, 1, SHARD)]
+REAL += [(LLAMA, "cpu", 2, 2, 2, TWO, SHARD, SEQUENCE)]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +83,15 @@ def test_sharded_gradients_travel_scattered():
         for more in ((), (SHARD,))
     )
     assert shards == 2 * whole  # of n bytes on 2 workers: n scattered, n / 2 gathered twice, against n reduced
+
+
+@pytest.mark.parametrize("order", [(), INTERLEAVED], ids=["gpipe", "interleaved"])
+def test_one_stage_gathers_shards_for_each_micro_batch_whatever_the_order(order):
+    once, twice = (
+        sum(report.sent_bytes for report in execution(*LLAMA, STEP, *meshed(LLAMA, "sim_dgx", 2, 1, 1, *more)).workers)
+        for more in ((SHARD,), (SHARD, TWO, *order))
+    )
+    assert twice == 2 * once
 
 
 def refused(*overrides):

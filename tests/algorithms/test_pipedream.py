@@ -10,6 +10,7 @@ from algorithms.optimizers import Momentum, PlainSGD
 from algorithms.pipedream import PipeDream, one_f_one_b
 from algorithms.schedules import Constant
 from algorithms.stages import split, units
+from algorithms.stashing import Stashed
 from harness.trial import averaged
 
 DIGITS = ["algorithm=pipedream", "problem=digits_mlp", "problem.dtype=float64", "problem.hidden_sizes=[9,8,7]"]
@@ -54,7 +55,8 @@ def digits(hardware, workers):
 
 
 @pytest.mark.parametrize(
-    ("hardware", "workers"), [("sim_ethernet", 1), ("sim_ethernet", 2), ("sim_dgx", 4), ("cpu", 2), ("cpu", 4)]
+    ("hardware", "workers"),
+    [("sim_ethernet", 1), ("sim_ethernet", 2), ("sim_dgx", 4), ("cpu", 1), ("cpu", 2), ("cpu", 4)],
 )
 def test_equals_its_sequential_replay(hardware, workers):
     model, replayed, done = digits(hardware, workers)
@@ -98,6 +100,16 @@ def test_sends_activations_and_their_gradients():
     workers, steps, batch = 3, 5, 4
     _, done = run(pipedream(batch), workers, workers, steps)
     assert sum(worker.sent_bytes for worker in done.workers) == 2 * (workers - 1) * steps * batch * 3 * 8
+
+
+def test_versions_of_a_stage_keep_weights_of_their_own_and_one_gradient():
+    stage, gradient = torch.nn.Linear(2, 1, bias=False), torch.zeros(2)
+    old, new = (Stashed(stage, gradient) for _ in range(2))
+    new.weights.zero_()
+    assert torch.equal(old.weights, stage.weight.flatten())
+    for each in (old, new):
+        each.stage(torch.ones(2)).sum().backward()
+    assert gradient.tolist() == [2, 2]
 
 
 def test_a_stage_has_as_many_batches_under_way_as_there_are_stages_from_it_on():

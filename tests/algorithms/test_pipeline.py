@@ -66,8 +66,10 @@ def test_so_do_micro_batches_that_do_not_divide_a_batch(sequential, micro_batche
     assert_unsplit(sequential, *chosen)
 
 
-def test_so_does_model_parallelism(sequential):
-    split, _ = models("algorithm=model_parallel", "hardware=sim_ethernet", "hardware.num_workers=2")
+@pytest.mark.parametrize(("hardware", "workers"), [("sim_ethernet", 1), ("sim_dgx", 4), ("cpu", 2)])
+def test_so_does_model_parallelism(sequential, hardware, workers):
+    chosen = [f"hardware={hardware}", f"hardware.num_workers={workers}"]
+    split, _ = models("algorithm=model_parallel", *chosen)
     torch.testing.assert_close(split, sequential, rtol=1e-12, atol=1e-14)
 
 
@@ -201,6 +203,13 @@ def test_a_model_that_is_no_chain_of_layers_cannot_be_cut():
         match=r"cannot do problem=\w+: .* is no chain of layers: use problem=cnn\|digits_mlp\|resnet20\|transformer",
     ):
         setup("problem=logistic_regression", "algorithm=pipeline", "hardware=sim_ethernet")
+
+
+@pytest.mark.parametrize("algorithm", ["pipeline", "parallel_3d", "model_parallel"])
+def test_what_has_no_values_is_not_measured(algorithm):
+    rule = "algorithm.balance must be layers, parameters or flops where the problem has shapes and no values"
+    with pytest.raises(UserError, match=rule):
+        setup(f"algorithm={algorithm}", "problem=transformer_8b", "hardware=sim_dgx", "algorithm.balance=measured")
 
 
 def test_what_is_predicted_stands_beside_what_is_measured():

@@ -1,5 +1,7 @@
 """Predictions against what can be worked out by hand: bubbles, traffic, arithmetic, memory."""
 
+import re
+
 import pytest
 from predicting import executed, setup_of
 from simulated_ranks import machine
@@ -83,6 +85,9 @@ def test_a_device_at_its_peak_loses_what_causal_attention_skips_and_no_product_d
     assert done.metrics["predicted/mfu"] == pytest.approx(asked / spent, rel=0.02)  # sums and norms are counted too
 
 
+BLOCK = 256 * (256 + 128 + 128 + 256 + 3 * 512) + 2 * 256  # its parameters
+
+
 def test_memory_of_layers_by_hand():
     """What four layers more take at the peak, the backward pass of the head: parameters, moments, their inputs."""
     wide = (
@@ -97,8 +102,7 @@ def test_memory_of_layers_by_hand():
         ]
         for layers in (4, 8)
     ]
-    block = 256 * (256 + 128 + 128 + 256 + 3 * 512) + 2 * 256
-    kept_bytes = block / 4 * (2 + 2 + 2)  # a quarter, in bfloat16, and two moments of it
+    kept_bytes = BLOCK / 4 * (2 + 2 + 2)  # a quarter, in bfloat16, and two moments of it
     inputs_bytes = 2048 * 256 * 2
     assert peaks[1] - peaks[0] == pytest.approx(4 * (kept_bytes + inputs_bytes), rel=0.01)
 
@@ -110,3 +114,51 @@ def test_memory_of_copies_by_hand():
         setup, done = executed(f"algorithm={name}", *ONE_HOST, *few)
         whole_bytes = copies * 2 * setup.problem.num_parameters + 2 * 512 * 256  # a gradient before it is added
         assert done.metrics["predicted/peak_memory_bytes_max"] == pytest.approx(whole_bytes, rel=0.01)
+
+
+STAGES = ("problem.layers=6", "algorithm.balance=layers", "problem.samples=16")  # 8 layers with the first and the last
+
+
+def peak_and_kept_bytes(*overrides):
+    """As told where it is too much; kept from step to step."""
+    failure = executed(*overrides, "hardware.compute.memory_bytes=1000.0")[1].failure
+    needs = re.search(r"needs (\S+) GiB, of which (\S+) GiB stay", str(failure))
+    return [float(gib) * 2**30 for gib in needs.groups()]
+
+
+@pytest.mark.parametrize(("workers", "fullest"), [(2, 3 * BLOCK + 512 * 256 + 256), (4, 2 * BLOCK)])
+def test_stages_take_less_the_more_there_are(workers, fullest):
+    """Of plain SGD on one token: weights and gradients of the fullest stage, and two matrices at the peak."""
+    small = ("algorithm=pipeline", "algorithm/optimizer=sgd", "problem.context=1", "algorithm.batch_size=4")
+    many = f"hardware.num_workers={workers}", "algorithm.micro_batches=4"
+    peak_bytes, kept_bytes = peak_and_kept_bytes(*small, *STAGES, *many)
+    assert kept_bytes == pytest.approx(2 * 2 * fullest, rel=0.005)
+    assert kept_bytes < peak_bytes < kept_bytes + 2 * 2 * 512 * 256
+
+
+def test_memory_of_micro_batches_by_hand():
+    """What two more of GPipe take between the ends: inputs of two layers that are computed again, outputs, gradients.
+
+    Torch has memory of its own for what each receives: the inputs of the first of the layers, and gradients.
+    """
+    split = ("algorithm=parallel_3d", "algorithm.mesh={pipeline: 4}", "algorithm.checkpointing=true", *STAGES)
+    long = ("hardware.num_workers=4", "problem.context=2048", "problem.vocabulary=16")
+    peaks = [
+        executed(
+            *split,
+            *long,
+            "algorithm/pipeline_schedule=gpipe",
+            f"algorithm.batch_size={count}",
+            f"algorithm.micro_batches={count}",
+        )[1].metrics["predicted/peak_memory_bytes_max"]
+        for count in (2, 4)
+    ]
+    assert peaks[1] - peaks[0] == 2 * (2 + 1 + 1) * 2048 * 256 * 2
+
+
+@pytest.mark.parametrize("name", ["fsdp_plain", "tensor_parallel"])
+def test_no_activation_stays_from_step_to_step(name):
+    """Of longer samples rotations stay, in float32, and the tokens."""
+    chosen = f"algorithm={name}", "algorithm/optimizer=sgd", "hardware.num_workers=2", "problem.samples=4"
+    kept = [peak_and_kept_bytes(*chosen, f"problem.context={context}")[1] for context in (128, 1024)]
+    assert kept[1] - kept[0] < (1024 - 128) * (2 * 32 * 4 + 2 * 8)

@@ -20,7 +20,6 @@ MESH = (
     "hardware.network.devices_per_host=2",
 )
 
-
 FEW = ("hardware.num_workers=4", "problem.samples=4", "budget.epochs=2")  # two steps over two hosts
 
 
@@ -29,6 +28,16 @@ RING = "hardware.protocol.algorithms={all_reduce: pipelined_ring}"
 NAMES = ("all_reduce", "ddp", "zero1_plain", "fsdp_plain")
 ALIKE = {"fsdp": (*SHARDED, *FEW), "tensor": SPLIT, "mesh": MESH}
 ALIKE |= {name: (f"algorithm={name}", *COPIES, RING) for name in NAMES}
+HYBRID = ("algorithm=fsdp", "algorithm.shard_size=2", "algorithm.checkpointing=true", "algorithm.prefetch=2")
+SEQUENCE = ("algorithm.sequence_parallel=true", "problem.key_value_heads=4")
+ORDERED = (*MESH, "algorithm.mesh.tensor=1", "hardware.num_workers=4")
+ALIKE |= {
+    "hsdp": (*HYBRID, "hardware.network.devices_per_host=2", *FEW),
+    "sequence": (*SPLIT, *SEQUENCE, *FEW, "algorithm.batch_size=2"),
+    "mesh sharded": (*MESH, *SEQUENCE, "algorithm.shard_data=true"),
+    "mesh interleaved": (*ORDERED, "algorithm/pipeline_schedule=interleaved"),
+    "mesh zero bubble": (*ORDERED, "algorithm/pipeline_schedule=zero_bubble", "algorithm.checkpointing=true"),
+}
 
 
 @pytest.mark.parametrize("overrides", ALIKE.values(), ids=ALIKE)
@@ -36,6 +45,8 @@ def test_collapsed_or_not_the_same_is_predicted(overrides):
     found = {collapse: predicted(*overrides, f"hardware.collapse={collapse}") for collapse in ("auto", "none")}
     assert found["auto"].pop("predicted/simulated_ranks") < found["none"].pop("predicted/simulated_ranks")
     assert found["auto"]["predicted/step_s"] == pytest.approx(found["none"]["predicted/step_s"], rel=1e-9)
+    exposed, of_all = (found[collapse]["predicted/exposed_comm_frac"] for collapse in ("auto", "none"))
+    assert exposed >= of_all - 1e-9  # the last of a class to end a collective stands for it
     same = ("predicted/peak_memory_bytes_max", "predicted/mfu", "predicted/tokens_per_s_per_device")
     for key in same:
         assert found["auto"][key] == pytest.approx(found["none"][key], rel=1e-9)

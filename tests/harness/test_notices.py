@@ -65,3 +65,21 @@ def test_more_hot_coordinates_than_there_are_are_noted():
     _, notices = checked("algorithm=hogwild", "hardware=sim_numa2", *few)
     sentence = "replicates all 300 coordinates of the model, as replica_per_worker does"
     assert notices == [f"algorithm.hot_coordinates=1024 {sentence}"]
+
+
+GPIPE = "algorithm/pipeline_schedule=gpipe"
+SPLITS = ("algorithm.sequence_parallel=true", "algorithm.shard_data=true")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "overrides", "axes"),
+    [
+        ("{data: 2, tensor: 1, pipeline: 1}", (), ()),
+        ("{data: 2, tensor: 1, pipeline: 1}", (GPIPE, "algorithm.shard_data=true"), ("pipeline",)),
+        ("{data: 1, tensor: 1, pipeline: 2}", (GPIPE, *SPLITS, "algorithm.micro_batches=2"), ("tensor", "data")),
+    ],
+)
+def test_what_an_axis_of_one_leaves_without_effect_is_noted(mesh, overrides, axes):
+    chosen = ["algorithm=parallel_3d", f"algorithm.mesh={mesh}", "hardware.num_workers=2", *overrides]
+    _, notices = checked(*chosen, "problem=digits_mlp", "hardware=sim_dgx")
+    assert [notice.rpartition(" ")[2] for notice in notices if "has no effect" in notice] == [*axes]

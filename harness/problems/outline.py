@@ -5,6 +5,7 @@ fake tensors have to do with it.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,7 +13,8 @@ from torch._subclasses import schema_check_mode  # noqa: F401 - what disables mo
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
-from harness.problems.layered import Layered
+if TYPE_CHECKING:
+    from harness.problems.layered import Layered
 
 META = torch.device("meta")
 
@@ -32,20 +34,20 @@ class Outline:
     flops: float
 
 
-def shapes_of(problem: Layered) -> nn.Sequential:
+def shapes_of(problem: "Layered") -> nn.Sequential:
     """The model on the device "meta"."""
     with _disable_current_modes():
         return problem.build_model(META, 0)
 
 
-def outlines(problem: Layered, samples: int) -> list[Outline]:
+def outlines(problem: "Layered", samples: int) -> list[Outline]:
     """Of all layers of the model."""
     if samples not in problem.outlines:
         problem.outlines[samples] = _outlines(problem, samples)
     return problem.outlines[samples]
 
 
-def _outlines(problem: Layered, samples: int) -> list[Outline]:
+def _outlines(problem: "Layered", samples: int) -> list[Outline]:
     shape, dtype = problem.layout(torch.zeros(samples, dtype=torch.int32))[0]
     found = []
     with _disable_current_modes():
