@@ -170,6 +170,7 @@ def test_a_cold_model_comes_from_the_pages_of_all_sockets():
 
 def test_four_sockets_run_sixty_four_workers_sooner_on_rows_of_their_own():
     problem = ["problem=svm", "problem.synthetic_samples=2000", "budget.epochs=1", "budget.observations=1"]
+    problem += ["problem.synthetic_features=1000000", "problem.synthetic_popularity=uniform"]  # nobody fights for lines
     many = ["algorithm=hogwild", "hardware=sim_numa4", "hardware.num_workers=64", "tracking=none"]
     shared, own = (execution(*many, *problem, f"data={data}") for data in ("partitioned", "sharded_per_node"))
     assert own.failure is None and own.run_s < shared.run_s
