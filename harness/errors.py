@@ -57,6 +57,10 @@ class WaitedInVain(WorkerFailed):
     """A worker waited for others in vain: whoever is to blame is another one."""
 
 
+class LostConnection(WaitedInVain):
+    """A worker whose connection to another one has ended: so has that one, most likely."""
+
+
 class Unexpected(WorkerFailed):
     """An error that nobody expected, in the parent process; it carries its traceback."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.errors import TwinclockError, WaitedInVain, WorkerFailed
+from harness.errors import LostConnection, TwinclockError, WaitedInVain, WorkerFailed
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def as_failure(who: str, error: BaseException, details: str) -> Exception:
     if late := re.search(r"Timed out waiting (\d+)ms", str(error)):  # gloo's words
         limit = f"hardware.timeout_s={int(late[1]) / 1000:g} s"
         return WaitedInVain(f"{who} waited for the others for more than {limit}: raise it, or see what the others do")
-    if re.search(r"Connection (closed|reset) by", str(error)):
-        return WaitedInVain(f"{who} lost its connection to another rank, which has given up or ended")
+    if re.search(r"Connection (closed|reset) by|Broken pipe", str(error)):
+        return LostConnection(f"{who} lost its connection to another rank, which has given up or ended")
     first_line = (str(error).splitlines() or [""])[0]
     return WorkerFailed(f"{who} raised {type(error).__name__}: {first_line}".rstrip(": "), details)

@@ -17,7 +17,7 @@ from hardware.real.member import BEAT_S, Job, StoreLine, work
 from hardware.real.messages import Failed, Finished
 from hardware.real.world import World
 from hardware.real.world_store import StoreCounters, WorldStore, store_of
-from harness.errors import TwinclockError, UserError, WorkerFailed
+from harness.errors import LostConnection, TwinclockError, UserError, WorkerFailed
 from harness.place import Observation
 from harness.program import Program
 
@@ -141,8 +141,7 @@ class _Leader:
 
     def _explained(self, error: BaseException) -> BaseException:
         """A connection that was lost is explained by who is no longer there, as far as this host can tell."""
-        lost = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-        if not isinstance(error, WorkerFailed) or not any(words in str(error) for words in lost):
+        if not isinstance(error, LostConnection):
             return error
         here = [(rank, card) for rank, card in enumerate(self._cards) if card.machine == self._cards[0].machine]
         gone = [f"{self._job.names[rank]} (pid {card.pid})" for rank, card in here if _is_gone(card)]

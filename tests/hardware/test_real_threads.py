@@ -39,7 +39,7 @@ def test_two_threads_share_one_model_and_the_budget():
     assert [seen.samples for seen in execution.observations] == [64, 128, 192, 256]
     assert execution.observations[-1].updates == 256
     assert 20 < execution.observations[-1].parameters.item() < 45  # the mean is 31.5
-    assert execution.facts["placement"] == {"model": {"policy": "first_touch", "pages_by_node": {"0": 1}}}
+    assert execution.facts["placement"]["model"] == {"policy": "first_touch", "pages_by_node": {"0": 1}}
     for worker in execution.workers:
         assert 0 <= worker.compute_s < worker.finish_s <= execution.run_s  # one may have done it all
         assert (worker.comm_s, worker.idle_s, worker.sent_bytes, worker.peak_bytes) == (0.0, 0.0, 0, None)

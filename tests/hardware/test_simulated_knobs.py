@@ -149,8 +149,8 @@ def test_every_knob_of_shared_memory_moves_the_answer():
         slow = name == "memory.local_bytes_per_s"  # of which rows of another socket are slower by the difference
         how += ["hardware.memory.remote_bytes_per_s=1e7"] * slow
         how += ["hardware.memory.spin_s=1e-7"] * (name == "memory.yield_s")
-        smaller = {"memory.remote_bytes_per_s": 0.01, "memory.spin_s": 0.01}
-        factor = smaller.get(name, 0.5 if value < 1 else 2)
+        other = {"memory.remote_bytes_per_s": 0.01, "memory.spin_s": 0.01, "memory.remote_memory_s": 2}
+        factor = other.get(name, 0.5 if value < 1 else 2)
         return run_s(*how, f"hardware.{name}={factor * value}") != run_s(*how)
 
     still = [name for name, value in numbers.items() if not moves(name, value)]

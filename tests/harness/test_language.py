@@ -53,9 +53,10 @@ def test_flops_are_those_that_torch_counts():
 
 def test_a_fake_problem_is_refused_in_one_sentence():
     with pytest.raises(
-        UserError, match=r"^problem=transformer_405b has shapes and no values, which .*use algorithm=fsdp"
+        UserError,
+        match=r"^problem=transformer_405b has shapes and no values, and algorithm=gossip needs values: use .*fsdp",
     ):
-        setup("problem=transformer_405b", "hardware=sim_dgx", "algorithm=all_reduce")
+        setup("problem=transformer_405b", "hardware=sim_dgx", "algorithm=gossip")
     with pytest.raises(
         UserError, match=r"^problem=transformer_405b has shapes and no values, and .*: use hardware=sim_"
     ):
