@@ -117,7 +117,6 @@ def _let_go_of_coordinates(workers, rank, touched, locks):
     worker = workers[rank]
     for j in touched:
         locks.free_s[np.uint32(j)] = worker.next_s
-    worker.taken = 0
     for other in range(len(workers)):
         if workers[other].since_s < np.inf and workers[other].next_s == np.inf:
             workers[other].next_s = worker.next_s

@@ -157,10 +157,8 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
             begin_s = worker.next_s
             own_s = _add_s(worker, lines, rank, touched, atomic, costs)
             worker.next_s += worker.pace * (locks_s + own_s)
-            if atomic:
-                if worker.taken < len(touched):
-                    continue
-                worker.taken = 0
+            if atomic and worker.taken < len(touched):
+                continue
             worker.event, worker.loaded = STORE, ledger.versions[worker.model]
             if worker.next_s > begin_s:
                 if not atomic:
@@ -174,7 +172,7 @@ def advance(now_s, until_s, workers, samples, lines, kernel, like, slots, quantu
         count_update(ledger, worker, touched)
         if locked:
             has_ended(workers, rank, row, lines, locks, costs, ledger.tally[0].updates)
-        worker.event, worker.position = BEGIN, worker.position + 1
+        worker.event, worker.position, worker.taken = BEGIN, worker.position + 1, 0
         if worker.position == worker.count:
             worker.finish_s, worker.next_s = worker.next_s, np.inf
             return rank
