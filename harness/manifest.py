@@ -46,8 +46,11 @@ class RunInfo:
 
 
 def new_run_id() -> str:
-    """Ten hexadecimal digits, from the operating system's randomness: seeds repeat, run ids must not."""
-    return secrets.token_hex(5)
+    """Ten hexadecimal digits, from the operating system's randomness: seeds repeat, run ids must not.
+
+    The first is a letter other than e: as a setting, `baseline=8805666e00` would be a number.
+    """
+    return secrets.choice("abcdf") + secrets.token_hex(5)[1:]
 
 
 def run_name(

@@ -7,13 +7,14 @@ the modules this process finds, and the folder of the server's socket must go ev
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import forkserver, spawn, util
 from types import ModuleType
 from typing import Any
 
-from harness.errors import WorkerFailed
+from harness.errors import UserError, WorkerFailed
 
 FOLDER_VARIABLE = "TWINCLOCK_FORK_SERVER_FOLDER"
 INDUCTOR_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"  # torch's optimizers import its compiler, which makes a folder
@@ -29,6 +30,7 @@ def start_fork_server(modules: Sequence[str]) -> Any:
         its `multiprocessing` context.
 
     Raises:
+        UserError: where the path of its socket would be too long for the system.
         RuntimeError: in a worker, where the main script starts a run whenever it is imported.
     """
     spawn.get_preparation_data("fork server")  # raises if this is a worker that is still importing the main script
@@ -42,7 +44,13 @@ def start_fork_server(modules: Sequence[str]) -> Any:
             "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
         }
     ):
-        forkserver.ensure_running()
+        try:
+            forkserver.ensure_running()
+        except OSError as error:
+            if "AF_UNIX" not in str(error):
+                raise
+            folder = tempfile.gettempdir()
+            raise UserError(f"TMPDIR={folder} is too long for the path of a socket: set a shorter one") from None
     return context
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -205,6 +206,24 @@ def test_workers_find_what_their_parent_finds(tmp_path):
     assert (done.stdout.split(), done.stderr) == (["256"], "")
 
 
+@pytest.fixture
+def temporary():
+    """An empty folder with a short path: sockets in it have paths of 108 bytes at most."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_a_path_too_long_for_a_socket_is_one_sentence(tmp_path):
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": str(folder)}
+    command = [sys.executable, "-c", UNGUARDED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines()[-1].endswith(
+        f"TMPDIR={folder} is too long for the path of a socket: set a shorter one"
+    )
+
+
 @pytest.mark.parametrize(
     ("sibling", "sentence"),
     [
@@ -212,11 +231,9 @@ def test_workers_find_what_their_parent_finds(tmp_path):
         ("import sys\nassert sys.argv != ['-c']", "the server that starts workers has ended: see what it printed"),
     ],
 )
-def test_a_script_that_cannot_be_imported_again_fails_with_a_hint(tmp_path, sibling, sentence):
+def test_a_script_that_cannot_be_imported_again_fails_with_a_hint(tmp_path, temporary, sibling, sentence):
     (tmp_path / "sibling.py").write_text(f"{sibling}\ndef nothing(): pass\n")
     (tmp_path / "script.py").write_text(f"from sibling import nothing\n{UNGUARDED}")
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TMPDIR": str(temporary)}
     command = [sys.executable, str(tmp_path / "script.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
@@ -248,10 +265,8 @@ raise machine(2).execute(program(Endless), no_progress).failure
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_parent_that_is_ended_leaves_nobody(tmp_path, how):
+def test_a_parent_that_is_ended_leaves_nobody(tmp_path, temporary, how):
     pids, files = tmp_path / "pids", shared_memory()
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
     environment = {**os.environ, "TOY_PIDS": str(pids), "TMPDIR": str(temporary)}
     with subprocess.Popen(
         [sys.executable, "-c", PARENT], env=environment, stderr=subprocess.PIPE, start_new_session=True

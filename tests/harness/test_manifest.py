@@ -2,6 +2,7 @@ import subprocess
 from dataclasses import asdict, replace
 
 import pytest
+from omegaconf import OmegaConf
 from composed import setup
 
 from harness.baseline import alone, sequential
@@ -70,7 +71,9 @@ def test_everything_but_the_hardware_decides_the_pair(change):
 
 
 def test_run_ids_do_not_repeat():
-    assert len({new_run_id() for _ in range(1000)}) == 1000
+    ids = {new_run_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(type(OmegaConf.create(f"baseline: {each}").baseline) is str for each in ids)
 
 
 def test_the_manifest_says_who_and_where():
