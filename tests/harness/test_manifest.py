@@ -2,8 +2,8 @@ import subprocess
 from dataclasses import asdict, replace
 
 import pytest
-from omegaconf import OmegaConf
 from composed import setup
+from omegaconf import OmegaConf
 
 from harness.baseline import alone, sequential
 from harness.errors import UserError
