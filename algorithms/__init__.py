@@ -1,1 +1,1 @@
-"""Algorithms: what every worker does. One file per family; none knows where it runs."""
+"""Algorithms: what every worker does. One file per family, none knows where it runs; folders hold what they share."""

@@ -19,9 +19,9 @@ import torch
 import torch.distributed as dist
 
 from algorithms.base import Algorithm
+from algorithms.common.optimizers import Descent, Optimizer
 from algorithms.flat import flatten_
-from algorithms.mixing import Mixing, spectral_gap
-from algorithms.optimizers import Descent, Optimizer
+from algorithms.mixing.matrices import Mixing, spectral_gap
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from algorithms.data_parallel import DataParallel
-from algorithms.gradient import add_gradient
+from algorithms.common.data_parallel import DataParallel
+from algorithms.common.gradient import add_gradient
 from harness.batch import Samples
 from harness.problems.base import Problem
 from harness.worker import Worker

@@ -17,11 +17,18 @@ from typing import ClassVar
 import torch
 
 from algorithms.base import Algorithm
-from algorithms.compression import Compression, Compressor, messages
+from algorithms.common.optimizers import Descent, Optimizer
+from algorithms.common.schedules import Schedule
+from algorithms.compression.compressor import Compression, Compressor, messages
 from algorithms.flat import flatten_
-from algorithms.mixing import Mixing, Row, begin_messages, messages_per_step, require_doubly_stochastic, spectral_gap
-from algorithms.optimizers import Descent, Optimizer
-from algorithms.schedules import Schedule
+from algorithms.mixing.matrices import (
+    Mixing,
+    Row,
+    begin_messages,
+    messages_per_step,
+    require_doubly_stochastic,
+    spectral_gap,
+)
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker

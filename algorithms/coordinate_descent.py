@@ -24,7 +24,7 @@ import torch
 
 from algorithms.flat import flat_parameters
 from algorithms.sgd import run_kernel
-from algorithms.shared_model import SharedModelAlgorithm
+from algorithms.shared_memory.shared_model import SharedModelAlgorithm
 from harness.errors import UserError, require
 from harness.kernels.coordinate_descent import CURVATURE, DualKernel, PrimalKernel
 from harness.kernels.sparse_linear import SparseLinearKernel

@@ -15,11 +15,11 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from algorithms.compression import Uncompressed
-from algorithms.data_parallel import DataParallel
-from algorithms.gradient import add_gradient
-from algorithms.power_sgd import PowerSGD
-from algorithms.quantization import Half
+from algorithms.common.data_parallel import DataParallel
+from algorithms.common.gradient import add_gradient
+from algorithms.compression.compressor import Uncompressed
+from algorithms.compression.power_sgd import PowerSGD
+from algorithms.compression.quantization import Half
 from harness.batch import Samples
 from harness.errors import require
 from harness.problems.base import Problem

@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 
 from algorithms.base import Algorithm
-from algorithms.correspondence import Correspondence
+from algorithms.common.optimizers import Descent, Optimizer
+from algorithms.common.schedules import Schedule
 from algorithms.flat import flat_parameters, flatten_
-from algorithms.optimizers import Descent, Optimizer
-from algorithms.schedules import Schedule
+from algorithms.serving.correspondence import Correspondence
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from algorithms.base import Algorithm
+from algorithms.common.optimizers import Descent, Optimizer
+from algorithms.common.schedules import Schedule
 from algorithms.flat import flat_parameters, flatten_
-from algorithms.optimizers import Descent, Optimizer
-from algorithms.schedules import Schedule
 from harness.errors import Unfit, require
 from harness.problems.base import Problem
 from harness.worker import Worker

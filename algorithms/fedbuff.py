@@ -1,6 +1,6 @@
 """FedBuff: asynchronous federated learning with a buffer (Nguyen et al., AISTATS 2022, Algorithm 1).
 
-    worker:  loop: receive x and a client k;  y_k <- local training from x (`clients.py`);  send x - y_k
+    worker:  loop: receive x and a client k;  y_k <- local training from x (`federation/clients.py`);  send x - y_k
     server:  loop: receive a change from whoever comes first;  buffer += change / (1 + tau)^a
                    after K changes:  x <- server's step along buffer / K;  empty the buffer
                    send x and a random client that is available, and nobody trains, to whom it heard
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from algorithms.availability import contained
-from algorithms.bits import joined, split
-from algorithms.clients import Clients, Player, WithClients
-from algorithms.correspondence import Correspondence
+from algorithms.common.bits import joined, split
+from algorithms.common.optimizers import Descent
+from algorithms.federation.availability import contained
+from algorithms.federation.clients import Clients, Player, WithClients
 from algorithms.flat import flat_parameters
-from algorithms.optimizers import Descent
+from algorithms.serving.correspondence import Correspondence
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker

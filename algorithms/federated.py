@@ -1,7 +1,7 @@
 """Federated learning by rounds: a few of many clients train at a time, from one model (McMahan et al., AISTATS 2017).
 
     round t:  S <- a random subset of the available clients
-              client k of S:  y_k <- local training from x (`clients.py`), with drift c - c_k
+              client k of S:  y_k <- local training from x (`federation/clients.py`), with drift c - c_k
               x <- server's step along the mean over S, by samples, of (x - y_k)
 
     FedAvg    mu = 0, c = 0, plain server steps of learning rate 1 (McMahan et al., Algorithm 1)
@@ -26,8 +26,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from algorithms.clients import Clients, Player, WithClients
-from algorithms.optimizers import Descent
+from algorithms.common.optimizers import Descent
+from algorithms.federation.clients import Clients, Player, WithClients
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker

@@ -29,11 +29,11 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from algorithms.base import Algorithm
-from algorithms.footprint import Footprint
-from algorithms.optimizers import Optimizer
-from algorithms.schedules import Schedule
-from algorithms.shards import Shards
-from algorithms.stages import check_layered, units
+from algorithms.common.optimizers import Optimizer
+from algorithms.common.schedules import Schedule
+from algorithms.pipelining.stages import check_layered, units
+from algorithms.sharding.footprint import Footprint
+from algorithms.sharding.shards import Shards
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem

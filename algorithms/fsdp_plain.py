@@ -16,11 +16,11 @@ import torch.distributed as dist
 from torch import nn
 
 from algorithms.base import Algorithm
+from algorithms.common.optimizers import Descent, Optimizer
+from algorithms.common.schedules import Schedule
 from algorithms.flat import flat_parameters, flatten_
-from algorithms.optimizers import Descent, Optimizer
-from algorithms.schedules import Schedule
-from algorithms.shards import JoinedShards
-from algorithms.stages import check_layered, units
+from algorithms.pipelining.stages import check_layered, units
+from algorithms.sharding.shards import JoinedShards
 from harness.alike import Axis
 from harness.batch import Samples
 from harness.problems.base import Problem

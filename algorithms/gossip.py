@@ -26,10 +26,10 @@ from typing import ClassVar
 import torch
 
 from algorithms.base import Algorithm
+from algorithms.common.optimizers import Descent, Optimizer
+from algorithms.common.schedules import Schedule
 from algorithms.flat import flatten_
-from algorithms.mixing import Exchange, Mixing, messages_per_step, require_doubly_stochastic, spectral_gap
-from algorithms.optimizers import Descent, Optimizer
-from algorithms.schedules import Schedule
+from algorithms.mixing.matrices import Exchange, Mixing, messages_per_step, require_doubly_stochastic, spectral_gap
 from harness.problems.base import Problem
 from harness.worker import Worker
 

@@ -3,7 +3,7 @@
     loop: sample e; read the shared x_e; compute G_e(x); for v in e: x_v <- x_v - gamma * b_v^T G_e(x)
 
 No lock is ever taken; where samples are sparse, workers seldom touch the same coordinate. Locks of all kinds, replicas
-and rounded models are options (algorithms/shared_model.py), so that what Hogwild! avoids can be measured. Deviations:
+and rounded models are options (`shared_memory/shared_model.py`): what Hogwild! avoids can be measured. Deviations:
 samples come from a shuffled queue instead of with replacement, and the step is constant unless `schedule` is another.
 """
 
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from algorithms.flat import flat_parameters
 from algorithms.sgd import descend, run_kernel
-from algorithms.shared_model import SharedModelAlgorithm
+from algorithms.shared_memory.shared_model import SharedModelAlgorithm
 from harness.problems.base import Problem
 from harness.worker import Worker
 

@@ -1,7 +1,7 @@
 """Hyperparameter search: many trainings with different settings, of which the best model counts.
 
     worker:  loop: ask for a job;  train its trial further;  measure its validation loss;  hand in loss and model
-    server:  loop: hear of a result;  keep the best model;  give jobs to those who wait  (search_strategies.py)
+    server:  loop: hear of a result;  keep the best model;  give jobs to those who wait  (`search/strategies.py`)
 
     grid                every combination, of an equal share of the budget each
     random              trials drawn from the space (Bergstra and Bengio, JMLR 2012), of an equal share each
@@ -24,12 +24,12 @@ import torch
 import torch.distributed as dist
 
 from algorithms.base import Algorithm
+from algorithms.common.optimizers import Optimizer
 from algorithms.flat import flat_parameters
-from algorithms.optimizers import Optimizer
-from algorithms.search_server import WEIGHTS, SearchServer
-from algorithms.search_space import Range
-from algorithms.search_strategies import Asha, Plan, Rungs
-from algorithms.search_trainer import Trainer
+from algorithms.search.server import WEIGHTS, SearchServer
+from algorithms.search.space import Range
+from algorithms.search.strategies import Asha, Plan, Rungs
+from algorithms.search.trainer import Trainer
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -44,7 +44,7 @@ class HyperparameterSearch(Algorithm):
 
     Args:
         optimizer: of every trial, but for what is searched.
-        space: what settings may be (search_space.py), None for not searched, by name: learning_rate, batch_size, or a
+        space: what settings may be (`search/space.py`), None for not searched, by name: learning_rate, batch_size, or a
             number of the optimizer.
         strategy: grid, random, successive_halving or asha.
         trials: drawn from the space by random and successive_halving, >= 1.

@@ -26,12 +26,12 @@ from typing import ClassVar
 import torch
 import torch.distributed as dist
 
-from algorithms.averaging import WholeMean
 from algorithms.base import Algorithm
-from algorithms.compression import Compression
+from algorithms.common.optimizers import Descent, Optimizer
+from algorithms.common.schedules import Schedule
+from algorithms.compression.averaging import WholeMean
+from algorithms.compression.compressor import Compression
 from algorithms.flat import flatten_
-from algorithms.optimizers import Descent, Optimizer
-from algorithms.schedules import Schedule
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import torch
 
-from algorithms.balance import check_balance
 from algorithms.base import Algorithm
-from algorithms.optimizers import Optimizer
+from algorithms.common.optimizers import Optimizer
+from algorithms.common.schedules import Schedule
 from algorithms.pipeline import Pipeline
-from algorithms.pipeline_schedules import GPipe
-from algorithms.schedules import Schedule
+from algorithms.pipelining.balance import check_balance
+from algorithms.pipelining.schedules import GPipe
 from harness.problems.base import Problem
 from harness.shortage import Shortage
 from harness.worker import Worker

@@ -1,9 +1,9 @@
 """Data, tensor and pipeline parallelism at once, in a mesh (Megatron-LM: Narayanan et al., SC 2021, section 3).
 
 Workers that differ in their seat along one axis of the mesh only do to each other what that axis says: they split
-layers (layer_split.py), are stages that hand on micro-batches (micro_batches.py), or average the gradients of batches
-of their own: by one all-reduce once a batch's backward passes are over, or, where they shard what they have in common,
-by those of torch's FSDP2 (Zhao et al., VLDB 2023).
+layers (`splitting/layers.py`), are stages that hand on micro-batches (`pipelining/micro_batches.py`), or average the
+gradients of batches of their own: by one all-reduce once a batch's backward passes are over, or, where they shard what
+they have in common, by those of torch's FSDP2 (Zhao et al., VLDB 2023).
 """
 
 from dataclasses import dataclass
@@ -14,21 +14,21 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from algorithms.balance import check_balance
 from algorithms.base import Algorithm
-from algorithms.copies import Copies, sharded
-from algorithms.held_stages import HeldStages, hold_stages
-from algorithms.layer_split import LayerSplit
-from algorithms.mesh import Mesh, Shape, mesh_of
-from algorithms.micro_batch_counts import check_micro_batches, fewer_held
-from algorithms.micro_batches import Chain, Passes
-from algorithms.optimizers import Optimizer
-from algorithms.pipeline_schedules import OneFOneB, PipelineSchedule
-from algorithms.schedules import Schedule
-from algorithms.shards import Shards
-from algorithms.split_plan import check_degree, check_plan, larger_degree, lets_split_positions
-from algorithms.split_traffic import bytes_of_batch, bytes_of_gradients
-from algorithms.stages import check_costs, check_layered, check_stages, most_stages, units
+from algorithms.common.optimizers import Optimizer
+from algorithms.common.schedules import Schedule
+from algorithms.pipelining.balance import check_balance
+from algorithms.pipelining.held_stages import HeldStages, hold_stages
+from algorithms.pipelining.micro_batch_counts import check_micro_batches, fewer_held
+from algorithms.pipelining.micro_batches import Chain, Passes
+from algorithms.pipelining.schedules import OneFOneB, PipelineSchedule
+from algorithms.pipelining.stages import check_costs, check_layered, check_stages, most_stages, units
+from algorithms.sharding.copies import Copies, sharded
+from algorithms.sharding.shards import Shards
+from algorithms.splitting.layers import LayerSplit
+from algorithms.splitting.mesh import Mesh, Shape, mesh_of
+from algorithms.splitting.plan import check_degree, check_plan, larger_degree, lets_split_positions
+from algorithms.splitting.traffic import bytes_of_batch, bytes_of_gradients
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem

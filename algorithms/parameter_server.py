@@ -25,11 +25,11 @@ import torch
 import torch.distributed as dist
 
 from algorithms.base import Algorithm
-from algorithms.bits import joined
-from algorithms.compression import Compression, messages
+from algorithms.common.bits import joined
+from algorithms.common.optimizers import Optimizer
+from algorithms.compression.compressor import Compression, messages
 from algorithms.flat import flat_parameters, flatten_
-from algorithms.optimizers import Optimizer
-from algorithms.server import Server
+from algorithms.serving.server import Server
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker

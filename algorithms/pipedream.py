@@ -20,15 +20,15 @@ from typing import ClassVar, TypeVar
 
 import torch
 
-from algorithms.balance import check_balance
 from algorithms.base import Algorithm
+from algorithms.common.optimizers import Descent, Optimizer
+from algorithms.common.schedules import Schedule
 from algorithms.flat import flatten_
-from algorithms.handed_on import bytes_handed_on
-from algorithms.held_stages import hold_stages
-from algorithms.optimizers import Descent, Optimizer
-from algorithms.schedules import Schedule
-from algorithms.stages import check_layered, check_stages
-from algorithms.stashing import Passing, StashingStage
+from algorithms.pipelining.balance import check_balance
+from algorithms.pipelining.handed_on import bytes_handed_on
+from algorithms.pipelining.held_stages import hold_stages
+from algorithms.pipelining.stages import check_layered, check_stages
+from algorithms.pipelining.stashing import Passing, StashingStage
 from harness.problems.base import Problem
 from harness.problems.layered import Layered
 from harness.worker import Worker

@@ -4,7 +4,7 @@
 before and after it. Gradients of a batch's micro-batches are summed before its step, so that P workers do what one
 would do with the same batch: minibatch SGD. Stages, orders of passes and messages are torch.distributed.pipelining's.
 
-With one micro-batch it is model parallelism (model_parallel.py): at any time one worker works, and the others wait.
+With one micro-batch it is model parallelism (`model_parallel.py`): at any time one worker works, and the others wait.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from typing import ClassVar
 
 import torch
 
-from algorithms.balance import check_balance
 from algorithms.base import Algorithm
+from algorithms.common.optimizers import Descent, Optimizer
+from algorithms.common.schedules import Schedule
 from algorithms.flat import flatten_
-from algorithms.handed_on import bytes_handed_on
-from algorithms.held_stages import hold_stages
-from algorithms.micro_batch_counts import check_micro_batches, fewer_held
-from algorithms.micro_batches import Passes
-from algorithms.optimizers import Descent, Optimizer
-from algorithms.pipeline_schedules import PipelineSchedule
-from algorithms.schedules import Schedule
-from algorithms.stages import check_costs, check_layered, check_stages, most_stages
+from algorithms.pipelining.balance import check_balance
+from algorithms.pipelining.handed_on import bytes_handed_on
+from algorithms.pipelining.held_stages import hold_stages
+from algorithms.pipelining.micro_batch_counts import check_micro_batches, fewer_held
+from algorithms.pipelining.micro_batches import Passes
+from algorithms.pipelining.schedules import PipelineSchedule
+from algorithms.pipelining.stages import check_costs, check_layered, check_stages, most_stages
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.shortage import Shortage

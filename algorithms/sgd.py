@@ -1,6 +1,6 @@
 """Sequential stochastic gradient descent (Robbins and Monro, Ann. Math. Statist. 1951): everything else's baseline.
 
-    w <- w - eta * gradient of the mean loss over the batch, or another step along it (algorithms/optimizers.py)
+    w <- w - eta * gradient of the mean loss over the batch, or another step along it (algorithms/common/optimizers.py)
 
 With one sample per update, a problem that has a native kernel runs it: the best sequential code there is. With all
 samples in every update it is gradient descent (Cauchy 1847).
@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from algorithms.base import Algorithm
+from algorithms.common.gradient import add_gradient, check_passes
+from algorithms.common.optimizers import Descent, Optimizer
+from algorithms.common.schedules import Schedule
 from algorithms.flat import flat_parameters, flatten_
-from algorithms.gradient import add_gradient, check_passes
-from algorithms.optimizers import Descent, Optimizer
-from algorithms.replicas import Alone, Replica
-from algorithms.schedules import Schedule
+from algorithms.shared_memory.replicas import Alone, Replica
 from harness.kernels.base import Kernel
 from harness.problems.base import Problem
 from harness.worker import Worker

@@ -20,9 +20,9 @@ from typing import ClassVar
 import torch
 
 from algorithms.flat import flat_parameters, flatten_
-from algorithms.replicas import Replica
 from algorithms.sgd import run_kernel
-from algorithms.shared_model import SharedModelAlgorithm
+from algorithms.shared_memory.replicas import Replica
+from algorithms.shared_memory.shared_model import SharedModelAlgorithm
 from harness.errors import require
 from harness.kernels.base import Kernel
 from harness.kernels.langevin import LangevinKernel

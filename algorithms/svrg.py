@@ -19,9 +19,9 @@ from typing import ClassVar
 import torch
 
 from algorithms.flat import flat_parameters, flatten_
-from algorithms.replicas import Replica
 from algorithms.sgd import chunk_of
-from algorithms.shared_model import SharedModelAlgorithm
+from algorithms.shared_memory.replicas import Replica
+from algorithms.shared_memory.shared_model import SharedModelAlgorithm
 from harness.errors import UserError, require
 from harness.kernels.access import Access
 from harness.kernels.sparse_linear import HINGE, SparseLinearKernel

@@ -2,7 +2,7 @@
 
 (Megatron-LM: Shoeybi et al., arXiv:1909.08053, section 3; sequence parallelism: Korthikanti et al., arXiv:2205.05198.)
 Workers do what one would do with the same batch. They exchange activations in the midst of every layer, and wait for
-them: what they send grows with the batch, not with the model (layer_split.py). What is not split, all compute alike.
+them: what they send grows with the batch, not with the model (`splitting/`). What is not split, all compute alike.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 
 from algorithms.base import Algorithm
+from algorithms.common.optimizers import Descent, Optimizer
+from algorithms.common.schedules import Schedule
 from algorithms.flat import flatten_
-from algorithms.layer_split import LayerSplit
-from algorithms.optimizers import Descent, Optimizer
-from algorithms.schedules import Schedule
-from algorithms.split_plan import check_degree, check_plan, larger_degree, lets_split_positions
-from algorithms.split_traffic import bytes_of_batch
+from algorithms.splitting.layers import LayerSplit
+from algorithms.splitting.plan import check_degree, check_plan, larger_degree, lets_split_positions
+from algorithms.splitting.traffic import bytes_of_batch
 from harness.alike import Axis
 from harness.problems.base import Problem
 from harness.shortage import Shortage

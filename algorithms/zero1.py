@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from algorithms.base import Algorithm
+from algorithms.common.optimizers import Optimizer
+from algorithms.common.schedules import Schedule
 from algorithms.flat import flatten_
-from algorithms.footprint import Footprint
-from algorithms.optimizers import Optimizer
-from algorithms.schedules import Schedule
+from algorithms.sharding.footprint import Footprint
 from harness.problems.base import Problem
 from harness.worker import Worker
 

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch.nn.functional import pad
 
 from algorithms.base import Algorithm
+from algorithms.common.optimizers import Descent, Optimizer
+from algorithms.common.schedules import Schedule
 from algorithms.flat import flat_parameters, flatten_
-from algorithms.footprint import Footprint
-from algorithms.optimizers import Descent, Optimizer
-from algorithms.schedules import Schedule
-from algorithms.shards import shard_of
+from algorithms.sharding.footprint import Footprint
+from algorithms.sharding.shards import shard_of
 from harness.alike import Axis
 from harness.problems.base import Problem
 from harness.worker import Worker

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from algorithms.optimizers import PlainSGD
-from algorithms.schedules import Constant
+from algorithms.common.optimizers import PlainSGD
+from algorithms.common.schedules import Constant
 from algorithms.sgd import SGD
 from harness.build import class_path
 from harness.errors import TwinclockError, UserError, WorkerFailed, require

@@ -9,9 +9,9 @@ import pytest
 from commands import ROOT, command
 from composed import options
 
-from algorithms.layout import LAYOUTS
-from algorithms.precision import PRECISIONS
-from algorithms.replicas import MERGES, SHARING
+from algorithms.shared_memory.layout import LAYOUTS
+from algorithms.shared_memory.precision import PRECISIONS
+from algorithms.shared_memory.replicas import MERGES, SHARING
 from harness.data import ORDERS
 from harness.kernels.access import LOCKING
 

@@ -6,9 +6,9 @@ import torch
 from simulated_ranks import machine
 from torch import nn
 
-from algorithms.optimizers import PlainSGD
+from algorithms.common.optimizers import PlainSGD
+from algorithms.common.schedules import Constant
 from algorithms.pipeline import Pipeline
-from algorithms.schedules import Constant
 from hardware.simulated.compute import Roofline
 from hardware.simulated.network.topologies import Switch
 from harness.data import Partitioned

@@ -73,15 +73,18 @@ def _docstring_lines(tree: ast.Module) -> Iterator[int]:
 
 
 def lines() -> Figures:
-    """By algorithm of conf/algorithm, and by module that is none."""
+    """By algorithm of conf/algorithm, and by module that is part of several."""
     targets = {
         path.stem: cast(DictConfig, OmegaConf.load(path))._target_ for path in (CONF / "algorithm").glob("*.yaml")
     }
-    modules = {name: target.split(".")[1] for name, target in sorted(targets.items())}
-    counts = {path.stem: code_lines(path) for path in sorted((ROOT / "algorithms").glob("*.py"))}
-    algorithms = {name: counts[module] for name, module in modules.items()}
-    parts = {name: count for name, count in counts.items() if name not in modules.values() and count}
+    algorithms = {name: code_lines(_file_of(target)) for name, target in sorted(targets.items())}
+    files = sorted((ROOT / "algorithms").glob("*/*.py"))
+    parts = {f"{path.parent.name}/{path.stem}": code_lines(path) for path in files if path.stem != "__init__"}
     return {"algorithms": algorithms, "parts": parts, "most": max(algorithms.values())}
+
+
+def _file_of(target: str) -> Path:
+    return ROOT / Path(*target.split(".")[:-1]).with_suffix(".py")
 
 
 def harness_s(name: str, settings: tuple[str, ...], workers: int, hardware: str, steps: int) -> tuple[float, float]:

@@ -23,9 +23,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from algorithms.all_reduce import AllReduce
-from algorithms.compression import Uncompressed
-from algorithms.optimizers import PlainSGD
-from algorithms.schedules import Constant
+from algorithms.common.optimizers import PlainSGD
+from algorithms.common.schedules import Constant
+from algorithms.compression.compressor import Uncompressed
 from hardware.real.machine import RealMachine
 from harness.data import Partitioned
 from harness.problems.mlp import DigitsMLP

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from algorithms.shared_model import SharedModelAlgorithm
+from algorithms.shared_memory.shared_model import SharedModelAlgorithm
 from harness.baseline import CONSTANT
 from harness.batch import Samples
 from harness.errors import UserError, require

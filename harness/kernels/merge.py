@@ -2,9 +2,9 @@
 
     common_j <- common_j + share * (model_j - known_j);  model_j <- common_j;  known_j <- common_j
 
-This is the exchange of deltas of algorithms/replicas.py. Nobody else merges into `common` meanwhile. Who shares the
-replica may go on with it: an update of its coordinate j that lands between the read and the write of model_j is lost;
-the two are of one trip through the loop, some nanoseconds.
+So replicas exchange deltas (`algorithms/shared_memory/replicas.py`). Nobody else merges into `common` meanwhile. Who
+shares the replica may go on with it: an update of its coordinate j that lands between the read and the write of
+model_j is lost; the two are of one trip through the loop, some nanoseconds.
 """
 
 import numpy as np

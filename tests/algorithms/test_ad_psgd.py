@@ -9,7 +9,7 @@ from composed import execution, setup
 from simulated_ranks import execute
 
 from algorithms.ad_psgd import Averager, sides
-from algorithms.graphs import Complete, Ring, Star, Torus
+from algorithms.mixing.graphs import Complete, Ring, Star, Torus
 from harness.errors import UserError
 
 SMALL = ["problem=least_squares", "problem.samples=240", "problem.features=10", "problem.condition=10.0"]

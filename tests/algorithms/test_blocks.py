@@ -10,8 +10,8 @@ import torch
 from composed import setup
 from simulated_ranks import execute, results, shared_memory
 
-from algorithms.layout import hottest, parameters_of
-from algorithms.precision import encode
+from algorithms.shared_memory.layout import hottest, parameters_of
+from algorithms.shared_memory.precision import encode
 from hardware.simulated.compute import Roofline
 from harness.kernels.access import LOCKING, Access, lock_words
 from harness.kernels.base import SplitModel

@@ -6,10 +6,10 @@ from composed import execution, setup
 from simulated_ranks import results
 
 from algorithms.choco import CompressedAveraging
-from algorithms.compression import Uncompressed
-from algorithms.graphs import Ring
-from algorithms.quantization import QSGD, Half, Sign
-from algorithms.sparsification import RandomK, TopK
+from algorithms.compression.compressor import Uncompressed
+from algorithms.compression.quantization import QSGD, Half, Sign
+from algorithms.compression.sparsification import RandomK, TopK
+from algorithms.mixing.graphs import Ring
 from harness.errors import UserError
 from harness.trial import averaged
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from composed import execution, setup
 
-from algorithms.clients import Player
+from algorithms.federation.clients import Player
 
 MLP = ["problem=digits_mlp", "problem.dtype=float64"]
 SQUARES = ["problem=least_squares", "problem.dtype=float64", "problem.samples=240", "problem.features=4"]

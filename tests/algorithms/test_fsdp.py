@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from algorithms.shards import JoinedShards, shard_of
+from algorithms.sharding.shards import JoinedShards, shard_of
 from harness.errors import UserError
 from harness.problems.layered import Layered
 from harness.trial import averaged

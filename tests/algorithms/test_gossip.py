@@ -7,8 +7,8 @@ import torch
 from composed import execution, setup
 from simulated_ranks import results
 
-from algorithms.graphs import Exponential, Star
-from algorithms.mixing import Exchange
+from algorithms.mixing.graphs import Exponential, Star
+from algorithms.mixing.matrices import Exchange
 from harness.errors import UserError
 from harness.trial import averaged
 

@@ -67,8 +67,8 @@ def test_asha_is_repeated_in_virtual_time():
 
 def test_the_best_trial_is_sgd_with_its_settings():
     """Of the samples that are not held out, in their order: the model that counts is reproduced by hand."""
-    from algorithms.optimizers import Momentum
-    from algorithms.search_trainer import Trainer
+    from algorithms.common.optimizers import Momentum
+    from algorithms.search.trainer import Trainer
 
     done, composed = run(ETHERNET, "hardware.num_workers=2"), setup(*SEARCH, ETHERNET)
     best = done.metrics["search/results"][done.metrics["search/best_trial"]]

@@ -6,11 +6,11 @@ from composed import setup
 from torch.func import functional_call
 from uniform import run
 
-from algorithms.optimizers import Momentum, PlainSGD
+from algorithms.common.optimizers import Momentum, PlainSGD
+from algorithms.common.schedules import Constant
 from algorithms.pipedream import PipeDream, one_f_one_b
-from algorithms.schedules import Constant
-from algorithms.stages import split, units
-from algorithms.stashing import Stashed
+from algorithms.pipelining.stages import split, units
+from algorithms.pipelining.stashing import Stashed
 from harness.trial import averaged
 
 DIGITS = ["algorithm=pipedream", "problem=digits_mlp", "problem.dtype=float64", "problem.hidden_sizes=[9,8,7]"]

@@ -7,8 +7,8 @@ import torch
 from composed import setup
 from uniform import Uniform, pipeline, run
 
-from algorithms.micro_batches import filled, sizes
-from algorithms.pipeline_schedules import GPipe, Interleaved, OneFOneB, ZeroBubble, ZeroBubbleV
+from algorithms.pipelining.micro_batches import filled, sizes
+from algorithms.pipelining.schedules import GPipe, Interleaved, OneFOneB, ZeroBubble, ZeroBubbleV
 from harness.errors import UserError
 from harness.trial import averaged
 

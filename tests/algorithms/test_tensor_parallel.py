@@ -9,7 +9,7 @@ from composed import execution, setup
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.distributed import fake_pg
 
-from algorithms.layer_split import LayerSplit
+from algorithms.splitting.layers import LayerSplit
 from harness.errors import UserError
 from harness.trial import averaged
 

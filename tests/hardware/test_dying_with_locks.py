@@ -8,7 +8,7 @@ from composed import execution
 from patience import impatient
 from simulated_ranks import SECOND, compute_for, execute, shared_memory
 
-from algorithms.replicas import Merged
+from algorithms.shared_memory.replicas import Merged
 from harness.errors import WorkerFailed
 from harness.kernels.access import LOCKING, Access, lock_words
 from tests.counting import CountKernel

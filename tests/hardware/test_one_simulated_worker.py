@@ -7,8 +7,8 @@ import pytest
 import torch
 from simulated_ranks import KERNELS_ALONE, NUMA_WITH_LOCKS, results
 
-from algorithms.layout import hottest, parameters_of
-from algorithms.precision import encode
+from algorithms.shared_memory.layout import hottest, parameters_of
+from algorithms.shared_memory.precision import encode
 from harness.kernels.access import LOCKING, Access, lock_words
 from harness.kernels.base import SplitModel
 from harness.kernels.coordinate_descent import DualKernel, PrimalKernel

@@ -7,7 +7,7 @@ from predicting import executed, setup_of
 from simulated_ranks import machine
 from uniform import NOWHERE, Products, Uniform, pipeline
 
-from algorithms.pipeline_schedules import GPipe, Interleaved, OneFOneB, ZeroBubble
+from algorithms.pipelining.schedules import GPipe, Interleaved, OneFOneB, ZeroBubble
 from harness.data import Partitioned
 from harness.program import Program
 

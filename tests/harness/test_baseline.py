@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from composed import node, setup
 
-from algorithms.optimizers import PlainSGD
+from algorithms.common.optimizers import PlainSGD
 from algorithms.sgd import SGD
 from harness.baseline import CONSTANT, find_references, in_sequence, run_key, sequential
 from harness.build import build

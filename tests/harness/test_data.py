@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from algorithms.optimizers import PlainSGD
+from algorithms.common.optimizers import PlainSGD
 from algorithms.sgd import SGD
 from hardware.real.host_clock import HostClock
 from harness.baseline import CONSTANT

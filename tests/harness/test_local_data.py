@@ -7,7 +7,7 @@ import pytest
 import torch
 from composed import execution, setup
 
-from algorithms.optimizers import PlainSGD
+from algorithms.common.optimizers import PlainSGD
 from harness.data import DataPolicy, Partitioned
 from harness.dealing import Dealer
 from harness.errors import UserError

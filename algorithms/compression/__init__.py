@@ -1,0 +1,1 @@
+"""What is sent in place of vectors, and how it is averaged."""

@@ -1,0 +1,1 @@
+"""Chains of layers cut into stages."""

@@ -1,0 +1,1 @@
+"""Hyperparameter search: what is tried, in which order, by whom."""

@@ -1,0 +1,1 @@
+"""Parameters of which every worker keeps a shard."""
