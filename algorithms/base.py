@@ -121,20 +121,18 @@ class Algorithm(ABC):
         """Of the models it begins with, in a run of this seed; several make an ensemble."""
         return [seed]
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Payload that all ranks together send for one update, in the mean, as docs/metrics.md counts both.
 
         Args:
+            problem: whose layers are sent, where what they give is.
             weights: a vector like the model's parameters.
+            num_workers: of the run.
 
         Returns:
             None where data or timing decide, or nobody has said.
         """
         return None
-
-    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
-        """As `bytes_per_update`, for those who send what a problem's layers give too."""
-        return self.bytes_per_update(weights, num_workers)
 
     def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
         """What would make workers need less memory, as it is typed: settings that there are, values by estimate.

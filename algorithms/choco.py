@@ -72,7 +72,7 @@ class ChocoSGD(Algorithm):
         require(self.mixing.is_symmetric(num_workers), "algorithm/mixing", rule, self.mixing)
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """A compressed change along every edge."""
         return messages_per_step(self.mixing, num_workers) * messages(self.compression, "choco_sgd").num_bytes(weights)
 

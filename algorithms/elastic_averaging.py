@@ -52,7 +52,7 @@ class ElasticAveraging(Algorithm):
         """The centre."""
         return 1
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """To the centre go weights and two numbers, back comes a pull."""
         return 2 * (weights.nbytes + weights.element_size())
 

@@ -72,7 +72,7 @@ class FedBuff(WithClients):
         """One."""
         return 1
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """K times the model and a task go to a client, and its change comes back."""
         return self.buffer_size * (len(_message(weights, GOODBYE)) + self.compressor.num_bytes(weights))
 

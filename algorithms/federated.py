@@ -70,7 +70,7 @@ class Federated(WithClients):
         stay = random.random(sampled) >= self.dropout
         return sorted(clients[stay if stay.any() else slice(1)].tolist())
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """Every worker hands in its sum of changes, and of corrections, once a round."""
         return weights.nbytes * (1 + self.control_variates) * num_workers if num_workers > 1 else 0
 

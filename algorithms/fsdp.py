@@ -37,6 +37,7 @@ from algorithms.sharding.shards import Shards
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
+from harness.problems.outline import shapes_of
 from harness.shortage import Shortage
 from harness.worker import Worker
 
@@ -111,11 +112,14 @@ class FSDP(Algorithm):
         require(num_workers % size == 0, "algorithm.shard_size", rule, size)
         return size
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
-        """As above, without what torch pads, of all workers together."""
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+        """As above, with what torch pads, of all workers together."""
         shards = self.shards(num_workers)
-        gathered_bytes = weights.numel() * self._dtype(weights.dtype, self.param_dtype).itemsize
-        summed_bytes = weights.numel() * self._dtype(weights.dtype, self.reduce_dtype, self.param_dtype).itemsize
+        model = shapes_of(check_layered(problem))
+        rows = [(len(parameter), parameter.shape[1:].numel()) for parameter in model.parameters()]
+        padded = sum(-(-count // shards) * shards * elements for count, elements in rows)
+        gathered_bytes = padded * self._dtype(weights.dtype, self.param_dtype).itemsize
+        summed_bytes = padded * self._dtype(weights.dtype, self.reduce_dtype, self.param_dtype).itemsize
         own_bytes = 0.0
         if shards > 1:
             own_bytes += (1 + self.reshard_after_forward) * gathered_bytes / shards + summed_bytes
@@ -137,14 +141,6 @@ class FSDP(Algorithm):
         """That of gathered layers."""
         return self.param_dtype or dtype
 
-    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
-        """The same with it."""
-        shards = self.shards(num_workers)
-        model = check_layered(problem).build_model(torch.device("meta"), 0)
-        rows = [(len(parameter), parameter.shape[1:].numel()) for parameter in model.parameters()]
-        padded = sum(-(-count // shards) * shards * elements for count, elements in rows)
-        return self.bytes_per_update(torch.empty(padded, dtype=weights.dtype, device="meta"), num_workers)
-
     @staticmethod
     def _dtype(own: torch.dtype, *names: str | None) -> torch.dtype:
         """The first that is named, or the problem's."""
@@ -163,7 +159,7 @@ class FSDP(Algorithm):
             shards.step(learning_rate * self.schedule.at(worker))
             footprint.tell(shards.own, shards.optimizer.state)
             shards.optimizer.zero_grad()
-            part = shards.positions if worker.sees_values else None
+            part = shards.indices if worker.sees_values else None
             worker.observe(shards.flat, samples=len(batch), part=part)
 
     def sharded(self, model: nn.Sequential, worker: Worker) -> nn.Module:

@@ -91,7 +91,7 @@ class PlainFSDP(Algorithm):
         """Layers are what is gathered."""
         check_layered(problem)
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Every worker hands in its shard twice and a whole gradient, without what fills shards up."""
         return weights.nbytes * (2 + num_workers) if num_workers > 1 else 0.0
 
@@ -104,7 +104,7 @@ class PlainFSDP(Algorithm):
         cut = zip(modules, shards.flat.split(shards.sizes), gradient.split(shards.sizes), strict=True)
         layers = [Layer(*each) for each in cut]
         descent = Descent(self.optimizer, shards.flat, gradient, self.learning_rate)
-        part = shards.positions if worker.sees_values else None
+        part = shards.indices if worker.sees_values else None
         for batch in worker.batches(problem, self.batch_size):
             self._backpropagate(layers, problem, batch)
             gradient /= worker.num_workers

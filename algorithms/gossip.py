@@ -62,7 +62,7 @@ class Gossip(Algorithm):
         require_doubly_stochastic(self.mixing, num_workers)
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """A model along every edge."""
         return messages_per_step(self.mixing, num_workers) * weights.nbytes
 
@@ -108,7 +108,7 @@ class StochasticGradientPush(Algorithm):
         """The spectral gap."""
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """A sum and its weight along every edge."""
         return messages_per_step(self.mixing, num_workers) * (weights.nbytes + weights.element_size())
 

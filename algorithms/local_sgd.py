@@ -91,7 +91,7 @@ class LocalSGD(Algorithm):
         """
         return 1 if epoch < self.all_reduce_epochs else self.period + self.growth * rounds
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Every worker hands in its change at the end of a period, all being alike.
 
         Returns:

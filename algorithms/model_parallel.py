@@ -63,9 +63,9 @@ class ModelParallel(Algorithm):
         """All but one of the workers wait."""
         return self._pipeline.constants(num_workers)
 
-    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Activations of a batch that go from worker to worker, and their gradients."""
-        return self._pipeline.bytes_of_update(problem, weights, num_workers)
+        return self._pipeline.bytes_per_update(problem, weights, num_workers)
 
     def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
         """More stages."""

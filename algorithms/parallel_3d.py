@@ -106,7 +106,7 @@ class Parallel3D(Algorithm):
         stages = self.mesh.shape(num_workers).pipeline
         return {"pipeline/bubble_frac": self.pipeline_schedule.bubble_frac(stages, self.micro_batches)}
 
-    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Activations of batches and gradients; not where stages send, FSDP2 does, or some are sent again."""
         shape = self.mesh.shape(num_workers)
         if shape.pipeline > 1 or (self.shard_data and shape.data > 1) or self.checkpointing:
@@ -156,7 +156,7 @@ class Parallel3D(Algorithm):
                 for number in held.numbers:
                     held.stages[number] = nn.Sequential(*map(checkpoint_wrapper, units(held.stages[number])))
             shared = self._shared(held, groups["data"], line is None, worker.device)
-            part = None if held.part is None else held.part[shared.positions]
+            part = None if held.part is None else held.part[shared.indices]
         passes: Passes | Chain = Chain(problem, held.stages, layers.objective, self.micro_batches)
         if line is not None:
             passes = Passes(problem, held, order, self.micro_batches, worker, layers.objective, line)

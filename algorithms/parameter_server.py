@@ -99,7 +99,7 @@ class ParameterServer(Algorithm):
             rule = f"must be at most {size}, the parameters of the model"
             require(self.num_servers <= size, "algorithm.num_servers", rule, self.num_servers)
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """A push, with one number for every server, and a pull; in synchronous rounds those of every worker.
 
         Returns:

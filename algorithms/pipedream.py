@@ -74,7 +74,7 @@ class PipeDream(Algorithm):
         """Nobody waits once the pipeline is full."""
         return {"pipeline/bubble_frac": 0.0}
 
-    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Activations of a batch that go from worker to worker, and their gradients."""
         layered = check_layered(problem)
         return bytes_handed_on(layered, self.balance, range(num_workers), self.batch_size)

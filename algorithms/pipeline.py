@@ -79,7 +79,7 @@ class Pipeline(Algorithm):
         """The share of time in which workers with uniform stages wait for each other."""
         return {"pipeline/bubble_frac": self.pipeline_schedule.bubble_frac(num_workers, self.micro_batches)}
 
-    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Activations of a batch that go from worker to worker, and their gradients."""
         order, size = self.pipeline_schedule, -(-self.batch_size // self.micro_batches)
         layered = check_layered(problem)

@@ -58,7 +58,7 @@ class TensorParallel(Algorithm):
         """They divide what is split."""
         check_degree(problem, num_workers, "hardware.num_workers", self.sequence_parallel)
 
-    def bytes_of_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """Activations of the batch, in both passes."""
         problem = check_plan(problem, self.sequence_parallel)
         return bytes_of_batch(problem, num_workers, self.batch_size, self.sequence_parallel)
@@ -79,7 +79,7 @@ class TensorParallel(Algorithm):
         with worker.clock.paused():
             group = dist.group.WORLD if worker.num_workers > 1 else None
             split = LayerSplit(problem, group, self.sequence_parallel, worker.device)
-            part = torch.cat(split.positions(model)) if worker.sees_values else None
+            part = torch.cat(split.indices(model)) if worker.sees_values else None
             split.split_(model)
         weights, gradient = flatten_(model)
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)

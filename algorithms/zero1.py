@@ -41,7 +41,7 @@ class Zero1(Algorithm):
     optimizer: Optimizer
     schedule: Schedule
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Every worker hands in its gradient, and the new parameters of its tensors."""
         return weights.nbytes * (num_workers + 1) if num_workers > 1 else 0.0
 

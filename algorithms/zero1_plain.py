@@ -45,7 +45,7 @@ class PlainZero1(Algorithm):
         """All workers."""
         return [Axis(num_workers, alike=True)]
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Every worker hands in its gradient, and the new parameters of its shard, filled up."""
         filled_bytes = weights.nbytes + -weights.numel() % num_workers * weights.itemsize
         return filled_bytes * (num_workers + 1) if num_workers > 1 else 0.0

@@ -51,7 +51,7 @@ def test_bytes_per_update_are_as_declared(variant, hardware, workers):
     composed, _, execution = run(algorithm, hardware, workers, *extra, *FEW_UPDATES.get(algorithm, []))
     observations = execution.observations
     last = (averaged(observations, workers)[0] if composed.algorithm.splits_model else observations)[-1]
-    declared = composed.algorithm.bytes_of_update(composed.problem, last.parameters, workers)
+    declared = composed.algorithm.bytes_per_update(composed.problem, last.parameters, workers)
     assert (declared is None) == (variant in UNDECLARED)
     if declared is None:
         return
@@ -66,7 +66,7 @@ def test_bytes_per_update_are_as_declared(variant, hardware, workers):
 @pytest.mark.parametrize("algorithm", [*NATIVE, *SILENT])
 def test_what_shares_memory_or_is_alone_sends_nothing(algorithm):
     composed, _, execution = run(algorithm, "sim_numa2", 2)
-    assert composed.algorithm.bytes_per_update(torch.zeros(1), 2) is None
+    assert composed.algorithm.bytes_per_update(composed.problem, torch.zeros(1), 2) is None
     assert sum(worker.sent_bytes for worker in execution.workers) == 0
 
 

@@ -61,7 +61,7 @@ class DataParallel(Algorithm, ABC):
         rule = "must be none where the problem has shapes and no values, as what is sent may depend on values"
         require(whole, "algorithm/compression", rule, type(self.compression).__name__)
 
-    def bytes_per_update(self, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Every worker hands in its gradient, as it is compressed."""
         return self.compression.bytes_of_mean(weights, num_workers)
 

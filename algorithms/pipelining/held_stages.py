@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from algorithms.pipelining.handed_on import HandedOn
-from algorithms.pipelining.stages import costs_of, positions, split
+from algorithms.pipelining.stages import costs_of, indices, split
 from algorithms.splitting.layers import LayerSplit
 from harness.problems.layered import Layered
 from harness.worker import Worker
@@ -21,7 +21,7 @@ class HeldStages:
         stages: all of them; those that are not held are empty.
         numbers: of those held.
         shapes: of what stages take and give.
-        part: positions of the parameters held among the flat ones of the whole model, int64; None without values.
+        part: indices of the parameters held among the flat ones of the whole model, int64; None without values.
     """
 
     stages: list[nn.Sequential]
@@ -58,7 +58,7 @@ def hold_stages(
         stages, part = split(model, num_stages, costs), None
         shapes = HandedOn(problem, [len(stage) for stage in stages], layers)
         if worker.sees_values:
-            of_each = positions(model) if layers is None else layers.positions(model)
+            of_each = indices(model) if layers is None else layers.indices(model)
             part = of_stages(of_each, model, [stages[number] for number in numbers])
         let_go(model, stages, numbers)
         if layers is not None:
@@ -70,7 +70,7 @@ def of_stages(parts: Sequence[torch.Tensor], model: nn.Module, stages: Sequence[
     """Of all parameters of some stages of a model.
 
     Args:
-        parts: of each parameter of the model, int64 positions.
+        parts: of each parameter of the model, int64 indices.
     """
     of_each = {id(parameter): part for parameter, part in zip(model.parameters(), parts, strict=True)}
     return torch.cat([of_each[id(parameter)].flatten() for stage in stages for parameter in stage.parameters()])

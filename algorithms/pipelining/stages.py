@@ -145,7 +145,7 @@ def inputs_like(problem: Layered, samples: int, device: torch.device) -> torch.T
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
-def positions(model: nn.Module) -> list[torch.Tensor]:
+def indices(model: nn.Module) -> list[torch.Tensor]:
     """Of each parameter's elements among the flat ones of the model, int64, in the parameter's shape."""
     sizes = [parameter.numel() for parameter in model.parameters()]
     parts = torch.arange(sum(sizes)).split(sizes)

@@ -30,7 +30,7 @@ class Copies:
         self._group = group
 
     @cached_property
-    def positions(self) -> torch.Tensor:
+    def indices(self) -> torch.Tensor:
         """Of its elements among the parameters of the model, int64: all of them."""
         return torch.arange(len(self._weights))
 

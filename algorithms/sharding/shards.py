@@ -39,7 +39,7 @@ class JoinedShards:
             start += len(vector)
 
     @cached_property
-    def positions(self) -> torch.Tensor:
+    def indices(self) -> torch.Tensor:
         """Of the elements of `kept` among those of all vectors, int64."""
         spans = zip(self._begins, self._kept, strict=True)
         return torch.cat([torch.arange(begin, begin + kept) for begin, kept in spans])
@@ -62,7 +62,7 @@ class Shards:
     Attributes:
         own: the shards, as parameters.
         optimizer: torch's, of them.
-        positions: int64, of the shards' elements among the flat parameters of the whole model.
+        indices: int64, of the shards' elements among the flat parameters of the whole model.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, learning_rate: float) -> None:
@@ -82,16 +82,16 @@ class Shards:
         self.optimizer.zero_grad()
 
     @cached_property
-    def positions(self) -> torch.Tensor:
+    def indices(self) -> torch.Tensor:
         """Of the shards' elements among the flat parameters of the whole model, int64."""
-        return _positions(self._sharded)
+        return _indices(self._sharded)
 
     def flat(self) -> torch.Tensor:
         """The shards, one after the other, shape (elements,)."""
         return torch.cat([own.detach().flatten() for own in self.own])
 
 
-def _positions(parameters: Sequence[DTensor]) -> torch.Tensor:
+def _indices(parameters: Sequence[DTensor]) -> torch.Tensor:
     """Of this worker's rows, which lie in one piece of each parameter; the last workers may have fewer, or none."""
     found, start = [], 0
     for each in parameters:

@@ -33,7 +33,7 @@ from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 from torch.distributed.tensor.placement_types import Placement
 from torch.nn.functional import embedding, linear
 
-from algorithms.pipelining.stages import positions
+from algorithms.pipelining.stages import indices
 from algorithms.splitting.activations import Exchange, Features
 from algorithms.splitting.mesh import mesh_of
 from algorithms.splitting.plan import (
@@ -72,12 +72,12 @@ class LayerSplit:
             self._exchange = Exchange(group, sequence_parallel)
             self._mesh = mesh_of(group, device)
 
-    def positions(self, model: nn.Module) -> list[torch.Tensor]:
+    def indices(self, model: nn.Module) -> list[torch.Tensor]:
         """Of this worker's part of each parameter among the flat ones of a model that is not split yet, int64."""
         if not self._plan:
-            return [whole.flatten() for whole in positions(model)]
+            return [whole.flatten() for whole in indices(model)]
         where = [placement(model, self._plan, name) for name, _ in model.named_parameters()]
-        return [_own(whole, self._mesh, each).flatten() for whole, each in zip(positions(model), where, strict=True)]
+        return [_own(whole, self._mesh, each).flatten() for whole, each in zip(indices(model), where, strict=True)]
 
     def split_(self, model: nn.Sequential) -> None:
         """Split layers in place; of a model some of whose layers are gone (`nn.Identity`), those that are there."""

@@ -21,6 +21,7 @@ from torch.distributed.tensor import Replicate
 from algorithms.splitting.mesh import Shape
 from algorithms.splitting.plan import COLUMN, ROW, by_position, ends_open, placement, seen_in_part
 from harness.problems.layered import Layered
+from harness.problems.outline import META, shapes_of
 
 _NUMBERS = 3  # of each position: the largest score, the sum of exponentials and the target's
 
@@ -43,7 +44,7 @@ def bytes_of_batch(problem: Layered, num_workers: int, samples: int, sequence_pa
     """Handed in by all workers that split a model, for one batch of it."""
     if num_workers == 1:
         return 0.0
-    model, plan = problem.build_model(torch.device("cpu"), 0), problem.tensor_plan()
+    model, plan = shapes_of(problem), problem.tensor_plan()
     inside = by_position(plan) if sequence_parallel else set()
     passes = _passes(model, problem)
     columns = {id(each.given): each for each in passes if plan.get(each.name) == COLUMN}.values()
@@ -63,7 +64,7 @@ def bytes_of_gradients(problem: Layered, shape: Shape) -> float:
     """Handed in to the average over batches: every worker's part of the model, where there are several."""
     if shape.data == 1:
         return 0.0
-    model, plan = problem.build_model(torch.device("cpu"), 0), problem.tensor_plan()
+    model, plan = shapes_of(problem), problem.tensor_plan()
     copies = {name: isinstance(placement(model, plan, name), Replicate) for name, _ in model.named_parameters()}
     sizes = {
         name: parameter.nbytes * (shape.tensor if copies[name] else 1) for name, parameter in model.named_parameters()
@@ -92,5 +93,6 @@ def _passes(model: nn.Module, problem: Layered) -> list[_Pass]:
     for name, module in model.named_modules():
         if name:
             module.register_forward_hook(seen(name))
-    problem.loss(model, torch.zeros(1, dtype=torch.int32))
+    shape, dtype = problem.layout(torch.zeros(1, dtype=torch.int32))[0]
+    model(torch.zeros(shape, dtype=dtype, device=META))
     return found

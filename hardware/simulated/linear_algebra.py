@@ -7,22 +7,20 @@ matrices, leading terms; `batch` matrices at once.
 from collections.abc import Callable, Sequence
 from math import prod
 
-Shape = Sequence[int]
-
 
 def _batched(flops: Callable[[int, int], float]) -> Callable[..., float]:
-    def count(matrix: Shape, *others: Shape) -> float:
+    def count(matrix: Sequence[int], *others: Sequence[int]) -> float:
         return prod(matrix[:-2]) * flops(*matrix[-2:])
 
     return count
 
 
-def _solve(matrix: Shape, right: Shape) -> float:
+def _solve(matrix: Sequence[int], right: Sequence[int]) -> float:
     n, columns = matrix[-1], right[-1] if len(right) >= len(matrix) else 1
     return prod(matrix[:-2]) * (2 * n**3 / 3 + 2 * n**2 * columns)
 
 
-def _solve_triangular(matrix: Shape, right: Shape) -> float:
+def _solve_triangular(matrix: Sequence[int], right: Sequence[int]) -> float:
     return prod(right[:-2]) * matrix[-1] ** 2 * right[-1]
 
 

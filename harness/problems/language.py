@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from harness.errors import require
 from harness.problems.layered import FeatureSplit, Layered
-from harness.problems.transformer_layers import Shape, tensor_plan, transformer
+from harness.problems.transformer_layers import Sizes, tensor_plan, transformer
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class LanguageModel(Layered):
         """Distinct tokens: the vocabulary."""
 
     @property
-    def shape(self) -> Shape:
+    def sizes(self) -> Sizes:
         """Of the model."""
-        sizes = (self.num_tokens, self.layers, self.width, self.hidden, self.heads, self.key_value_heads)
-        return Shape(*sizes, self.context, self.rotary_base, self.norm_epsilon)
+        given = (self.num_tokens, self.layers, self.width, self.hidden, self.heads, self.key_value_heads)
+        return Sizes(*given, self.context, self.rotary_base, self.norm_epsilon)
 
     @property
     def num_parameters(self) -> int:
         """Of the whole model."""
-        return self.shape.num_parameters
+        return self.sizes.num_parameters
 
     @property
     def tokens_per_sample(self) -> int:
@@ -71,12 +71,12 @@ class LanguageModel(Layered):
 
     @property
     def flops_per_sample(self) -> float:
-        """See `Shape.flops_per_sample`: what the model asks for, with the whole of causal attention."""
-        return self.shape.flops_per_sample
+        """See `Sizes.flops_per_sample`: what the model asks for, with the whole of causal attention."""
+        return self.sizes.flops_per_sample
 
     def build_model(self, device: torch.device, seed: int) -> nn.Sequential:
         """Random weights, from the seed, drawn on the CPU: equal on every device."""
-        return transformer(self.shape, getattr(torch, self.dtype), device, seed)
+        return transformer(self.sizes, getattr(torch, self.dtype), device, seed)
 
     def deepened(self, layers: int) -> str:
         """More blocks, beside the embedding and the head."""
@@ -103,7 +103,7 @@ class LanguageModel(Layered):
 
     def tensor_plan(self) -> Mapping[str, str]:
         """Heads and hidden units are split."""
-        return tensor_plan(self.shape)
+        return tensor_plan(self.sizes)
 
     def tensor_divisors(self, sequence_parallel: bool) -> Mapping[str, int]:
         """Heads, hidden units and, where activations are split by position, tokens."""

@@ -25,7 +25,7 @@ _EMBEDDED = 0.02  # standard deviation of initial embeddings: what blocks add so
 
 
 @dataclass(frozen=True)
-class Shape:
+class Sizes:
     """Sizes of a transformer.
 
     Args:
@@ -84,14 +84,14 @@ class Attention(nn.Module):
 
     rotation: torch.Tensor
 
-    def __init__(self, shape: Shape, rotation: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, sizes: Sizes, rotation: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.head_size = shape.head_size
-        key_value = shape.head_size * shape.key_value_heads
-        self.query = _linear(shape.width, shape.width, dtype)
-        self.key = _linear(shape.width, key_value, dtype)
-        self.value = _linear(shape.width, key_value, dtype)
-        self.output = _linear(shape.width, shape.width, dtype)
+        self.head_size = sizes.head_size
+        key_value = sizes.head_size * sizes.key_value_heads
+        self.query = _linear(sizes.width, sizes.width, dtype)
+        self.key = _linear(sizes.width, key_value, dtype)
+        self.value = _linear(sizes.width, key_value, dtype)
+        self.output = _linear(sizes.width, sizes.width, dtype)
         self.register_buffer("rotation", rotation, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -113,11 +113,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, sizes: Sizes, dtype: torch.dtype) -> None:
         super().__init__()
-        self.gate = _linear(shape.width, shape.hidden, dtype)
-        self.up = _linear(shape.width, shape.hidden, dtype)
-        self.down = _linear(shape.hidden, shape.width, dtype)
+        self.gate = _linear(sizes.width, sizes.hidden, dtype)
+        self.up = _linear(sizes.width, sizes.hidden, dtype)
+        self.down = _linear(sizes.hidden, sizes.width, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shape (B, T, W) to (B, T, W), or to the part of a sum that these hidden units make."""
@@ -127,12 +127,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Attention and a feed-forward layer, each added to what it is of."""
 
-    def __init__(self, shape: Shape, rotation: torch.Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, sizes: Sizes, rotation: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
-        self.attention_norm = _norm(shape, dtype)
-        self.attention = Attention(shape, rotation, dtype)
-        self.feed_forward_norm = _norm(shape, dtype)
-        self.feed_forward = FeedForward(shape, dtype)
+        self.attention_norm = _norm(sizes, dtype)
+        self.attention = Attention(sizes, rotation, dtype)
+        self.feed_forward_norm = _norm(sizes, dtype)
+        self.feed_forward = FeedForward(sizes, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shape (B, T, W) to (B, T, W)."""
@@ -143,27 +143,27 @@ class Block(nn.Module):
 class Head(nn.Module):
     """Scores of the next token."""
 
-    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, sizes: Sizes, dtype: torch.dtype) -> None:
         super().__init__()
-        self.norm = _norm(shape, dtype)
-        self.output = _linear(shape.width, shape.vocabulary, dtype)
+        self.norm = _norm(sizes, dtype)
+        self.output = _linear(sizes.width, sizes.vocabulary, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Shape (B, T, W) to (B, T, vocabulary)."""
         return self.output(self.norm(x))
 
 
-def transformer(shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> nn.Sequential:
+def transformer(sizes: Sizes, dtype: torch.dtype, device: torch.device, seed: int) -> nn.Sequential:
     """Embedding, blocks and head, with normal weights from the seed, drawn on the CPU.
 
     What linear layers give has variance 1 where that of their inputs is 1 (LeCun et al., 1998, section 4.6), but for
     what is added to the sum of all layers, which is smaller by sqrt(2 layers) (Radford et al., 2019, section 2.3).
     """
-    rotation = _rotation(shape, dtype).to(device)  # one for all blocks
+    rotation = _rotation(sizes, dtype).to(device)  # one for all blocks
     with torch.device("meta"):  # where no module draws weights that would be drawn again
-        embedding = nn.Embedding(shape.vocabulary, shape.width, dtype=dtype)
-        blocks = [Block(shape, rotation, dtype) for _ in range(shape.layers)]
-        model = nn.Sequential(embedding, *blocks, Head(shape, dtype))
+        embedding = nn.Embedding(sizes.vocabulary, sizes.width, dtype=dtype)
+        blocks = [Block(sizes, rotation, dtype) for _ in range(sizes.layers)]
+        model = nn.Sequential(embedding, *blocks, Head(sizes, dtype))
     if device.type == "meta":
         return model  # its shapes are asked for
     generator = torch.Generator().manual_seed(seed)
@@ -171,7 +171,7 @@ def transformer(shape: Shape, dtype: torch.dtype, device: torch.device, seed: in
         owner, _, name = path.rpartition(".")
         values = torch.ones(weight.shape, dtype=dtype)
         if weight.dim() == 2:
-            values.normal_(std=_deviation(owner, weight, shape.layers), generator=generator)
+            values.normal_(std=_deviation(owner, weight, sizes.layers), generator=generator)
         setattr(model.get_submodule(owner), name, nn.Parameter(values.to(device)))
     return model
 
@@ -184,28 +184,28 @@ def _deviation(owner: str, weight: torch.Tensor, layers: int) -> float:
     return (weight.shape[1] * (2 * layers if added else 1)) ** -0.5
 
 
-def tensor_plan(shape: Shape) -> dict[str, str]:
+def tensor_plan(sizes: Sizes) -> dict[str, str]:
     """Heads and hidden units are split; norms are whole. See `Layered.tensor_plan`."""
     attention = {"query": "column", "key": "column", "value": "column", "output": "row"}
     feed_forward = {"gate": "column", "up": "column", "down": "row"}
     block = {f"attention.{name}": how for name, how in attention.items()}
     block |= {f"feed_forward.{name}": how for name, how in feed_forward.items()}
     block |= {"attention_norm": "sequence", "feed_forward_norm": "sequence"}
-    plan = {f"{layer}.{name}": how for layer in range(1, shape.layers + 1) for name, how in block.items()}
-    return plan | {f"{shape.layers + 1}.norm": "sequence"}
+    plan = {f"{layer}.{name}": how for layer in range(1, sizes.layers + 1) for name, how in block.items()}
+    return plan | {f"{sizes.layers + 1}.norm": "sequence"}
 
 
 def _linear(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
     return nn.Linear(inputs, outputs, bias=False, dtype=dtype)
 
 
-def _norm(shape: Shape, dtype: torch.dtype) -> nn.RMSNorm:
-    return nn.RMSNorm(shape.width, eps=shape.norm_epsilon, dtype=dtype)
+def _norm(sizes: Sizes, dtype: torch.dtype) -> nn.RMSNorm:
+    return nn.RMSNorm(sizes.width, eps=sizes.norm_epsilon, dtype=dtype)
 
 
-def _rotation(shape: Shape, dtype: torch.dtype) -> torch.Tensor:
+def _rotation(sizes: Sizes, dtype: torch.dtype) -> torch.Tensor:
     """Cosine and sine of every position's angles, in float32 at least, shape (2, context, head size / 2)."""
-    half = shape.head_size // 2
-    speeds = shape.rotary_base ** -(torch.arange(half, dtype=torch.float64) / half)
-    angles = torch.arange(shape.context, dtype=torch.float64)[:, None] * speeds
+    half = sizes.head_size // 2
+    speeds = sizes.rotary_base ** -(torch.arange(half, dtype=torch.float64) / half)
+    angles = torch.arange(sizes.context, dtype=torch.float64)[:, None] * speeds
     return torch.stack([angles.cos(), angles.sin()]).to(torch.promote_types(dtype, torch.float32))

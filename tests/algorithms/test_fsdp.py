@@ -126,8 +126,8 @@ def test_joined_shards_know_where_they_are():
     for rank in range(3):
         shards = JoinedShards(vectors, rank, 3)
         assert len(shards.flat) == sum(shards.sizes) == 2 + 1 + 1
-        assert shards.kept().tolist() == shards.positions.tolist()  # values are places here
-    everyones = [JoinedShards(vectors, rank, 3).positions for rank in range(3)]
+        assert shards.kept().tolist() == shards.indices.tolist()  # values are places here
+    everyones = [JoinedShards(vectors, rank, 3).indices for rank in range(3)]
     assert torch.cat(everyones).sort().values.tolist() == list(range(9))
 
 

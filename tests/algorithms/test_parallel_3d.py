@@ -72,7 +72,7 @@ def test_it_is_the_unsplit_model(sequential, case):
 def test_bytes_are_as_declared(overrides):
     chosen = [*LLAMA, STEP, *meshed(LLAMA, "sim_dgx", 2, 2, 1, *overrides)]
     done, composed = execution(*chosen), setup(*chosen)
-    declared = composed.algorithm.bytes_of_update(composed.problem, torch.zeros(1), 4)
+    declared = composed.algorithm.bytes_per_update(composed.problem, torch.zeros(1), 4)
     assert sum(report.sent_bytes for report in done.workers) == declared * done.observations[-1].updates
 
 

@@ -102,7 +102,7 @@ def test_bytes_are_as_declared(problem, hardware, workers):
     chosen, *more = problem
     done = run(chosen, hardware, workers, *more)
     composed = setup(*chosen, "algorithm=tensor_parallel", *more)
-    declared = composed.algorithm.bytes_of_update(composed.problem, torch.zeros(1), workers)
+    declared = composed.algorithm.bytes_per_update(composed.problem, torch.zeros(1), workers)
     assert sum(report.sent_bytes for report in done.workers) == declared * done.observations[-1].updates
 
 
@@ -120,7 +120,7 @@ def test_parts_are_where_they_are_in_the_whole_model(group):
     model = problem.build_model(torch.device("cpu"), 0)
     flat = torch.nn.utils.parameters_to_vector(model.parameters())
     split = LayerSplit(problem, group, False, torch.device("cpu"))
-    parts = split.positions(model)
+    parts = split.indices(model)
     split.split_(model)
     for parameter, part in zip(model.parameters(), parts, strict=True):
         torch.testing.assert_close(flat[part].view(parameter.shape), parameter, rtol=0, atol=0)
@@ -133,7 +133,7 @@ def test_a_model_without_values_is_split(group):
     with FakeTensorMode():
         model = problem.build_model(torch.device("cpu"), 0)
         split = LayerSplit(problem, group, True, torch.device("cpu"))
-        part = torch.cat(split.positions(model))
+        part = torch.cat(split.indices(model))
         split.split_(model)
         inputs, targets = problem.gather(torch.arange(2))
         split.objective(model(inputs), targets).backward()
@@ -169,5 +169,5 @@ def test_a_plan_changes_nothing_for_one_worker():
     before = copy.deepcopy(model.state_dict())
     split = LayerSplit(problem, None, True, torch.device("cpu"))
     split.split_(model)
-    assert len(torch.cat(split.positions(model))) == problem.num_parameters
+    assert len(torch.cat(split.indices(model))) == problem.num_parameters
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

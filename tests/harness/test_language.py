@@ -78,7 +78,7 @@ def test_scores_depend_on_distances_and_not_on_places():
     # rotary positions: q(m) . k(n) is a function of m - n
     p = small("transformer_8b")
     attention = p.build_model(CPU, seed=0)[1].attention
-    q, k = torch.randn(2, 1, 1, 1, p.shape.head_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    q, k = torch.randn(2, 1, 1, 1, p.sizes.head_size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     everywhere = [attention._rotated(x.expand(1, 1, p.context, -1))[0, 0] for x in (q, k)]
     scores = everywhere[0] @ everywhere[1].T
     for offset in range(p.context):

@@ -9,7 +9,7 @@ from uniform import Uniform
 
 from algorithms.pipelining.balance import cut, parameters
 from algorithms.pipelining.held_stages import of_stages
-from algorithms.pipelining.stages import positions, split, units
+from algorithms.pipelining.stages import indices, split, units
 from harness.errors import Unfit
 from harness.problems.outline import outlines
 
@@ -55,7 +55,7 @@ def test_what_flattens_is_before_the_layer_that_takes_it():
 def test_stages_hold_every_parameter_once_and_in_order():
     model = layers(1, 1, 1, 0)
     stages = split(model, 3, [1.0, 1.0, 1.0, 5.0])
-    held = of_stages(positions(model), model, stages)
+    held = of_stages(indices(model), model, stages)
     assert held.tolist() == list(range(sum(each.numel() for each in model.parameters())))
 
 
