@@ -77,7 +77,9 @@ def test_rates_follow_from_the_step():
     assert execution.metrics["predicted/steps"] == 2 and step_s > 0
     tokens = problem.tokens_per_sample / step_s  # one sample a worker
     assert execution.metrics["predicted/tokens_per_s_per_device"] == pytest.approx(tokens)
-    peak = setup.hardware.compute.flops_per_s["bfloat16"]
+    compute = setup.hardware.compute
+    peak = compute.peak_flops_per_s["bfloat16"]  # the data sheet's, not what products reach
+    assert compute.flops_per_s["bfloat16"] < peak == compute.peak("bfloat16")
     assert execution.metrics["predicted/mfu"] == pytest.approx(problem.flops_per_sample / step_s / peak)
 
 
