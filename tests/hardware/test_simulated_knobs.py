@@ -19,6 +19,7 @@ SPECIAL = {  # values that are not numbers to be doubled
     "protocol.in_flight": 1,
     "protocol.efficiency": 0.25,
     "protocol.tree_below_bytes": 0.0,
+    "protocol.rings_above_bytes": 0.0,
     "protocol.ll_below_bytes": 0.0,
     "protocol.ll128_below_bytes": 0.0,
     "network.shape": lambda before: [2, 8] if len(before) == 2 else None,
