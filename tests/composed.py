@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from harness import check as harness_check
 from harness import cli
@@ -30,13 +30,43 @@ def checked(*overrides):
 def unchecked(*overrides):
     """The same, whether or not it can be run here."""
     given = [cli.quoted(each) for each in overrides]
-    choices = [each for each in given if _chooses(each)]
-    # a stable sort: of two choices of one group the last one counts
-    config, HydraConfig.instance().cfg = _chosen(*sorted(choices, key=_key))
-    config = copy.deepcopy(config)
+    config = _with_choices([each for each in given if _chooses(each)])
     # as Hydra does it, once the options are chosen: to choose them takes a tenth of a second, of which there are many
     ConfigLoaderImpl._apply_overrides_to_config([_parsed(each) for each in given if not _chooses(each)], config)
     return harness_setup.compose(config)
+
+
+def _with_choices(choices):
+    """A configuration of its own; what is chosen in one group is composed once, whatever is chosen in others."""
+    groups = {_group(each): [] for each in choices}
+    for each in choices:
+        groups[_group(each)].append(each)
+    if not groups.keys() <= harness_setup.GROUPS.keys():  # an experiment chooses in several
+        config, hydra = _chosen(*choices)
+        HydraConfig.instance().cfg = hydra
+        return copy.deepcopy(config)
+    config, hydra = _chosen()
+    parts, chosen = dict(config.items_ex(resolve=False)), dict(hydra.hydra.runtime.choices)
+    for group, own in groups.items():
+        of_group, its_hydra = _chosen(*own)
+        parts[group] = of_group._get_node(group)
+        chosen = {key: option for key, option in chosen.items() if _group(key) != group}
+        chosen |= {key: option for key, option in its_hydra.hydra.runtime.choices.items() if _group(key) == group}
+    HydraConfig.instance().cfg = _hydra(tuple(chosen.items()))
+    return DictConfig(parts)  # of copies
+
+
+def _group(override):
+    return _key(override).partition("@")[0].partition("/")[0]
+
+
+@functools.cache
+def _hydra(chosen):
+    """Hydra's own configuration of what is chosen."""
+    hydra = copy.deepcopy(_chosen()[1])
+    with read_write(hydra.hydra.runtime), open_dict(hydra.hydra.runtime):
+        hydra.hydra.runtime.choices = dict(chosen)
+    return hydra
 
 
 def _key(override):

@@ -73,8 +73,7 @@ def run(algorithm, hardware, workers, *extra, like=None):
 
 def world_for(*chosen):
     """A block in which there are ranks that a launcher has started, where the hardware needs them."""
-    composed = unchecked(*chosen)
-    if composed.choices["hardware"] != "torchrun" or composed.algorithm.needs_shared_memory:
+    if "hardware=torchrun" not in chosen or (composed := unchecked(*chosen)).algorithm.needs_shared_memory:
         return nullcontext()
     from worlds import world
 

@@ -13,11 +13,15 @@ from harness.trial import averaged, evaluate
 DISTINCT = ("cpu", "sim_numa2", "sim_ethernet", "sim_dgx")  # other hardware differs from these in numbers alone
 
 
+def usual(algorithm):
+    """For real and in virtual time: all who need shared memory where there is that."""
+    return ("cpu", "sim_numa2" if algorithm in NATIVE else "sim_ethernet")
+
+
 def pair(algorithm, hardware):
-    """All-reduce on all hardware, native kernels where it is distinct, others on two kinds; the rest when asked for."""
-    few = DISTINCT if algorithm in NATIVE else ("cpu", "sim_ethernet")
-    usual = algorithm == "all_reduce" or hardware in few
-    marks = pytest.mark.gpu if hardware == "gpus" else () if usual else pytest.mark.slow
+    """All-reduce on all hardware, others on two kinds; the rest when asked for."""
+    asked_for = algorithm != "all_reduce" and hardware not in usual(algorithm)
+    marks = pytest.mark.gpu if hardware == "gpus" else pytest.mark.slow if asked_for else ()
     return pytest.param(algorithm, hardware, marks=marks)
 
 
@@ -31,8 +35,9 @@ def losses(composed, execution):
 
 def crowd(algorithm, hardware, workers, marks=()):
     """Three workers for real, four simulated and two on other hardware; the others only when asked for."""
-    usual = workers == {"cpu": 3, "sim_numa2" if algorithm in NATIVE else "sim_ethernet": 4}.get(hardware, 2)
-    return pytest.param(algorithm, hardware, workers, marks=marks if usual else [*marks, pytest.mark.slow])
+    many = dict(zip(usual(algorithm), (3, 4), strict=True))
+    asked_for = [] if workers == many.get(hardware, 2) else [pytest.mark.slow]
+    return pytest.param(algorithm, hardware, workers, marks=[*marks, *asked_for])
 
 
 SEVERAL = [crowd(*each.values, 2, each.marks) for each in PAIRS]
@@ -40,8 +45,8 @@ SEVERAL += [crowd(*each.values, workers) for each in PAIRS if each.values[1] in 
 
 
 def more(algorithm, workers):
-    """Of 100 messages a worker sends a fourth, and the centre of elastic averaging is far behind yet."""
-    return ["budget.epochs=20"] if algorithm == "elastic_averaging" and workers > 2 else []
+    """Of 100 messages a worker sends a fourth, and the centre of elastic averaging, or a late worker, is far behind."""
+    return ["budget.epochs=20"] if algorithm in ("elastic_averaging", "ad_psgd") and workers > 2 else []
 
 
 @pytest.mark.parametrize(("algorithm", "hardware", "workers"), SEVERAL)
@@ -52,11 +57,19 @@ def test_several_workers_solve_a_convex_problem(algorithm, hardware, workers):
     assert losses(composed, execution)[-1] < composed.problem.target_loss
 
 
-@pytest.mark.parametrize(("algorithm", "hardware"), [each for each in PAIRS if each.values[0] != "sgd"])
+def alone(algorithm, hardware, marks):
+    """One worker sends nothing: hardware of messages differs in streams alone."""
+    asked_for = [] if hardware in (*usual(algorithm), "sim_dgx") else [pytest.mark.slow]
+    return pytest.param(algorithm, hardware, marks=[*marks, *asked_for])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "hardware"), [alone(*each.values, each.marks) for each in PAIRS if each.values[0] != "sgd"]
+)
 def test_one_worker_equals_sequential(algorithm, hardware):
     """SGD on the same hardware, or the same method on the other clock."""
     composed, program, execution = run(algorithm, hardware, 1)
-    other = "sim_cpu" if hardware == "cpu" else "cpu"
+    other = usual(algorithm)[hardware == "cpu"]
     sgd = composed.algorithm.is_sgd
     _, _, sequential = run("sgd", hardware, 1, like=algorithm) if sgd else run(algorithm, other, 1)
     mine, reference = execution.observations[-1], sequential.observations[-1]
