@@ -22,12 +22,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from algorithms.common.bits import joined, split
 from algorithms.common.optimizers import Descent
 from algorithms.federation.clients import Clients, Player, WithClients
-from algorithms.federation.tasks import GOODBYE, Task, do_tasks, message, wait
+from algorithms.federation.tasks import GOODBYE, Task, answers, dismiss, do_tasks, message
 from algorithms.flat import flat_parameters
 from harness.errors import require
 from harness.problems.base import Problem
@@ -114,69 +113,51 @@ class Federated(WithClients):
             tasks = server.tasks(number, left)
             server.take(tasks)
             left, number = left - sum(task.samples for task in tasks), number + 1
-        server.dismiss()
+        dismiss(worker, server.model.view(-1))
 
 
 class Server:
-    """The model, and what a round does to it."""
+    """What there is beside the workers: `model` is x, and c of SCAFFOLD, shape (1 or 2, parameters)."""
 
     def __init__(self, algorithm: Federated, worker: Worker, problem: Problem) -> None:
-        self._algorithm, self._worker, self._problem = algorithm, worker, problem
-        self._clients = Clients(algorithm, worker, problem)
+        self._algorithm, self._worker, self._clients = algorithm, worker, Clients(algorithm, worker, problem)
         weights = flat_parameters(problem.build_model(worker.device, worker.seed))
-        self._model = weights.new_zeros(1 + algorithm.control_variates, len(weights))  # x, and c
-        self._model[0] = weights
-        self._sums = torch.zeros_like(self._model)  # of changes, and of corrections
-        self._descent = Descent(algorithm.server, self._model[0], self._sums[0], algorithm.server_learning_rate)
-
-    def take(self, tasks: Sequence[Task]) -> None:
-        """A round of these clients."""
-        total = sum(int(self._clients.sizes[task.client]) for task in tasks)
-        self._sums.zero_()
-        for task, answer in self._answers(tasks):
-            self._add(answer, int(self._clients.sizes[task.client]), total)
-        self._descent.step()
-        self._model[1:] += self._sums[1:]
-        self._worker.observe(self._model[0], sum(task.samples for task in tasks))
+        self.model = weights.new_zeros(1 + algorithm.control_variates, len(weights))
+        self.model[0] = weights
+        self._sums = torch.zeros_like(self.model)  # of changes, and of corrections
+        self._descent = Descent(algorithm.server, self.model[0], self._sums[0], algorithm.server_learning_rate)
 
     def tasks(self, number: int, left: int) -> list[Task]:
         """A round's, with so much of the budget left; time passes until somebody is available."""
-        clients, available, unspent, tasks = self._clients, self._clients.owners, left, list[Task]()
-        if clients.timetable is not None:
-            available = clients.timetable.among(available, clients.timetable.wait(self._worker, available))
+        tasks, unspent, available = list[Task](), left, self._clients.owners
+        if (timetable := self._clients.timetable) is not None:
+            available = timetable.among(available, timetable.wait(self._worker, available))
         for client in self._algorithm.sample(available, number, self._worker.seed):
-            if samples := min(unspent, clients.work(client)):
-                tasks.append(Task(number, client, samples, left))
-                unspent -= samples
-        return tasks
+            tasks.append(Task(number, client, min(unspent, self._clients.work(client)), left))
+            unspent -= tasks[-1].samples
+        return [task for task in tasks if task.samples]
 
-    def dismiss(self) -> None:
-        """Say goodbye to all workers."""
-        wait([self._send(rank, GOODBYE) for rank in range(self._worker.num_workers)])
+    def take(self, tasks: Sequence[Task]) -> None:
+        """A round."""
+        sizes, all_samples = [int(self._clients.sizes[task.client]) for task in tasks], int(self._clients.sizes.sum())
+        self._sums.zero_()
+        for size, (change, correction) in zip(sizes, self._answers(tasks), strict=True):
+            self._sums[0].add_(change, alpha=size / sum(sizes))
+            self._sums[1:].add_(correction, alpha=size / all_samples)
+        self._descent.step()
+        self.model[1:] += self._sums[1:]
+        self._worker.observe(self.model[0], sum(task.samples for task in tasks))
 
-    def _answers(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, torch.Tensor]]:
-        """What clients say, in their order; all messages are under way together."""
-        weights, ranks = self._model[0], [self._player(place, task.client) for place, task in enumerate(tasks)]
-        going = [self._send(rank, task) for rank, task in zip(ranks, tasks, strict=True)]
-        num_bytes = self._algorithm.compressor.num_bytes(weights) + self._model[1:].nbytes
-        inboxes = [weights.new_empty(num_bytes, dtype=torch.uint8) for _ in tasks]
-        coming = [dist.irecv(inbox, rank) for inbox, rank in zip(inboxes, ranks, strict=True)]
-        for task, inbox, work in zip(tasks, inboxes, coming, strict=True):
-            wait([work])
-            yield task, inbox
-        wait(going)
+    def _answers(self, tasks: Sequence[Task]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Changes and corrections, in the order of clients."""
+        compressor, like, corrections = self._algorithm.compressor, self.model[0], self.model[1:]
+        change_bytes = compressor.num_bytes(like)
+        ranks = [self._player(place, task.client) for place, task in enumerate(tasks)]
+        for answer in answers(self.model.view(-1), tasks, ranks, change_bytes + corrections.nbytes):
+            change, correction = split(answer, change_bytes)
+            yield compressor.decode(change, like), correction.view(like.dtype).view_as(corrections)
 
     def _player(self, place: int, client: int) -> int:
         """The worker that plays a client, the `place`-th of its round."""
         remembers = self._algorithm.control_variates or self._algorithm.compression.remembers
         return (client if remembers else place) % self._worker.num_workers
-
-    def _send(self, rank: int, task: Task) -> dist.Work | None:
-        return dist.isend(message(self._model.view(-1), task), rank)
-
-    def _add(self, answer: torch.Tensor, size: int, total: int) -> None:
-        """Add a client's part to the sums."""
-        change, correction = split(answer, self._algorithm.compressor.num_bytes(self._model[0]))
-        self._sums[0].add_(self._algorithm.compressor.decode(change, self._model[0]), alpha=size / total)
-        if self._algorithm.control_variates:
-            self._sums[1].add_(correction.view(self._model.dtype), alpha=size / self._problem.num_samples)

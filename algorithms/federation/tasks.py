@@ -7,7 +7,7 @@ Both are sent for every client anew, as to devices that keep nothing, and so are
 sent, and its next task received, while it plays a client.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,6 +58,30 @@ def do_tasks(worker: Worker, like: torch.Tensor, play: Callable[[torch.Tensor, T
         worker.measure("comm/upload_bytes", float(answer.nbytes))
         wait(sending)
         sending = [dist.isend(answer, server)]
+
+
+def answers(
+    vector: torch.Tensor, tasks: Sequence[Task], ranks: Sequence[int], num_bytes: int
+) -> Iterator[torch.Tensor]:
+    """Give workers tasks, and hear what they answer, in the order of tasks; all messages are under way together.
+
+    Args:
+        vector: for all.
+        ranks: who does each task.
+        num_bytes: of an answer.
+    """
+    going = [dist.isend(message(vector, task), rank) for task, rank in zip(tasks, ranks, strict=True)]
+    inboxes = vector.new_empty((len(tasks), num_bytes), dtype=torch.uint8)
+    coming = [dist.irecv(inbox, rank) for inbox, rank in zip(inboxes, ranks, strict=True)]
+    for inbox, work in zip(inboxes, coming, strict=True):
+        wait([work])
+        yield inbox
+    wait(going)
+
+
+def dismiss(worker: Worker, vector: torch.Tensor) -> None:
+    """Say goodbye to all workers."""
+    wait([dist.isend(message(vector, GOODBYE), rank) for rank in range(worker.num_workers)])
 
 
 def wait(works: Iterable[dist.Work | None]) -> None:
