@@ -87,7 +87,7 @@ class Federated(WithClients):
         """Somebody always stays."""
         stay = self.sampled * (1 - self.dropout)
         rule = f"algorithm.dropout={self.dropout:g} leaves {stay:.2g} of {self.sampled} sampled clients in the mean"
-        return [f"{rule}: one always takes part, so that there is a round"] if stay < 1 else []
+        return [f"{rule}: one always takes part, so that there is a round"] if stay < 0.99 else []
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Play the clients that the server names until it says goodbye."""
