@@ -29,11 +29,16 @@ def checked(*overrides):
 
 def unchecked(*overrides):
     """The same, whether or not it can be run here."""
+    return harness_setup.compose(config(*overrides))
+
+
+def config(*overrides):
+    """The configuration, as `harness.cli.composed` has it, where Hydra's own is set too."""
     given = [cli.quoted(each) for each in overrides]
-    config = _with_choices([each for each in given if _chooses(each)])
+    whole = _with_choices([each for each in given if _chooses(each)])
     # as Hydra does it, once the options are chosen: to choose them takes a tenth of a second, of which there are many
-    ConfigLoaderImpl._apply_overrides_to_config([_parsed(each) for each in given if not _chooses(each)], config)
-    return harness_setup.compose(config)
+    ConfigLoaderImpl._apply_overrides_to_config([_parsed(each) for each in given if not _chooses(each)], whole)
+    return whole
 
 
 def _with_choices(choices):
@@ -42,11 +47,10 @@ def _with_choices(choices):
     for each in choices:
         groups[_group(each)].append(each)
     if not groups.keys() <= harness_setup.GROUPS.keys():  # an experiment chooses in several
-        config, hydra = _chosen(*choices)
-        HydraConfig.instance().cfg = hydra
-        return copy.deepcopy(config)
-    config, hydra = _chosen()
-    parts, chosen = dict(config.items_ex(resolve=False)), dict(hydra.hydra.runtime.choices)
+        whole, HydraConfig.instance().cfg = _chosen(*choices)
+        return copy.deepcopy(whole)
+    usual, hydra = _chosen()
+    parts, chosen = dict(usual.items_ex(resolve=False)), dict(hydra.hydra.runtime.choices)
     for group, own in groups.items():
         of_group, its_hydra = _chosen(*own)
         parts[group] = of_group._get_node(group)

@@ -9,7 +9,6 @@ import pytest
 from commands import command
 from omegaconf import DictConfig, OmegaConf
 
-from harness import cli
 from harness.build import build, instantiate, target_class
 from harness.errors import UserError
 from harness.options import PROBLEM_HINTS
@@ -80,11 +79,12 @@ def test_every_simulated_hardware_has_its_five_examples():
 
 @pytest.mark.parametrize(("hardware", "override"), EXAMPLES, ids=map("-".join, EXAMPLES))
 def test_the_examples_in_comments_can_be_typed(hardware, override):
-    build(cli.composed([f"hardware={hardware}", override]).hardware, "hardware").check()
+    build(composed.config(f"hardware={hardware}", override).hardware, "hardware").check()
 
 
 def test_links_between_switches_can_be_named_on_the_command_line(tmp_path):
     options = ["experiment=smallest", "algorithm=all_reduce", "hardware=sim_edges", "hardware.num_workers=4"]
+    options += ["problem.samples=1000", "problem.features=10", "baseline=none"]
     slow = command(*options, "hardware.network.background={left-right: 1.2e8}", runs_dir=tmp_path)
     assert slow.returncode == 0, slow.stderr
     wrong = command(*options, "hardware.network.changes={left-wrong: {0.0: 0.5}}", runs_dir=tmp_path)

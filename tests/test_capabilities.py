@@ -76,7 +76,7 @@ def test_bytes_per_update_are_as_declared(variant, hardware, workers):
 
 @pytest.mark.parametrize("algorithm", [*NATIVE, *SILENT])
 def test_what_shares_memory_or_is_alone_sends_nothing(algorithm):
-    composed, _, execution = run(algorithm, "sim_numa2", 2)
+    composed, _, execution = run(algorithm, "sim_numa2", 2, "budget.epochs=4")
     assert composed.algorithm.bytes_per_update(composed.problem, torch.zeros(1), 2) is None
     assert sum(worker.sent_bytes for worker in execution.workers) == 0
 

@@ -15,7 +15,7 @@ from algorithms.shared_memory.replicas import MERGES, SHARING
 from harness.data import ORDERS
 from harness.kernels.access import LOCKING
 
-QUICK = ["experiment=smallest"]
+QUICK = ["experiment=smallest", "problem.samples=1000", "problem.features=10"]
 BUGGY_YAML = """# Fails on rank 1.
 _target_: buggy.Buggy
 learning_rate: 0.1

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 OPTIONS = (ROOT / "docs/options.md").read_text()
 FILES = dict(re.findall(r"^`(my_study/\S+)`\n```\w+\n(.*?)```", README, re.M | re.S))
+SELDOM = "budget.observations=4"  # to evaluate a model takes longer than to train it
+LITTLE = [SELDOM, "budget.epochs=0.2"]
 COMMANDS = re.findall(r"^python run.py ([^#\n]+)", README + OPTIONS, re.M)
 
 
@@ -28,7 +30,7 @@ def test_own_algorithm_runs_from_its_own_folder(tmp_path, hardware):
         (tmp_path / name).write_text(text)
     (line,) = [c for c in COMMANDS if "my_study" in c and f"hardware={hardware}" in c]
     arguments = shlex.split(line.replace("my_study", str(tmp_path / "my_study")))
-    outcome = command(*arguments, "tracking=files", runs_dir=tmp_path / "runs")
+    outcome = command(*arguments, "tracking=files", *LITTLE, runs_dir=tmp_path / "runs")
     assert outcome.returncode == 0, outcome.stderr
     assert "my_local_sgd" in outcome.stdout and "speedup" in outcome.stdout
 
@@ -38,7 +40,7 @@ def labels(text):
 
 
 def test_first_command_prints_what_the_readme_shows(tmp_path):
-    outcome = command("algorithm=hogwild", "hardware=numa2", runs_dir=tmp_path)
+    outcome = command("algorithm=hogwild", "hardware=numa2", SELDOM, runs_dir=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
     (shown,) = re.findall(r"```text\n(.*?)```", README, re.S)
     assert labels(outcome.stdout) == labels(shown)
@@ -46,8 +48,8 @@ def test_first_command_prints_what_the_readme_shows(tmp_path):
 
 @pytest.mark.parametrize("line", [c for c in COMMANDS if not re.search("my_study|calibrated|download|--help|-m ", c)])
 def test_commands_run(tmp_path, line):
-    small = ["budget.epochs=0.2", "tracking=files", "baseline=none"]  # other tests here have a baseline
-    outcome = command(*shlex.split(line), *small, runs_dir=tmp_path)
+    alone = ["tracking=files", "baseline=none"]  # other tests here have a baseline
+    outcome = command(*shlex.split(line), *LITTLE, *alone, runs_dir=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
 
 

@@ -6,11 +6,18 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from composed import config
 
+from experiments import sweeping
 from experiments.sweeping import where
 
 ROOT = Path(__file__).parents[2]
 NAMES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/picture.svg"))
+
+
+@pytest.fixture(autouse=True)
+def options_are_read_once(monkeypatch):
+    monkeypatch.setattr(sweeping, "composed", lambda chosen, as_hydra: config(*chosen))
 
 
 def module(name):

@@ -20,7 +20,7 @@ def messy(worker):
     """Collectives of all ranks and of groups, messages and uneven computation."""
     times = []
     pair = dist.new_group([worker.rank ^ 1, worker.rank], use_local_synchronization=True)
-    for step in range(5):
+    for step in range(3):
         compute_for(worker, 0.01)
         x = torch.full((1000,), float(worker.rank), dtype=torch.float64)
         work = dist.all_reduce(x, async_op=True)
@@ -43,7 +43,7 @@ def test_a_messy_run_of_64_ranks_repeats_to_the_bit_under_a_loaded_host():
         "slowdowns": {9: {0.05: 3.0, 0.1: 1.0}},
     }
     first = results(messy, 64, **options)
-    loads = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    loads = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
     try:
         assert results(messy, 64, **options) == first
     finally:

@@ -12,6 +12,7 @@ from harness.baseline import CONSTANT, find_references, in_sequence, run_key, se
 from harness.build import build
 
 SMALL = ["hardware=sim_numa2", "problem=least_squares", "tracking=none"]
+SMALL += ["problem.samples=1000", "problem.features=10"]
 
 
 def test_baseline_is_the_native_kernel_where_there_is_one():
@@ -32,7 +33,7 @@ def test_an_algorithm_that_is_its_own_baseline_has_nothing_parallel_in_it():
 
 
 def test_baseline_has_the_runs_own_batches_where_there_is_none():
-    run = setup("algorithm=all_reduce", *SMALL, "problem=digits_mlp", "algorithm.batch_size=8")
+    run = setup("algorithm=all_reduce", *SMALL[:1], "problem=digits_mlp", "algorithm.batch_size=8")
     assert sequential(run).algorithm == SGD(run.problem.minibatch_learning_rate, 8, 1, PlainSGD(0.0), CONSTANT)
 
 
