@@ -5,7 +5,7 @@ import re
 import pytest
 from commands import command
 
-QUICK = ["experiment=smallest", "problem.samples=1000", "problem.features=10", "baseline=none"]
+QUICK = ["experiment=smallest", "baseline=none"]
 REAL, SIMULATED = ["hardware=cpu"], ["hardware=sim_numa2"]
 
 MISTAKES = {
