@@ -12,6 +12,9 @@ from harness.errors import Diverged, WorkerFailed
 SEARCH = "hyperparameter_search"  # observes when a trial ends, and takes divergence for a result
 SERVED = ("parameter_server", "elastic_averaging", "federated")
 DEATHS = [(algorithm, 1) for algorithm in SENDING] + [(algorithm, 2) for algorithm in SERVED]  # a worker, a server
+# who wait for others as another algorithm does, by the same calls: for real when asked for, in virtual time always
+ALIKE = ("ddp", "zero1", "zero1_plain", "fsdp_plain", "choco_sgd", "stochastic_gradient_push", "diloco")
+ALIKE += ("model_parallel", "tensor_parallel")
 SERVER = "server 0 (rank 2)"
 LONG = ["budget.epochs=2000", "budget.observations=2000", "hardware.timeout_s=20"]
 CONSISTENCIES = ("synchronous", "backup_workers", "bounded_staleness")
@@ -39,7 +42,11 @@ def test_whatever_the_servers_wait_for_a_death_is_named(consistency):
     assert "rank 1 died at 0.004 s" in str(failing("parameter_server", *chosen).failure)
 
 
-@pytest.mark.parametrize(("algorithm", "rank"), [each for each in DEATHS if each[0] != SEARCH])
+def for_real(algorithm, *values):
+    return pytest.param(algorithm, *values, marks=pytest.mark.slow if algorithm in ALIKE else ())
+
+
+@pytest.mark.parametrize(("algorithm", "rank"), [for_real(*each) for each in DEATHS if each[0] != SEARCH])
 def test_a_real_rank_that_is_killed_is_named(algorithm, rank, tmp_path):
     layered = "problem=digits_mlp" in settings(algorithm)
     target = f"problem._target_=dying.{'DyingLayers' if layered else 'Dying'}"
@@ -62,8 +69,13 @@ def test_a_real_rank_that_is_stopped_is_named(algorithm, rank, timeout_s, tmp_pa
     assert len(execution.observations) > 0
 
 
-@pytest.mark.parametrize("hardware", ["sim_ethernet", "cpu"])
-@pytest.mark.parametrize("algorithm", [each for each in SENDING if each != SEARCH])
+LEARNING = [each for each in SENDING if each != SEARCH]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "hardware"),
+    [*((each, "sim_ethernet") for each in LEARNING), *(for_real(each, "cpu") for each in LEARNING)],
+)
 def test_weights_that_are_not_finite_end_the_run(algorithm, hardware):
     execution = failing(algorithm, f"hardware={hardware}", "algorithm.learning_rate=1e300")
     assert isinstance(execution.failure, Diverged) and "lower algorithm.learning_rate" in str(execution.failure)
