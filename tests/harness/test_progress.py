@@ -96,7 +96,7 @@ def test_a_phase_says_what_it_counts(clock):
     run(Progress(out, clock), clock, [(0, 0), (10.0, 10), (20.0, 40)], total=40, of="models evaluated", rate="")
     assert out.file.getvalue().splitlines() == [
         "run: 10 of 40 models evaluated, 30 s left",
-        "run: 40 of 40 models evaluated, 0 s left",
+        "run: 40 of 40 models evaluated, 20 s so far, finishing",
         "run: 40 of 40 models evaluated, done in 20 s",
     ]
 
