@@ -40,7 +40,15 @@ ALIKE |= {
 }
 
 
-@pytest.mark.parametrize("overrides", ALIKE.values(), ids=ALIKE)
+PART_OF_OTHERS = ("mesh", "mesh interleaved", "sequence", "fsdp_plain", "zero1_plain")
+
+
+def alike(name):
+    """What others consist of too is run when asked for."""
+    return pytest.param(ALIKE[name], id=name, marks=pytest.mark.slow if name in PART_OF_OTHERS else ())
+
+
+@pytest.mark.parametrize("overrides", [alike(name) for name in ALIKE])
 def test_collapsed_or_not_the_same_is_predicted(overrides):
     found = {collapse: predicted(*overrides, f"hardware.collapse={collapse}") for collapse in ("auto", "none")}
     assert found["auto"].pop("predicted/simulated_ranks") < found["none"].pop("predicted/simulated_ranks")
