@@ -114,7 +114,7 @@ class _Phase:
         """Such as `1,200 of 6,000 samples, 4,000 samples/s, 2 s left`."""
         parts, rate = [f"{self.done:,} of {self.total:,} {self._of}"], self._rate()
         if rate > 0 and self._rate_unit:
-            parts.append(f"{rate:,.0f} {self._rate_unit}")
+            parts.append(f"{f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {self._rate_unit}")
         if self.ended:
             parts.append(f"{'done' if self.done >= self.total else 'ended'} in {_duration(self.elapsed_s())}")
         elif self.done >= self.total or self.drawn[-2:] == [self.done] * 2:  # nothing new since the line before

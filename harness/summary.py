@@ -166,6 +166,8 @@ def _predicted(summary: dict[str, Any]) -> str:
     for key, words in (("exposed_comm_frac", "exposed communication"), ("bubble_frac", "bubble")):
         if found.get(key, 0) >= 0.0005:
             parts.append(f"{words} {100 * found[key]:.3g}%")
+    if "pipeline/bubble_frac" in summary and found.get("bubble_frac", 0) >= 0.0005:
+        parts[-1] += f" ({100 * summary['pipeline/bubble_frac']:.3g}% by the closed form of equal stages)"
     parts.append(f"peak memory {found['peak_memory_bytes_max'] / 2**30:.4g} GiB")
     return ", ".join(parts) + _presumed(found)
 
