@@ -5,8 +5,8 @@ Every worker has the whole model and all of its gradient, but takes the steps of
 has the optimiser's state; it then broadcasts them. Torch shares out whole tensors, the largest first, to who has least:
 a model with a large one is not balanced. Gradients are all-reduced whole; with the broadcasts half as many bytes again
 are on the wire as of `all_reduce`. `zero1_plain` sends as the paper counts, which is as many. Workers have tensors of
-their own, so that a prediction simulates every one (8B on two cores: a minute for 8 workers, about 20 for 64, where
-`zero1_plain` takes half of one for any number).
+their own, so that a prediction simulates every one (8B takes a minute of the host for 8 workers, ten for 64, where
+`zero1_plain` takes half of one for 1,024).
 """
 
 from dataclasses import dataclass
