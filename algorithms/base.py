@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.errors import require
+from harness.shortage import Way
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,21 +135,22 @@ class Algorithm(ABC):
         """
         return None
 
-    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
-        """What would make workers need less memory, as it is typed: settings that there are, values by estimate.
-
-        Those of an algorithm come before what all have: smaller batches, smaller numbers, no state of an optimiser.
-        """
-        ways = []
-        if self.batch_size > self.least_batch and not lacks.stays:
-            fits = min(lacks.samples(self.batch_size), self.batch_size - 1)
-            ways.append(f"algorithm.batch_size={max(self.least_batch, fits)}")
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[Way]:
+        """What would make workers need less memory: an algorithm's own settings before those that all have."""
+        ways, least = [], self.least_batch
+        if self.batch_size > least:
+            fits = max(least, min(lacks.samples(self.batch_size), self.batch_size - 1))
+            freed = (1 - fits / self.batch_size) * lacks.passing_bytes
+            ways.append(Way(f"algorithm.batch_size={fits}", freed, freed))
         if "bfloat16" in problem.dtypes and problem.dtype != "bfloat16":
-            ways.append("problem.dtype=bfloat16")
+            times = 4.0 if problem.dtype == "float64" else 2.0
+            computes_so = self.computes_in(problem.dtype) == problem.dtype
+            ways.append(lacks.kept_less("problem.dtype=bfloat16", times, passing_too=computes_so))
         if not getattr(getattr(self, "optimizer", None), "is_stateless", True):
-            ways.append("algorithm/optimizer=sgd")
-        if not self.splits_model:
-            ways.append("algorithm=fsdp, whose workers share the model out")
+            ways.append(Way("algorithm/optimizer=sgd", lacks.state_bytes, lacks.state_bytes))
+        if not self.splits_model and num_workers > 1:
+            shared, kept = (1 - 1 / num_workers) * lacks.kept_bytes, lacks.kept_bytes  # gradients are not kept there
+            ways.append(Way("algorithm=fsdp", shared, kept))
         return ways
 
     def steadies(self) -> list[str]:

@@ -38,7 +38,7 @@ from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.problems.outline import shapes_of
-from harness.shortage import Shortage
+from harness.shortage import Shortage, Way
 from harness.worker import Worker
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -127,14 +127,18 @@ class FSDP(Algorithm):
             own_bytes += summed_bytes / shards
         return num_workers * own_bytes
 
-    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[Way]:
         """Layers given up or computed again, and smaller shards."""
-        ways = [] if self.checkpointing or lacks.stays else ["algorithm.checkpointing=true"]
-        ways += [] if self.reshard_after_forward else ["algorithm.reshard_after_forward=true"]
-        if self.shards(num_workers) < num_workers:
-            ways.append("algorithm.shard_size=0")
+        ways = [] if self.checkpointing else [lacks.passing_less("algorithm.checkpointing=true")]
+        if not self.reshard_after_forward:
+            gathered_bytes = sum(each.nbytes for each in shapes_of(check_layered(problem)).parameters())
+            ways.append(Way("algorithm.reshard_after_forward=true", 0, min(gathered_bytes, lacks.passing_bytes)))
+        shards = self.shards(num_workers)
+        if shards < num_workers:
+            ways.append(lacks.kept_less("algorithm.shard_size=0", num_workers / shards))
         elif more := lacks.sharers(num_workers):
-            ways.append(" ".join([f"hardware.num_workers={more}", *["algorithm.shard_size=0"] * (self.shard_size > 0)]))
+            typed = " ".join([f"hardware.num_workers={more}", *["algorithm.shard_size=0"] * (self.shard_size > 0)])
+            ways.append(lacks.kept_less(typed, more / num_workers))
         return [*ways, *super().frees_memory(problem, num_workers, lacks)]
 
     def computes_in(self, dtype: str) -> str:

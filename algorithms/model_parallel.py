@@ -16,7 +16,7 @@ from algorithms.pipeline import Pipeline
 from algorithms.pipelining.balance import check_balance
 from algorithms.pipelining.schedules import GPipe
 from harness.problems.base import Problem
-from harness.shortage import Shortage
+from harness.shortage import Shortage, Way
 from harness.worker import Worker
 
 
@@ -67,7 +67,7 @@ class ModelParallel(Algorithm):
         """Activations of a batch that go from worker to worker, and their gradients."""
         return self._pipeline.bytes_per_update(problem, weights, num_workers)
 
-    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[Way]:
         """More stages."""
         return self._pipeline.frees_memory(problem, num_workers, lacks)
 

@@ -21,7 +21,7 @@ from algorithms.pipelining.balance import check_balance
 from algorithms.pipelining.held_stages import HeldStages, hold_stages
 from algorithms.pipelining.micro_batch_counts import check_micro_batches, fewer_held
 from algorithms.pipelining.micro_batches import Chain, Passes
-from algorithms.pipelining.schedules import OneFOneB, PipelineSchedule
+from algorithms.pipelining.schedules import GPipe, OneFOneB, PipelineSchedule
 from algorithms.pipelining.stages import check_costs, check_layered, check_stages, most_stages, units
 from algorithms.sharding.copies import Copies, sharded
 from algorithms.sharding.shards import Shards
@@ -32,7 +32,7 @@ from algorithms.splitting.traffic import bytes_of_batch, bytes_of_gradients
 from harness.alike import Axis
 from harness.errors import require
 from harness.problems.base import Problem
-from harness.shortage import Shortage
+from harness.shortage import Shortage, Way
 from harness.worker import Worker
 
 
@@ -115,21 +115,23 @@ class Parallel3D(Algorithm):
         activations = shape.data * bytes_of_batch(layered, shape.tensor, self.batch_size, self.sequence_parallel)
         return activations + bytes_of_gradients(layered, shape)
 
-    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[Way]:
         """What is shared out or computed again, and longer axes of the mesh."""
-        shape, ways = self.mesh.shape(num_workers), []
-        if not lacks.stays:
-            ways += ["algorithm.checkpointing=true"] * (not self.checkpointing)
-            splits = shape.tensor > 1 and not self.sequence_parallel and lets_split_positions(problem, shape.tensor)
-            ways += ["algorithm.sequence_parallel=true"] * splits
-            held = fewer_held(self.pipeline_schedule, shape.pipeline, self.micro_batches, self.batch_size)
-            ways += held * (shape.pipeline > 1)
-        ways += ["algorithm.shard_data=true"] * (shape.data > 1 and not self.shard_data)
+        shape, order = self.mesh.shape(num_workers), self.pipeline_schedule
+        ways = [] if self.checkpointing else [lacks.passing_less("algorithm.checkpointing=true")]
+        if shape.tensor > 1 and not self.sequence_parallel and lets_split_positions(problem, shape.tensor):
+            ways.append(lacks.passing_less("algorithm.sequence_parallel=true", shape.tensor))
+        if shape.pipeline > 1:
+            held = fewer_held(order, shape.pipeline, self.micro_batches, self.batch_size)
+            ways += [lacks.passing_less(typed, times) for typed, times in held.items()]
+        if shape.data > 1 and not self.shard_data:
+            ways.append(lacks.kept_less("algorithm.shard_data=true", shape.data))
         if wider := larger_degree(problem, shape.tensor, 2 * shape.tensor, self.sequence_parallel):
-            ways.append(self.mesh.longer(shape, "tensor", wider))
-        deeper, order = 2 * shape.pipeline, self.pipeline_schedule
+            typed = self.mesh.longer(shape, "tensor", wider)
+            ways.append(lacks.kept_less(typed, wider / shape.tensor, passing_too=True))
+        deeper = 2 * shape.pipeline
         if deeper * order.stages_per_worker <= most_stages(problem) and order.fits(deeper, self.micro_batches):
-            ways.append(self.mesh.longer(shape, "pipeline", deeper))
+            ways.append(lacks.kept_less(self.mesh.longer(shape, "pipeline", deeper), 2, isinstance(order, GPipe)))
         return [*ways, *super().frees_memory(problem, num_workers, lacks)]
 
     def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
@@ -138,7 +140,9 @@ class Parallel3D(Algorithm):
         chosen = [("sequence_parallel=true", "tensor")] * self.sequence_parallel
         chosen += [("shard_data=true", "data")] * self.shard_data + [("pipeline_schedule", "pipeline")] * ordered
         idle = [(setting, axis) for setting, axis in chosen if getattr(shape, axis) == 1]
-        return [f"algorithm.{setting} has no effect: there is one worker along {axis}" for setting, axis in idle]
+        noted = [f"algorithm.{setting} has no effect: there is one worker along {axis}" for setting, axis in idle]
+        more = self.pipeline_schedule.holds_more
+        return [*noted, *[more] * (problem.is_fake and shape.pipeline > 1 and bool(more))]
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the mean gradient of all batches."""

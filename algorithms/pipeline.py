@@ -8,6 +8,7 @@ With one micro-batch it is model parallelism (`model_parallel.py`): at any time 
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import ClassVar
 
 import torch
@@ -21,11 +22,11 @@ from algorithms.pipelining.handed_on import bytes_handed_on
 from algorithms.pipelining.held_stages import hold_stages
 from algorithms.pipelining.micro_batch_counts import check_micro_batches, fewer_held
 from algorithms.pipelining.micro_batches import Passes
-from algorithms.pipelining.schedules import PipelineSchedule
+from algorithms.pipelining.schedules import GPipe, PipelineSchedule
 from algorithms.pipelining.stages import check_costs, check_layered, check_stages, most_stages
 from harness.errors import require
 from harness.problems.base import Problem
-from harness.shortage import Shortage
+from harness.shortage import Shortage, Way
 from harness.worker import Worker
 
 
@@ -86,14 +87,22 @@ class Pipeline(Algorithm):
         handed_on = bytes_handed_on(layered, self.balance, order.holders(num_workers), size)
         return None if handed_on is None else self.micro_batches * handed_on
 
-    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[Way]:
         """Less of a batch under way at a time, and more stages."""
         order, most = self.pipeline_schedule, most_stages(problem) // self.pipeline_schedule.stages_per_worker
-        ways = [] if lacks.stays else fewer_held(order, num_workers, self.micro_batches, self.batch_size)
+        held = fewer_held(order, num_workers, self.micro_batches, self.batch_size)
+        ways = [lacks.passing_less(typed, times) for typed, times in held.items()]
         more = [number for number in range(num_workers + 1, most + 1) if order.fits(number, self.micro_batches)]
-        enough = [number for number in more if number >= lacks.sharers(num_workers)]
-        ways += [f"hardware.num_workers={number}" for number in (enough[:1] or more[-1:])]
+        passing_too = isinstance(order, GPipe)  # else more workers hold more micro-batches of fewer layers
+        needed = ceil(num_workers * lacks.peak_bytes / lacks.held_bytes) if passing_too else lacks.sharers(num_workers)
+        enough = [number for number in more if number >= needed]
+        for number in enough[:1] or more[-1:]:
+            ways.append(lacks.kept_less(f"hardware.num_workers={number}", number / num_workers, passing_too))
         return [*ways, *super().frees_memory(problem, num_workers, lacks)]
+
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """What is predicted to be held beyond what one may have read."""
+        return [self.pipeline_schedule.holds_more] * (problem.is_fake and bool(self.pipeline_schedule.holds_more))
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along the gradient of each batch."""

@@ -20,7 +20,7 @@ from algorithms.splitting.plan import check_degree, check_plan, larger_degree, l
 from algorithms.splitting.traffic import bytes_of_batch
 from harness.alike import Axis
 from harness.problems.base import Problem
-from harness.shortage import Shortage
+from harness.shortage import Shortage, Way
 from harness.worker import Worker
 
 
@@ -63,13 +63,13 @@ class TensorParallel(Algorithm):
         problem = check_plan(problem, self.sequence_parallel)
         return bytes_of_batch(problem, num_workers, self.batch_size, self.sequence_parallel)
 
-    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[str]:
+    def frees_memory(self, problem: Problem, num_workers: int, lacks: Shortage) -> list[Way]:
         """More workers for a layer, and for what is between layers."""
         ways = []
-        if not (lacks.stays or self.sequence_parallel) and lets_split_positions(problem, num_workers):
-            ways.append("algorithm.sequence_parallel=true")
+        if not self.sequence_parallel and num_workers > 1 and lets_split_positions(problem, num_workers):
+            ways.append(lacks.passing_less("algorithm.sequence_parallel=true", num_workers))
         if more := larger_degree(problem, num_workers, lacks.sharers(num_workers), self.sequence_parallel):
-            ways.append(f"hardware.num_workers={more}")
+            ways.append(lacks.kept_less(f"hardware.num_workers={more}", more / num_workers, passing_too=True))
         return [*ways, *super().frees_memory(problem, num_workers, lacks)]
 
     def train(self, worker: Worker, problem: Problem) -> None:

@@ -5,7 +5,8 @@ Every worker has the whole model and all of its gradient, but takes the steps of
 has the optimiser's state; it then broadcasts them. Torch shares out whole tensors, the largest first, to who has least:
 a model with a large one is not balanced. Gradients are all-reduced whole; with the broadcasts half as many bytes again
 are on the wire as of `all_reduce`. `zero1_plain` sends as the paper counts, which is as many. Workers have tensors of
-their own, so that a prediction simulates every one: of many, `zero1_plain` is predicted sooner.
+their own, so that a prediction simulates every one (8B takes a minute of the host for 8 workers, ten for 64, where
+`zero1_plain` takes half of one for 1,024).
 """
 
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ class Zero1(Algorithm):
         if not problem.is_fake or num_workers == 1:
             return []
         return [
-            f"zero1 is simulated rank by rank, {num_workers} of them, as torch deals whole tensors out: the host takes "
-            "longer for each; algorithm=zero1_plain, of equal shards, is predicted by one rank"
+            f"zero1 is simulated rank by rank, {num_workers} of them, as torch deals whole tensors out: minutes of "
+            "the host for tens, hours for hundreds; algorithm=zero1_plain, of equal shards, is predicted by one rank"
         ]
 
     def train(self, worker: Worker, problem: Problem) -> None:

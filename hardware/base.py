@@ -162,6 +162,17 @@ class Hardware(ABC):
         """
         return []
 
+    def check_size(self) -> None:  # noqa: B027 - most start as many workers as they are asked for
+        """Refuse another number of ranks than there can be, before anything that follows from it is refused.
+
+        Raises:
+            UserError: naming the number that there is.
+        """
+
+    def in_its_words(self, refusal: str) -> str:
+        """A refusal that names numbers of workers to set, as one does so on this hardware."""
+        return refusal
+
     def check_alike(self, axes: Sequence[Axis]) -> None:  # noqa: B027 - most run every rank
         """Refuse what would make ranks differ of which one is to stand for all, as axes of their mesh say.
 

@@ -152,10 +152,21 @@ def _part_rule(field: str, kind: str, option: str, settings: Sequence[str] = ())
     parent, _, name = field.partition(".")
     group = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
     if (CONF / parent / name).is_dir():
-        return f"has settings of its own, and is chosen with a slash: {parent}/{name}={option}"
+        able = group_with(parent, name, option)
+        return f"has settings of its own, and is chosen with a slash: {parent}/{able}={option}"
     if (CONF / parent / group).is_dir():
         return f"has settings of its own, and is chosen with a slash: {parent}/{group}@{field}={option}"
     return f"has settings of its own, each of which is set: {', '.join(f'{field}.{name}' for name in settings)}"
+
+
+def group_with(parent: str, name: str, option: str) -> str:
+    """The group of parts that has an option: this one, or if it has not, another one that has.
+
+    >>> group_with("algorithm", "schedule", "cosine"), group_with("algorithm", "schedule", "gpipe")
+    ('schedule', 'pipeline_schedule')
+    """
+    groups = sorted(path.parent.name for path in (CONF / parent).glob(f"*/{option}.yaml"))
+    return name if name in groups or not groups else groups[0]
 
 
 def _require_finite(value: Any, field: str) -> None:

@@ -45,8 +45,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     offered, used = setup.hardware.workers_offered, setup.num_workers
     if used < offered and setup.hardware.num_workers is not None:
         notices.append(f"algorithm={setup.choices['algorithm']} uses {used} of the {offered} workers offered")
-    setup.algorithm.constants(used)
-    _check_problem(setup, lambda problem: setup.algorithm.check_workers(problem, used))
+    _check_workers(setup, used)
     _check_compute(setup, used)
     setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
@@ -71,6 +70,15 @@ def _check_launcher(setup: Setup) -> None:
             f"{world.size} (RANK and WORLD_SIZE are set): use hardware=torchrun, or start `python run.py ...` without "
             "torchrun"
         )
+
+
+def _check_workers(setup: Setup, used: int) -> None:
+    try:
+        setup.machine.check_size()
+        setup.algorithm.constants(used)
+        _check_problem(setup, lambda problem: setup.algorithm.check_workers(problem, used))
+    except UserError as error:
+        raise UserError(setup.hardware.in_its_words(str(error))) from error
 
 
 def _notices_of_tasks(setup: Setup) -> list[str]:

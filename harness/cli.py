@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hardware.real.world import World, explain_end, joined_world
-from harness.build import unknown_key
+from harness.build import group_with, unknown_key
 from harness.errors import REMEDIES, TwinclockError, require, unwritable
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -214,7 +214,10 @@ def sentence(error: BaseException) -> str:
         return str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options is not None:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={option} is unknown: use one of {', '.join(sorted(error.options))}"
+        parent, _, name = group.rpartition("/")
+        other = group_with(parent, name, option) if parent else name
+        meant = f"did you mean {parent}/{other}={option}? It has " if other != name else "use one of "
+        return f"{group}={option} is unknown: {meant}{', '.join(sorted(error.options))}"
     text = str(error)
     override = re.search(r"Could not override '([^']+)'", text)
     if override and "No match in the defaults list" in text:
@@ -222,7 +225,7 @@ def sentence(error: BaseException) -> str:
             return _missing_part(override[1])
         return f"{override[1]} is neither a group nor a setting: `python run.py --help` lists the groups"
     if merged := re.search(r"Error merging override (\S+?)=(.*)", text):
-        return f"{merged[1]} cannot be {merged[2]}: give a value of the kind that its file has"
+        return f"{merged[1]} cannot be {merged[2]}: {_of_its_kind(merged[1], merged[2])}"
     if override:
         return _unknown_override(override[1], error.__cause__)
     if isinstance(error, OverrideParseException):
@@ -232,6 +235,20 @@ def sentence(error: BaseException) -> str:
     if folder := re.search(r"Additional config directory '(.+)' not found", text):
         return f"--config-dir {folder[1]}: there is no such folder"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _of_its_kind(key: str, given: str) -> str:
+    """What to write for a mapping that was given as something else: with the values given, or those of its file."""
+    group, *names = key.split(".")
+    option = next((each.partition("=")[2] for each in sys.argv if each.startswith(f"{group}=")), "")
+    file = CONF / group / f"{option}.yaml"
+    usual = OmegaConf.select(OmegaConf.load(file), ".".join(names)) if file.is_file() and names else None
+    if not isinstance(usual, DictConfig):
+        return "give a value of the kind that its file has"
+    own = {str(name): value for name, value in usual.items() if name != "_target_"}
+    values = re.findall(r"[^\[\](),\s]+", given)
+    told = values if len(values) == len(own) else ["null" if value is None else value for value in own.values()]
+    return f"write '{key}={{{', '.join(f'{name}: {value}' for name, value in zip(own, told, strict=True))}}}'"
 
 
 def _missing_part(key: str) -> str:

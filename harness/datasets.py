@@ -78,7 +78,8 @@ def find_folder(path: str, field: str = "problem.path") -> Path:
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
         looked = ", ".join(str(place) for place in places)
-        raise UserError(f"{field}={path!r} is a folder at none of {looked}: put it there, or name another one")
+        where = "" if looked == path else f", looked for at {looked}"
+        raise UserError(f"{field}={path!r} is no folder{where}: put it there, or name another one")
     return found
 
 

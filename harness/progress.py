@@ -82,6 +82,7 @@ class Progress:
             if phase.ended and phase.elapsed_s() < LASTS_S:
                 return
             phase.due_s = phase.elapsed_s() + LINE_S
+            phase.drawn.append(phase.done)
             self._console.print(f"{phase.label}: {phase.text()}", markup=False, highlight=False, soft_wrap=True)
 
         return nullcontext(draw)
@@ -93,6 +94,7 @@ class _Phase:
         self._of, self._rate_unit = of, rate_unit
         self.done, self.ended = 0, False
         self.due_s = 0.0  # when to draw next
+        self.drawn = [0]  # what was done at each line that was drawn
         self._clock, self._start_s = clock, clock()
         self._first: tuple[float, int] | None = None  # seconds and what was done, when last heard of none, or ever
         self._last = (0.0, 0)
@@ -112,9 +114,12 @@ class _Phase:
         """Such as `1,200 of 6,000 samples, 4,000 samples/s, 2 s left`."""
         parts, rate = [f"{self.done:,} of {self.total:,} {self._of}"], self._rate()
         if rate > 0 and self._rate_unit:
-            parts.append(f"{rate:,.0f} {self._rate_unit}")
+            parts.append(f"{f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {self._rate_unit}")
         if self.ended:
             parts.append(f"{'done' if self.done >= self.total else 'ended'} in {_duration(self.elapsed_s())}")
+        elif self.done >= self.total or self.drawn[-2:] == [self.done] * 2:  # nothing new since the line before
+            stage = "finishing" if self.done >= self.total else "at work on what is next"
+            parts.append(f"{_duration(self.elapsed_s())} so far, {stage}")
         elif rate > 0:
             parts.append(f"{_duration(max(self.total - self.done, 0) / rate)} left")
         return ", ".join(parts)

@@ -24,6 +24,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
         ("hardware", _hardware(summary)),
         ("network", _network(summary)),
         ("predicted", _predicted(summary)),
+        ("pipeline", _pipeline(summary)),
         ("statistics", _statistics(summary)),
         ("conflicts", _conflicts(summary)),
         ("search", _search(summary)),
@@ -69,8 +70,18 @@ def seconds(value: float, summary: dict[str, Any]) -> str:
     virtual = "virtual " if summary.get("time/clock") == "virtual" else ""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if value >= size:
-            return f"{value / size:.3g} {virtual}{unit}"
+            return f"{written(value / size)} {virtual}{unit}"
     return f"{value / 1e-9:.3g} {virtual}ns"
+
+
+def written(value: float, digits: int = 3) -> str:
+    """A number to so many digits, without a power of ten where it is large.
+
+    >>> written(7.2345), written(11008.6, digits=4), written(1234567)
+    ('7.23', '11,010', '1,230,000')
+    """
+    short = f"{value:.{digits}g}"
+    return f"{float(short):,.0f}" if value >= 1000 else short
 
 
 def _target(summary: dict[str, Any]) -> str:
@@ -95,7 +106,7 @@ def _hardware(summary: dict[str, Any]) -> str:
     ]
     if summary.get("perf/overlap_frac", 0) >= 0.005:
         parts.append(f"{100 * summary['perf/overlap_frac']:.0f}% of communication hidden behind computing")
-    rate = f"{summary['perf/samples_per_s']:.3g} samples/s"
+    rate = f"{written(summary['perf/samples_per_s'])} samples/s"
     return f"{seconds(summary['perf/time_per_epoch_s'], summary)} an epoch, {rate}: {', '.join(parts)}"
 
 
@@ -113,12 +124,27 @@ def _deaths(summary: dict[str, Any]) -> str:
     return f"{died}; the others went on, and {lost} of the budget {verb} never reported as processed"
 
 
+LINKS = {  # what the names of links mean, see hardware/simulated/network/topologies.py
+    r"device\d+\.(out|in)": "what a device {0} within its host, as over NVLink",
+    r"card\d+\.(up|down)": "what the network card of a device {0}",
+    r"host\d+\.(up|down)": "what a host {0}",
+    r"(?:leaf|site)\d+\.(up|down)": "between those of one switch or site and all others",
+}
+WAYS = {"out": "sends", "in": "receives", "up": "sends", "down": "receives"}
+
+
 def _network(summary: dict[str, Any]) -> str:
+    """Which link is busiest, and what it is.
+
+    >>> _network({"sim/busiest_link": "device8.out", "sim/busiest_link_frac": 0.25})
+    'busiest link device8.out (what a device sends within its host, as over NVLink), in use 25% of the time'
+    """
     if "sim/busiest_link" not in summary:
         return ""
-    return (
-        f"busiest link {summary['sim/busiest_link']}, in use {100 * summary['sim/busiest_link_frac']:.0f}% of the time"
-    )
+    name = summary["sim/busiest_link"]
+    found = ((re.fullmatch(pattern, name), words) for pattern, words in LINKS.items())
+    is_a = next((f" ({words.format(WAYS[match[1]])})" for match, words in found if match), "")
+    return f"busiest link {name}{is_a}, in use {100 * summary['sim/busiest_link_frac']:.0f}% of the time"
 
 
 def _predicted(summary: dict[str, Any]) -> str:
@@ -133,15 +159,32 @@ def _predicted(summary: dict[str, Any]) -> str:
     found = {key.removeprefix("predicted/"): value for key, value in summary.items()}
     parts = [f"{seconds(found['step_s'], summary)} a step"]
     if "tokens_per_s_per_device" in found:
-        parts.append(f"{found['tokens_per_s_per_device']:.4g} tokens/s a device")
+        parts.append(f"{written(found['tokens_per_s_per_device'], digits=4)} tokens/s a device")
     if "mfu" in found:
         above = " (above 100% as what causal attention skips counts, and is not charged)" * (found["mfu"] > 1)
         parts.append(f"MFU {100 * found['mfu']:.3g}%{above}")
     for key, words in (("exposed_comm_frac", "exposed communication"), ("bubble_frac", "bubble")):
         if found.get(key, 0) >= 0.0005:
             parts.append(f"{words} {100 * found[key]:.3g}%")
+    if "pipeline/bubble_frac" in summary and found.get("bubble_frac", 0) >= 0.0005:
+        parts[-1] += f" ({100 * summary['pipeline/bubble_frac']:.3g}% by the closed form of equal stages)"
     parts.append(f"peak memory {found['peak_memory_bytes_max'] / 2**30:.4g} GiB")
     return ", ".join(parts) + _presumed(found)
+
+
+def _pipeline(summary: dict[str, Any]) -> str:
+    """How much its workers wait, by the closed form and as measured; a prediction says it itself.
+
+    >>> _pipeline({"pipeline/bubble_frac": 0.2727, "perf/compute_frac": 0.5, "run/num_workers": 4})
+    'bubble 27.3% of a step by the closed form of equal stages; workers computed for 50% of the time'
+    """
+    if "pipeline/bubble_frac" not in summary or "perf/compute_frac" not in summary:
+        return ""
+    if "predicted/step_s" in summary or summary.get("run/num_workers") == 1:
+        return ""
+    bubble, computing = (100 * summary[key] for key in ("pipeline/bubble_frac", "perf/compute_frac"))
+    closed = f"bubble {bubble:.3g}% of a step by the closed form of equal stages"
+    return f"{closed}; workers computed for {computing:.3g}% of the time"
 
 
 def _presumed(found: dict[str, Any]) -> str:

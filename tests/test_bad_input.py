@@ -75,6 +75,18 @@ MISTAKES = {
         r"^error: problem.path='nowhere.svm' is at none of .*TWINCLOCK_DATA",
     ),
     "missing known data": (["problem=logistic_regression", "problem.path=a9a"], r"problem.download=true"),
+    "part of another group": (
+        ["algorithm=pipeline", "problem=digits_mlp", "algorithm.schedule=gpipe"],
+        r"is chosen with a slash: algorithm/pipeline_schedule=gpipe",
+    ),
+    "option of another group": (
+        ["algorithm=pipeline", "problem=digits_mlp", "algorithm/schedule=gpipe"],
+        r"algorithm/schedule=gpipe is unknown: did you mean algorithm/pipeline_schedule=gpipe\?",
+    ),
+    "list for a mapping": (
+        ["algorithm=parallel_3d", "problem=digits_mlp", "algorithm.mesh=[2,2,2]"],
+        r"algorithm.mesh cannot be \[2,2,2\]: write 'algorithm.mesh=\{data: 2, tensor: 2, pipeline: 2\}'",
+    ),
     "unknown baseline": (["baseline=20200101-nothing"], r"baseline=20200101-nothing: there is no such run"),
     "module that is not there": (
         ["algorithm._target_=nowhere.Magic"],

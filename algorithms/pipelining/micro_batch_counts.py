@@ -30,10 +30,16 @@ algorithm.batch_size=4
     raise UserError(f"algorithm.micro_batches {rule}, got {micro_batches}: set {', or '.join(ways)}")
 
 
-def fewer_held(order: PipelineSchedule, num_workers: int, micro_batches: int, batch_size: int) -> list[str]:
-    """Settings with which less of a batch is under way at a time."""
+def fewer_held(order: PipelineSchedule, num_workers: int, micro_batches: int, batch_size: int) -> dict[str, float]:
+    """Settings with which less of a batch is under way at a time, and how many times less.
+
+    >>> fewer_held(GPipe(), num_workers=4, micro_batches=8, batch_size=8)
+    {'algorithm/pipeline_schedule=one_f_one_b': 2.0}
+    >>> fewer_held(OneFOneB(), num_workers=4, micro_batches=8, batch_size=32)
+    {'algorithm.micro_batches=32': 4.0}
+    """
     if isinstance(order, GPipe):
-        fits = OneFOneB().fits(num_workers, micro_batches)
-        return ["algorithm/pipeline_schedule=one_f_one_b"] if fits and micro_batches > num_workers else []
+        fits = OneFOneB().fits(num_workers, micro_batches) and micro_batches > num_workers
+        return {"algorithm/pipeline_schedule=one_f_one_b": micro_batches / num_workers} if fits else {}
     most = max((number for number in range(1, batch_size + 1) if order.fits(num_workers, number)), default=0)
-    return [f"algorithm.micro_batches={most}"] if most > micro_batches else []
+    return {f"algorithm.micro_batches={most}": most / micro_batches} if most > micro_batches else {}

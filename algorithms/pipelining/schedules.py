@@ -6,17 +6,20 @@
     gpipe          (p - 1) / (m + p - 1)       Huang et al., NeurIPS 2019, section 2.3
     one_f_one_b    (p - 1) / (m + p - 1)       PipeDream-flush: Narayanan et al., ICML 2021, section 2.2
     interleaved    (p - 1) / (v m + p - 1)     Narayanan et al., SC 2021, section 2.2.2
-    zero_bubble    (p - 1) / (3 v m + p - 1)   ZB-H1: Qi et al., ICLR 2024, section 2.1, as torch interleaves it
+    zero_bubble    (p - 1) / (3 v m + p - 1)   order of ZB-H1: Qi et al., ICLR 2024, section 2.1, as in torch
     zero_bubble_v  0                           ZB-V: Qi et al., section 6
 
 The last two pass backward in two steps: first what the worker before waits for, the gradient of the inputs; that of the
 weights when there is nothing else to do. Their shares are those of steps in which both take as long as a forward pass.
+Until then torch's split backward pass (torch/distributed/pipelining/_backward.py) holds what was computed forward, for
+the graph is retained, and about as much of its gradients. So ZB-H1, by which every worker holds p micro-batches at a
+time, does not do here with the memory of 1F1B, as the paper has it: of these, `rank` wait for gradients of weights.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.distributed.pipelining import (
@@ -31,11 +34,22 @@ from torch.distributed.pipelining.stage import PipelineStage
 from harness.errors import require
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_ROUNDS = "a multiple of {}, the workers of the pipeline, with algorithm/pipeline_schedule={}"
+_SPLIT = (
+    "algorithm/pipeline_schedule={} holds activations and their gradients until those of weights are there, as torch "
+    "does it: more memory than its paper says"
+)
 
 
 @dataclass(frozen=True)
 class PipelineSchedule(ABC):
-    """An order of forward and backward passes."""
+    """An order of forward and backward passes.
+
+    Class attributes:
+        holds_more: what it holds beyond what its paper says, in one sentence; empty where nothing.
+    """
+
+    holds_more: ClassVar[str] = ""
 
     @property
     def stages_per_worker(self) -> int:
@@ -149,6 +163,8 @@ class ZeroBubble(PipelineSchedule):
         stages: of a worker, >= 1.
     """
 
+    holds_more: ClassVar[str] = _SPLIT.format("zero_bubble")
+
     stages: int
 
     def __post_init__(self) -> None:
@@ -180,6 +196,8 @@ class ZeroBubble(PipelineSchedule):
 class ZeroBubbleV(PipelineSchedule):
     """Zero bubble with two stages of a worker, which lie in a V: the first worker has the first stage and the last."""
 
+    holds_more: ClassVar[str] = _SPLIT.format("zero_bubble_v")
+
     @property
     def stages_per_worker(self) -> int:
         """Down, and up again."""
@@ -205,6 +223,3 @@ class ZeroBubbleV(PipelineSchedule):
     def over(self, stages: Sequence[PipelineStage], micro_batches: int, loss: Loss) -> ScheduleZBVZeroBubble:
         """With two stages."""
         return ScheduleZBVZeroBubble([*stages], micro_batches, loss, scale_grads=False)
-
-
-_ROUNDS = "a multiple of {}, the workers of the pipeline, with algorithm/pipeline_schedule={}"

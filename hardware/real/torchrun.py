@@ -6,6 +6,7 @@ host alone, before, in processes as hardware=cpu or gpus has them, while the oth
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -70,18 +71,31 @@ class Torchrun(Hardware):
         """One process on rank 0's host."""
         return self._apart(1, 1)
 
+    def check_size(self) -> None:
+        """Refuse a world of another size."""
+        world, needed = self._world, self.workers_offered
+        if needed != world.size:
+            raise UserError(
+                f"hardware=torchrun: {world.launcher} has started {_ranks(world.size)}, and this run has "
+                f"{needed}, servers included: start it by {_command(world.launcher, needed)}"
+            )
+
+    def in_its_words(self, refusal: str) -> str:
+        """The launcher starts workers; no algorithm that says how many it wants has servers beside them."""
+        number = re.search(r"set hardware\.num_workers=(\d+)", refusal)
+        if number is None:
+            return refusal
+        world = self._world
+        start = f"start {_ranks(int(number[1]))} by {_command(world.launcher, int(number[1]))}"
+        return f"{world.launcher} has started {_ranks(world.size)}: {refusal.replace(number[0], start)}"
+
     def check(self) -> list[str]:
-        """Refuse a world of another size, and devices that are not there; say who shares cores.
+        """Refuse devices that are not there; say who shares cores.
 
         Raises:
             UserError: naming the launcher's setting.
         """
-        world, needed = self._world, self.workers_offered
-        if needed != world.size:
-            raise UserError(
-                f"hardware=torchrun: this run has {_ranks(needed)}, servers included, and {world.launcher} has started "
-                f"{world.size}: start it by {_command(world.launcher, needed)}"
-            )
+        self.check_size()
         if self.backend == "nccl":
             self._check_devices()
         return [notice for notice in (self._oversubscription(),) if notice]

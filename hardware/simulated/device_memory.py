@@ -21,17 +21,19 @@ class DeviceMemory:
     Attributes:
         now_bytes: of those there are.
         peak_bytes: the most there were, since `begin`.
+        begun_bytes: those there were at the first `begin`.
         kept_bytes: those there were at the last `step`: parameters, the optimiser's state and what else stays.
     """
 
     def __init__(self) -> None:
-        self.now_bytes = self.peak_bytes = self.kept_bytes = 0
+        self.now_bytes = self.peak_bytes = self.kept_bytes = self.begun_bytes = 0
         self._sizes: dict[int, int] = {}
         self._watched: dict[int, weakref.ref] = {}
 
     def begin(self) -> None:
         """Forget what was before."""
         self.peak_bytes = self.kept_bytes = self.now_bytes
+        self.begun_bytes = self.begun_bytes or self.now_bytes
 
     def step(self) -> None:
         """A step begins, with what stays from one to the next."""

@@ -14,9 +14,7 @@ from hardware.simulated.compute import Roofline
 from hardware.simulated.device import Device
 from harness.errors import UserError
 from harness.program import Program
-from harness.shortage import Shortage
-
-GIB = 2**30
+from harness.shortage import GIB, Shortage
 
 
 class Steps:
@@ -92,10 +90,8 @@ class Predicted:
         memory, held = self.steps[rank].device.memory, roofline.memory_bytes
         if held is None or memory.peak_bytes <= held:
             return None
-        missing = memory.peak_bytes - held
+        lacks = Shortage(memory.peak_bytes, memory.kept_bytes, held, memory.kept_bytes - memory.begun_bytes)
         needs = f"{memory.peak_bytes / GIB:.4g} GiB, of which {memory.kept_bytes / GIB:.4g} GiB stay from step to step"
-        has = f"{missing / GIB:.4g} GiB more than hardware.compute.memory_bytes, {held / GIB:.4g} GiB"
-        lacks = Shortage(memory.peak_bytes, memory.kept_bytes, held)
-        ways = program.algorithm.frees_memory(program.problem, self.num_ranks, lacks)
-        remedy = ", or ".join([*ways, "devices with more (hardware/compute)"])
-        return UserError(f"out of modelled memory: rank {rank} needs {needs}, {has}: what frees some is {remedy}")
+        has = f"{lacks.missing_bytes / GIB:.4g} GiB more than hardware.compute.memory_bytes, {held / GIB:.4g} GiB"
+        advice = lacks.advice(program.algorithm.frees_memory(program.problem, self.num_ranks, lacks))
+        return UserError(f"out of modelled memory: rank {rank} needs {needs}, {has}: {advice}")

@@ -138,11 +138,27 @@ def test_a_step_of_slurm_may_be_smaller_than_its_job():
     assert (found.size, found.address, found.port) == (2, "b07", 20_703)
 
 
+MESH = [
+    "algorithm=parallel_3d",
+    *("algorithm.mesh.data=1", "algorithm.mesh.tensor=2", "algorithm.mesh.pipeline=2", "algorithm.micro_batches=2"),
+]
+
+
 @pytest.mark.parametrize(
     ("ranks", "arguments", "sentence"),
     [
-        (2, ["algorithm=sgd"], r"this run has 1 rank, servers included, and torchrun has started 2: .*per-node 1 run"),
-        (1, ["algorithm=parameter_server"], r"this run has 2 ranks, servers included, and torchrun has started 1"),
+        (2, ["algorithm=sgd"], r"torchrun has started 2 ranks, and this run has 1, servers included: .*per-node 1 run"),
+        (1, ["algorithm=parameter_server"], r"torchrun has started 1 rank, and this run has 2, servers included"),
+        (
+            2,
+            [*MESH, "hardware.num_workers=4"],
+            r"torchrun has started 2 ranks, and this run has 4",
+        ),
+        (
+            2,
+            MESH,
+            r"has started 2 ranks: algorithm.mesh must multiply.*: start 4 ranks by `torchrun --nproc-per-node 4",
+        ),
         (2, ["algorithm=hogwild"], r"needs memory that all workers share, which hardware=torchrun does not have"),
         (1, ["algorithm=all_reduce", "hardware.backend=nccl"], r"rank 0 on host .* has no CUDA device of its own"),
         (

@@ -118,7 +118,7 @@ def test_missing_images_name_every_place_looked_at(tmp_path, monkeypatch):
     monkeypatch.setenv("TWINCLOCK_DATA", str(tmp_path))
     with pytest.raises(UserError) as error:
         assert of("nowhere").num_samples
-    assert str(error.value).startswith("problem.path='nowhere' is a folder at none of ")
+    assert str(error.value).startswith("problem.path='nowhere' is no folder, looked for at ")
     assert str(tmp_path / "nowhere") in str(error.value)
     with pytest.raises(
         UserError, match=r"has neither all of train-images-idx3-ubyte, .*problem.path must name a folder"

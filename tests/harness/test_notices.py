@@ -112,6 +112,13 @@ def test_what_is_simulated_rank_by_rank_says_so_and_names_what_is_not(algorithm,
     assert any(each.startswith("zero1 is simulated rank by rank, 64 of them") for each in notices) == noted
 
 
+@pytest.mark.parametrize(("order", "noted"), [("zero_bubble", True), ("one_f_one_b", False)])
+def test_what_a_split_backward_pass_holds_is_noted(order, noted):
+    chosen = [*PREDICTED, "hardware.num_workers=4", "algorithm.batch_size=8", f"algorithm/pipeline_schedule={order}"]
+    _, notices = checked("algorithm=pipeline", *chosen)
+    assert any("holds activations and their gradients" in each for each in notices) == noted
+
+
 @pytest.mark.parametrize(("hardware", "noted"), [("sim_ethernet", True), ("sim_dgx", False)])
 def test_memory_of_which_nothing_is_said_is_noted(hardware, noted):
     _, notices = checked("algorithm=fsdp", PREDICTED[0], f"hardware={hardware}", "hardware.num_workers=8")

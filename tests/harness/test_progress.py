@@ -96,7 +96,7 @@ def test_a_phase_says_what_it_counts(clock):
     run(Progress(out, clock), clock, [(0, 0), (10.0, 10), (20.0, 40)], total=40, of="models evaluated", rate="")
     assert out.file.getvalue().splitlines() == [
         "run: 10 of 40 models evaluated, 30 s left",
-        "run: 40 of 40 models evaluated, 0 s left",
+        "run: 40 of 40 models evaluated, 20 s so far, finishing",
         "run: 40 of 40 models evaluated, done in 20 s",
     ]
 
@@ -113,3 +113,15 @@ def test_nothing_done_and_nothing_known_is_no_division_by_zero(clock):
     out = console(False)
     run(Progress(out, clock), clock, [(0.0, 0), (5.0, 0)], total=0)
     assert out.file.getvalue().splitlines()[-1] == "run: 0 of 0 samples, done in 5 s"
+
+
+def test_lines_that_have_nothing_new_say_for_how_long_and_at_what(clock):
+    out = console(False)
+    run(Progress(out, clock), clock, [(0, 0), (2.0, 0), (13.0, 0), (24.0, 500), (35.0, 1000)])
+    assert out.file.getvalue().splitlines() == [
+        "run: 0 of 1,000 samples, 2 s so far, at work on what is next",
+        "run: 0 of 1,000 samples, 13 s so far, at work on what is next",
+        "run: 500 of 1,000 samples, 45 samples/s, 11 s left",
+        "run: 1,000 of 1,000 samples, 45 samples/s, 35 s so far, finishing",
+        "run: 1,000 of 1,000 samples, 45 samples/s, done in 35 s",
+    ]

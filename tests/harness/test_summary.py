@@ -52,3 +52,13 @@ def test_conflicts_are_said_where_they_are_known_none_as_well(capsys, found, lin
 )
 def test_a_loss_that_rose_is_said(losses, said):
     assert _rise([{} if loss is None else {"train/loss": loss} for loss in losses]) == said
+
+
+@pytest.mark.parametrize(("mfu", "said"), [(1.06, "MFU 106% (above 100% as what causal"), (0.4, "MFU 40%, bubble 20%")])
+def test_a_share_above_one_says_why_and_a_measured_bubble_stands_beside_its_closed_form(capsys, mfu, said):
+    found = {"predicted/step_s": 2e3, "predicted/tokens_per_s_per_device": 11008.6, "predicted/mfu": mfu}
+    found |= {"predicted/bubble_frac": 0.2, "predicted/peak_memory_bytes_max": 2**34, "pipeline/bubble_frac": 0.111}
+    show(Console(width=300), "sim-pipeline-dgx-w4-s0", {**TIMED, "time/clock": "virtual", **found}, "", "")
+    text = capsys.readouterr().out
+    assert "2,000 virtual s a step, 11,010 tokens/s a device" in text and said in text
+    assert "bubble 20% (11.1% by the closed form of equal stages)" in text
