@@ -45,9 +45,6 @@ CASES = [
     (LLAMA, "sim_ethernet", 2, 1, 1),
     (LLAMA, "sim_dgx", 2, 1, 1, SHARD),
     (LLAMA, "sim_ethernet", 1, 2, 2, TWO, SEQUENCE),
-    (LLAMA, "sim_dgx", 2, 2, 1, SHARD),
-    (LLAMA, "sim_dgx", 2, 2, 1, SHARD, SEQUENCE),
-    (LLAMA, "sim_dgx", 2, 1, 2, TWO),
     (LLAMA, "sim_dgx", 1, 2, 2, TWO, *INTERLEAVED),
     (LLAMA, "sim_dgx", 2, 2, 2, TWO, SHARD, SEQUENCE),
     (LLAMA, "sim_dgx", 2, 2, 1, TWO, SHARD, SEQUENCE, CHECKPOINTING),
@@ -58,10 +55,14 @@ CASES = [
 ]
 REAL = [(LLAMA, "cpu", 1, 2, 2, TWO, SEQUENCE), (LLAMA, "cpu", 2, 1, 2, TWO, SHARD), (LLAMA, "cpu", 2, 2, 1, SHARD)]
 REAL += [(LLAMA, "cpu", 2, 2, 2, TWO, SHARD, SEQUENCE)]
+PARTS = [(LLAMA, "sim_dgx", 2, 2, 1, SHARD), (LLAMA, "sim_dgx", 2, 2, 1, SHARD, SEQUENCE)]  # of other cases
+PARTS += [(LLAMA, "sim_dgx", 2, 1, 2, TWO)]
 
 
 @pytest.mark.parametrize(
-    "case", [*CASES, *(pytest.param(case, marks=SLOW) for case in REAL)], ids=lambda case: "-".join(map(str, case[1:]))
+    "case",
+    [*CASES, *(pytest.param(case, marks=SLOW) for case in REAL + PARTS)],
+    ids=lambda case: "-".join(map(str, case[1:])),
 )
 def test_it_is_the_unsplit_model(sequential, case):
     # rtol 1e-12: the order of sums differs
