@@ -54,6 +54,10 @@ class ADPSGD(Algorithm):
         require(self.mixing.is_symmetric(num_workers), "algorithm/mixing", rule, self.mixing)
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
 
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """Those of the graph."""
+        return self.mixing.notices(num_workers)
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Step and average until the budget is spent, then tell the neighbours."""
         known, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))

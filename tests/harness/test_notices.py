@@ -83,3 +83,18 @@ def test_what_an_axis_of_one_leaves_without_effect_is_noted(mesh, overrides, axe
     chosen = ["algorithm=parallel_3d", f"algorithm.mesh={mesh}", "hardware.num_workers=2", *overrides]
     _, notices = checked(*chosen, "problem=digits_mlp", "hardware=sim_dgx")
     assert [notice.rpartition(" ")[2] for notice in notices if "has no effect" in notice] == [*axes]
+
+
+@pytest.mark.parametrize(("workers", "noted"), [(7, True), (6, False), (3, False)])
+def test_a_torus_that_is_a_ring_is_noted(workers, noted):
+    options = ["algorithm/mixing=torus", "problem=least_squares", f"hardware.num_workers={workers}"]
+    _, notices = checked("algorithm=gossip", "hardware=sim_ethernet", *options)
+    assert (f"algorithm/mixing=torus of {workers} workers is one row of a grid: it is a ring" in notices) == noted
+
+
+@pytest.mark.parametrize(("size", "noted"), [(2000, True), (1438, False)])
+def test_a_batch_of_more_samples_than_there_are_is_noted(size, noted):
+    _, notices = checked(
+        "algorithm=gossip", "hardware=sim_ethernet", "problem=digits_mlp", f"algorithm.batch_size={size}"
+    )
+    assert any(each.startswith("algorithm.batch_size=2000: there are 1,438 samples") for each in notices) == noted
