@@ -108,6 +108,8 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
         summary |= setup.presumed()
     silence = (_silence(execution) or missing(execution.observations, setup.num_workers)) if trains else None
     failure = execution.failure or cut or silence or _divergence(observations, evaluations, problem.num_samples)
+    if isinstance(failure, Diverged):  # its rows have losses of before
+        summary = {key: value for key, value in summary.items() if not key.startswith(("train/", "eval/"))}
     summary |= _stamp(info, execution.tags)
     decided = [] if setup.algorithm.needs_shared_memory else execution.interleavings
     asynchronous = any(each.claims or each.sources or each.times for each in decided)

@@ -359,7 +359,7 @@ class Worker:
             part: int64 positions of these parameters among the flat ones of a model that is split; parts may overlap.
 
         Raises:
-            Diverged: if a copied parameter is not finite.
+            Diverged: if a parameter is not finite, at a milestone or one of the 1,000 looks at it in between.
         """
         self._observer.observe(model, samples, updates, part)
 
