@@ -26,6 +26,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
         ("predicted", _predicted(summary)),
         ("statistics", _statistics(summary)),
         ("conflicts", _conflicts(summary)),
+        ("uneven", _uneven(summary)),
         ("search", _search(summary)),
         ("speedup", _speedup(summary)),
         ("alone", _alone(summary)),
@@ -173,6 +174,20 @@ def _conflicts(summary: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _uneven(summary: dict[str, Any]) -> str:
+    """Who took less than half an equal share of the batches.
+
+    >>> _uneven({"async/worker_batches": [86, 4]})
+    'worker 1 took 4.4% of the batches, where an equal share is 50%'
+    """
+    batches = summary.get("async/worker_batches", [])
+    if not batches or min(batches) >= sum(batches) / len(batches) / 2:
+        return ""
+    least, equal = batches.index(min(batches)), 100 / len(batches)
+    share = 100 * batches[least] / sum(batches)
+    return f"worker {least} took {share:.2g}% of the batches, where an equal share is {equal:.2g}%"
+
+
 def _percent(fraction: float, what: str) -> str:
     """Such as `7% of additions`.
 
@@ -209,9 +224,23 @@ def _speedup(summary: dict[str, Any]) -> str:
     throughput = f"{summary['speedup/throughput']:.3g}x throughput"
     best = f"{summary['speedup/time_to_best']:.3g}x to the best loss; " if "speedup/time_to_best" in summary else ""
     if "speedup/time_to_target" not in summary:
-        return f"{best}{throughput}, {against}; time to target cannot be compared"
+        return f"{best}{throughput}, {against}; {_no_speedup(summary)}"
     efficiency = f"{summary['stat/efficiency_ratio']:.3g}x statistical efficiency"
     return f"{best}{summary['speedup/time_to_target']:.3g}x to target = {throughput} x {efficiency}, {against}"
+
+
+def _no_speedup(summary: dict[str, Any]) -> str:
+    """Why there is none to the target.
+
+    >>> _no_speedup({"target/value": 0.4, "target/reached": False})
+    'no speedup to the target, which was not reached'
+    """
+    if "target/value" not in summary:
+        return "no speedup to a target, since there is none"
+    if not summary["target/reached"]:
+        return "no speedup to the target, which was not reached"
+    missed = summary["target/time_s"] > 0
+    return f"no speedup to the target, which {'the baseline has not reached' if missed else 'the initial model meets'}"
 
 
 def _doubt(summary: dict[str, Any]) -> str:

@@ -114,6 +114,8 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     decided = [] if setup.algorithm.needs_shared_memory else execution.interleavings
     asynchronous = any(each.claims or each.sources or each.times for each in decided)
     interleavings = decided if asynchronous else []
+    if asynchronous and setup.num_workers > 1 and any(batches := [len(each.claims) for each in decided]):
+        summary["async/worker_batches"] = batches[: setup.num_workers]
     facts, tags, timeline = execution.facts, execution.tags, execution.timeline
     return Outcome(rows, summary, facts, tags, failure, timeline, interleavings, unevaluated)
 
