@@ -49,7 +49,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     setup = setup.with_workers(used)
     epochs = setup.settings.budget.epochs
     notices += [*_notices_of_settings(setup), *setup.algorithm.notices(setup.problem, used, epochs)]
-    return setup, [*notices, *_notices_of_tasks(setup), *setup.machine.check()]
+    return setup, [*notices, *_notices_of_tasks(setup), *setup.machine.check(setup.num_servers)]
 
 
 def _check_launcher(setup: Setup) -> None:

@@ -6,6 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+KEY = (  # of the table of primitives; the last line for virtual time alone
+    "  each number is that of the worker that took longest; worker 0 serves push and pull: sync, it takes its turns",
+    "  with the others; async, all messages are under way together",
+    "  what the host of a CPU does to begin a message takes no virtual time",
+)
 SHORT_S = 0.05  # of the wall clock: a baseline that is shorter is at the mercy of its moment
 
 
@@ -50,6 +55,9 @@ def primitives(summary: dict[str, Any]) -> list[str]:
     >>> print("\\n".join(primitives(found | {"time/clock": "virtual"})))
       primitive           bytes               sync        async: issue               wait
       push                 1024      20 virtual µs        1 virtual µs      20 virtual µs
+      each number is that of the worker that took longest; worker 0 serves push and pull: sync, it takes its turns
+      with the others; async, all messages are under way together
+      what the host of a CPU does to begin a message takes no virtual time
     """
     found = [re.fullmatch(r"primitives/(\w+)/(\d+)_bytes/sync_s_max", key) for key in summary]
     timed = [(match[1], match[2]) for match in found if match]
@@ -58,7 +66,7 @@ def primitives(summary: dict[str, Any]) -> list[str]:
         times = (summary[f"primitives/{name}/{size}_bytes/{part}_s_max"] for part in ("sync", "issue", "wait"))
         sync, issue, wait = (seconds(value, summary) for value in times)
         lines.append(f"  {name:<16}{size:>9}{sync:>19}{issue:>20}{wait:>19}")
-    return lines
+    return [*lines, *(KEY if summary.get("time/clock") == "virtual" else KEY[:2])] if lines else []
 
 
 def seconds(value: float, summary: dict[str, Any]) -> str:

@@ -107,7 +107,8 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     if problem.is_fake:
         summary |= setup.presumed()
     silence = (_silence(execution) or missing(execution.observations, setup.num_workers)) if trains else None
-    failure = execution.failure or cut or silence or _divergence(observations, evaluations, problem.num_samples)
+    diverged = _divergence(observations, evaluations, problem.num_samples) or _fruitless(setup, summary)
+    failure = execution.failure or cut or silence or diverged
     if isinstance(failure, Diverged):  # its rows have losses of before
         summary = {key: value for key, value in summary.items() if not key.startswith(("train/", "eval/"))}
     summary |= _stamp(info, execution.tags)
@@ -279,6 +280,14 @@ def _divergence(
         return None
     epoch = found.samples / num_samples
     return Diverged(f"the loss is nan or infinite after {epoch:.3g} epochs: lower algorithm.learning_rate")
+
+
+def _fruitless(setup: Setup, summary: Summary) -> Diverged | None:
+    """Of a search that has found nothing."""
+    trials = summary.get("search/trials", 0)
+    if not trials or trials > summary["search/diverged"]:
+        return None
+    return Diverged(f"all {trials} trials of the search diverged: try {', or '.join(setup.algorithm.steadies())}")
 
 
 def _stamp(info: RunInfo, tags: Sequence[str]) -> Summary:

@@ -148,3 +148,11 @@ def test_an_interrupt_in_the_evaluation_keeps_what_was_evaluated_and_when_all_wa
     assert done.stderr == f"interrupted while the observed models were evaluated: {kept}\n"
     assert summary["run/status"] == "interrupted" and summary["perf/samples_per_s"] > 0
     assert not {"train/loss", "target/reached"}.intersection(summary)
+
+
+def test_an_interrupt_before_the_run_leaves_nothing(tmp_path):
+    (tmp_path / "slow_import.py").write_text("raise KeyboardInterrupt\n")
+    runs = tmp_path / "runs"
+    done = command("--config-dir", str(tmp_path), "algorithm._target_=slow_import.Slow", runs_dir=runs)
+    assert (done.returncode, done.stderr) == (130, "interrupted before the run began: nothing is kept\n")
+    assert not [*runs.rglob(".hydra")]

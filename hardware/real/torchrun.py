@@ -70,7 +70,7 @@ class Torchrun(Hardware):
         """One process on rank 0's host."""
         return self._apart(1, 1)
 
-    def check(self) -> list[str]:
+    def check(self, num_servers: int = 0) -> list[str]:
         """Refuse a world of another size, and devices that are not there; say who shares cores.
 
         Raises:

@@ -99,7 +99,7 @@ class Simulated(Hardware):
         """Whether it is known what a kernel costs."""
         return self.compute.kernel is not None
 
-    def check(self) -> list[str]:
+    def check(self, num_servers: int = 0) -> list[str]:
         """Refuse ranks and links that there are not."""
         self.network.check(self.workers_offered)
         for name in ("stragglers", "slowdowns", "deaths"):
