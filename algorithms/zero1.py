@@ -45,6 +45,15 @@ class Zero1(Algorithm):
         """Every worker hands in its gradient, and the new parameters of its tensors."""
         return weights.nbytes * (num_workers + 1) if num_workers > 1 else 0.0
 
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """What a prediction takes where no worker stands for others, each having tensors of its own."""
+        if not problem.is_fake or num_workers == 1:
+            return []
+        return [
+            f"zero1 is simulated rank by rank, {num_workers} of them, as torch deals whole tensors out: the host takes "
+            "longer for each; algorithm=zero1_plain, of equal shards, is predicted by one rank"
+        ]
+
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i."""
         model = problem.build_model(worker.device, worker.seed)

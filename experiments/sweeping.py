@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
+from rich.progress import track
 
 from harness.check import check
 from harness.cli import MISTAKES, composed, sentence
@@ -159,7 +160,7 @@ def run(cases: Sequence[Case]) -> list[Row]:
     """The rows of all cases, side by side."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(Case.row, cases))
+        return list(track(pool.map(Case.row, cases), "runs", len(cases), console=Console(stderr=True)))
 
 
 def where(rows: Iterable[Row], **labels: object) -> list[Row]:

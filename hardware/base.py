@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from harness.alike import Axis
 from harness.errors import UserError, require
 from harness.interleaving import Interleaving
 from harness.measures import Measures, distributions
@@ -163,6 +164,13 @@ class Hardware(ABC):
             UserError: where the hardware cannot be had.
         """
         return []
+
+    def check_alike(self, axes: Sequence[Axis]) -> None:  # noqa: B027 - most run every rank
+        """Refuse what would make ranks differ of which one is to stand for all, as axes of their mesh say.
+
+        Raises:
+            UserError: naming the setting, and what would work.
+        """
 
     @abstractmethod
     def execute(self, program: Program, progress: Callable[[int], None]) -> Execution:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from algorithms.common.optimizers import Adam
 from hardware.real.world import TORCHRUN, find_world
 from harness.build import class_path
 from harness.canonical import first_difference, plain
@@ -16,6 +17,8 @@ from harness.options import names_of
 from harness.problems.base import Problem
 from harness.record import Record
 from harness.setup import Setup, changed, run_info
+
+LONG_FOR_ADAM = 0.02  # ten times and more what it is usually given
 
 
 def check(setup: Setup) -> tuple[Setup, list[str]]:
@@ -48,7 +51,14 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     setup.data.parts(setup.problem, used, setup.settings.seed)
     setup = setup.with_workers(used)
     epochs = setup.settings.budget.epochs
-    notices += [*_notices_of_settings(setup), *setup.algorithm.notices(setup.problem, used, epochs)]
+    if setup.problem.is_fake:
+        setup.machine.check_alike(setup.algorithm.alike(setup.machine.workers_offered))
+        notices += _notices_of_memory(setup)
+    notices += [
+        *_notices_of_settings(setup),
+        *_notices_of_steps(setup),
+        *setup.algorithm.notices(setup.problem, used, epochs),
+    ]
     return setup, [*notices, *_notices_of_tasks(setup), *setup.machine.check(setup.num_servers)]
 
 
@@ -232,6 +242,25 @@ def _notices_of_settings(setup: Setup) -> list[str]:
     if setup.algorithm.trains and size > num_samples:
         notices.append(f"algorithm.batch_size={size}: a batch has some of the {num_samples:,} samples more than once")
     return notices
+
+
+def _notices_of_memory(setup: Setup) -> list[str]:
+    if getattr(getattr(setup.hardware, "compute", None), "memory_bytes", None) is not None:
+        return []
+    return [
+        "hardware.compute.memory_bytes=null: what a worker can hold is not said, and no prediction is refused for it"
+    ]
+
+
+def _notices_of_steps(setup: Setup) -> list[str]:
+    """Adam's steps are as long as its rate in every coordinate, whatever the gradient; SGD's rates are far too long."""
+    optimizer, rate = getattr(setup.algorithm, "optimizer", None), setup.algorithm.learning_rate
+    if not isinstance(optimizer, Adam) or rate < LONG_FOR_ADAM:
+        return []
+    return [
+        f"algorithm.learning_rate={rate:g} is a step for SGD, and long for algorithm/optimizer=adam or adamw: try "
+        "algorithm.learning_rate=0.001"
+    ]
 
 
 def _notices_of_kernels(setup: Setup) -> list[str]:

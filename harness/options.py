@@ -1,5 +1,7 @@
 """The options of the groups in conf/ and in a user's own folder, as they are in their files."""
 
+import copy
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -22,13 +24,33 @@ def names_of(group: str, works: Any) -> str:
 
 def with_parts(path: Path, group: str) -> DictConfig:
     """The YAML of an option with those that its defaults list names: "- compute: h100" is compute/h100.yaml."""
-    node = cast(DictConfig, OmegaConf.load(path))
+    node = _loaded(path)
     for part in node.pop("defaults", []):
         for name, option in part.items() if isinstance(part, DictConfig) else ():
             part_group, _, place = str(name).partition("@")  # such as "optimizer@outer"
             files = option_files(HydraConfig.get().runtime.config_sources, f"{group}/{part_group}")
-            node[place or part_group] = next((OmegaConf.load(file) for file in files if file.stem == option), None)
+            node[place or part_group] = next((_loaded(file) for file in files if file.stem == option), None)
     return node
+
+
+def plain(path: Path) -> dict[str, Any]:
+    """The YAML of an option as it is in its file, in plain types; not to be changed."""
+    return _plain(path.read_text())
+
+
+@functools.cache
+def _plain(text: str) -> dict[str, Any]:
+    return cast(dict, OmegaConf.to_container(_parsed(text)))
+
+
+def _loaded(path: Path) -> DictConfig:
+    return copy.deepcopy(_parsed(path.read_text()))
+
+
+@functools.cache
+def _parsed(text: str) -> DictConfig:
+    """Of a file whose text is known already: to parse all files of a group takes a second."""
+    return cast(DictConfig, OmegaConf.create(text))
 
 
 def _working(group: str, works: Any) -> Iterator[str]:

@@ -18,7 +18,7 @@ from harness.data import DataPolicy
 from harness.errors import UserError, require
 from harness.interleaving import FILE, Interleaving, read
 from harness.manifest import RunInfo, new_run_id, pair_id, run_name
-from harness.options import with_parts
+from harness.options import plain, with_parts
 from harness.problems.base import Problem
 from harness.program import Program
 from harness.tracking import Tracking
@@ -194,7 +194,7 @@ def _changed_part(key: str, part: dict[str, Any], usual: dict[str, Any]) -> dict
     """
     sources = HydraConfig.get().runtime.config_sources
     files = [*option_files(sources, f"algorithm/{key}")] or [*option_files(sources, "algorithm/*")]
-    options = {file.stem: dict(cast(dict, OmegaConf.to_container(OmegaConf.load(file)))) for file in sorted(files)}
+    options = {file.stem: plain(file) for file in sorted(files)}
 
     def nearest(wanted: dict[str, Any]) -> str:
         kin = [name for name, option in options.items() if option.get("_target_") == wanted["_target_"]]

@@ -143,8 +143,11 @@ def _predicted(summary: dict[str, Any]) -> str:
     parts = [f"{seconds(found['step_s'], summary)} a step"]
     if "tokens_per_s_per_device" in found:
         parts.append(f"{found['tokens_per_s_per_device']:.4g} tokens/s a device")
-    for key, words in (("mfu", "MFU"), ("exposed_comm_frac", "exposed communication"), ("bubble_frac", "bubble")):
-        if key in found and (key == "mfu" or found[key] >= 0.0005):
+    if "mfu" in found:
+        above = " (above 100% as what causal attention skips counts, and is not charged)" * (found["mfu"] > 1)
+        parts.append(f"MFU {100 * found['mfu']:.3g}%{above}")
+    for key, words in (("exposed_comm_frac", "exposed communication"), ("bubble_frac", "bubble")):
+        if found.get(key, 0) >= 0.0005:
             parts.append(f"{words} {100 * found[key]:.3g}%")
     parts.append(f"peak memory {found['peak_memory_bytes_max'] / 2**30:.4g} GiB")
     return ", ".join(parts) + _presumed(found)

@@ -11,7 +11,7 @@ from harness.problems.base import Problem
 from harness.problems.least_squares import LeastSquares
 from harness.problems.mlp import DigitsMLP
 
-STEPS = 500  # of worker 0 until then
+STEPS = 250  # of worker 0 until then
 
 
 @dataclass(frozen=True)

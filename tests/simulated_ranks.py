@@ -21,7 +21,7 @@ SWITCH = Switch({}, {}, latency_s=0.5, bandwidth_bytes_per_s=8.0)  # one float64
 RING = {"all_reduce": "ring", "reduce_scatter": "ring", "reduce": "tree"}
 GLOO = Gloo(RING, segment_bytes=2**20, segments=1, in_flight=1, setup_s=0.0, overhead_s=0.0, efficiency=1.0)
 NONE = dict.fromkeys(Nccl.WIRE_PROTOCOLS, 0.0)
-NCCL = Nccl(RING, 2**20, 1, 1, 0.0, 0.0, 0.0, NONE, NONE, NONE, dict.fromkeys(Nccl.WIRE_PROTOCOLS, 1.0))
+NCCL = Nccl(RING, 2**20, 1, 1, 0.0, 0.0, 0.0, 0.0, NONE, NONE, NONE, dict.fromkeys(Nccl.WIRE_PROTOCOLS, 1.0))
 
 
 def samples(number):

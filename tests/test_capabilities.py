@@ -28,7 +28,15 @@ UNDECLARED = [  # pace decides who asks; trials have own batches; late pushes ar
     ("parameter_server", "algorithm.consistency=backup_workers", TWO_SERVERS),
     ("local_sgd", "algorithm.group_size=2"),
 ]
-PLACES = [("sim_ethernet", 3), ("cpu", 2)]
+
+
+def places(variant):
+    """An algorithm as shipped in both times; as a variant for real when asked for alone."""
+    real = pytest.param(variant, "cpu", 2, marks=pytest.mark.slow if len(variant) > 1 else ())
+    return [pytest.param(variant, "sim_ethernet", 3), real]
+
+
+PLACES = [place for variant in VARIANTS for place in places(variant)]
 STRAGGLER = "hardware.stragglers={1: 50.0}"
 
 
@@ -44,8 +52,7 @@ def name(value):
     return "-".join(part.rpartition(".")[2] for part in value) if isinstance(value, tuple) else str(value)
 
 
-@pytest.mark.parametrize(("hardware", "workers"), PLACES)
-@pytest.mark.parametrize("variant", VARIANTS, ids=name)
+@pytest.mark.parametrize(("variant", "hardware", "workers"), PLACES, ids=name)
 def test_bytes_per_update_are_as_declared(variant, hardware, workers):
     algorithm, *extra = variant
     composed, _, execution = run(algorithm, hardware, workers, *extra, *FEW_UPDATES.get(algorithm, []))
@@ -70,8 +77,7 @@ def test_what_shares_memory_or_is_alone_sends_nothing(algorithm):
     assert sum(worker.sent_bytes for worker in execution.workers) == 0
 
 
-@pytest.mark.parametrize(("hardware", "workers"), PLACES)
-@pytest.mark.parametrize("variant", VARIANTS, ids=name)
+@pytest.mark.parametrize(("variant", "hardware", "workers"), PLACES, ids=name)
 def test_staleness_is_bounded_as_declared(variant, hardware, workers):
     algorithm, *extra = variant
     composed, _, execution = run(algorithm, hardware, workers, *extra)

@@ -29,23 +29,24 @@ def losses(composed, execution):
     return [values["train/loss"] for values in evaluate(composed.problem, 0, observations)]
 
 
-def crowd(algorithm, hardware, workers):
-    """Three workers for real and four simulated; the others only when asked for."""
-    simulated = "sim_numa2" if algorithm in NATIVE else "sim_ethernet"
-    usual = (hardware, workers) in (("cpu", 3), (simulated, 4))
-    marks = () if usual else pytest.mark.slow
-    return pytest.param(algorithm, hardware, workers, marks=marks)
+def crowd(algorithm, hardware, workers, marks=()):
+    """Three workers for real, four simulated and two on other hardware; the others only when asked for."""
+    usual = workers == {"cpu": 3, "sim_numa2" if algorithm in NATIVE else "sim_ethernet": 4}.get(hardware, 2)
+    return pytest.param(algorithm, hardware, workers, marks=marks if usual else [*marks, pytest.mark.slow])
 
 
-SEVERAL = [pytest.param(*each.values, 2, marks=each.marks) for each in PAIRS]
+SEVERAL = [crowd(*each.values, 2, each.marks) for each in PAIRS]
 SEVERAL += [crowd(*each.values, workers) for each in PAIRS if each.values[1] in DISTINCT for workers in (3, 4)]
+
+
+def more(algorithm, workers):
+    """Of 100 messages a worker sends a fourth, and the centre of elastic averaging is far behind yet."""
+    return ["budget.epochs=20"] if algorithm == "elastic_averaging" and workers > 2 else []
 
 
 @pytest.mark.parametrize(("algorithm", "hardware", "workers"), SEVERAL)
 def test_several_workers_solve_a_convex_problem(algorithm, hardware, workers):
-    # of 100 messages a worker sends a fourth, and the centre of elastic averaging is far behind yet
-    more = ["budget.epochs=20"] if algorithm == "elastic_averaging" and workers > 2 else []
-    composed, _, execution = run(algorithm, hardware, workers, *more)
+    composed, _, execution = run(algorithm, hardware, workers, *more(algorithm, workers))
     if (algorithm, hardware) == ("ad_psgd", "sim_wan"):
         pytest.xfail("the passive worker spends the whole budget during a few round trips of the active one")
     assert losses(composed, execution)[-1] < composed.problem.target_loss
@@ -65,9 +66,9 @@ def test_one_worker_equals_sequential(algorithm, hardware):
     torch.testing.assert_close(mine.parameters, reference.parameters, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize(("algorithm", "hardware"), PAIRS)
-def test_accounts_for_samples_and_time(algorithm, hardware):
-    composed, program, execution = run(algorithm, hardware, 2)
+@pytest.mark.parametrize(("algorithm", "hardware", "workers"), SEVERAL)
+def test_accounts_for_samples_and_time(algorithm, hardware, workers):
+    composed, program, execution = run(algorithm, hardware, workers, *more(algorithm, workers))
     assert [o.samples for o in execution.observations] == sorted(o.samples for o in execution.observations)
     assert execution.observations[-1].samples >= program.budget_samples
     assert len(execution.workers) == composed.num_workers + composed.algorithm.servers()

@@ -92,7 +92,10 @@ THREADS, PROCESSES = ["problem.synthetic_samples=1000"], ["problem=digits_mlp"]
 MULTIRUN = ["-m", "seed=0,1", "tracking=files"]
 
 
-@pytest.mark.parametrize("workers", [THREADS, PROCESSES, [*THREADS, *MULTIRUN], [*PROCESSES, "tracking=wandb"]])
+WAYS = [THREADS, PROCESSES, [*THREADS, *MULTIRUN]]
+
+
+@pytest.mark.parametrize("workers", [*WAYS, pytest.param([*PROCESSES, "tracking=wandb"], marks=pytest.mark.slow)])
 def test_an_interrupt_while_kernels_compile_says_what_is_kept(tmp_path, workers):
     status, said = interrupted_while_compiling(tmp_path, *workers)
     assert status == 130 and said == SETTINGS_ALONE.format(directory(tmp_path))

@@ -22,6 +22,7 @@ METHODS = {
 }
 SLOW = (  # of a device on which flops are all that counts, and messages are long
     *("hardware.compute.flops_per_s={float32: 1e11}", "hardware.compute.memory_bytes_per_s=1e30"),
+    "hardware.compute.attention_efficiency=0.5",
     *(f"hardware.compute.{name}_s=0" for name in ("operator_overhead", "backward_overhead", "kernel_latency")),
     *(f"hardware.protocol.{name}_below_bytes=0" for name in ("tree", "ll", "ll128")),
 )

@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
@@ -149,6 +149,7 @@ class Roofline(Compute):
             autograd engine, which runs in a thread of its own where there is a device.
         attention_efficiency: share of `flops_per_s` that fused attention reaches, in (0, 1].
         memory_bytes: of the device's own memory, > 0; None where nothing is said of it.
+        peak_flops_per_s: of the data sheet, by dtype, where `flops_per_s` is less: what an MFU is a share of.
     """
 
     flops_per_s: dict[str, float]
@@ -159,11 +160,16 @@ class Roofline(Compute):
     backward_overhead_s: float = 0.0
     attention_efficiency: float = 1.0
     memory_bytes: float | None = None
+    peak_flops_per_s: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for dtype, peak in self.flops_per_s.items():
             require(peak > 0, f"hardware.compute.flops_per_s.{dtype}", "must be > 0", peak)
+        for dtype, peak in self.peak_flops_per_s.items():
+            reached = self.flops_per_s.get(dtype, 0.0)
+            rule = f"must be no less than hardware.compute.flops_per_s.{dtype}={reached:.4g}"
+            require(peak >= reached and peak > 0, f"hardware.compute.peak_flops_per_s.{dtype}", rule, peak)
         bandwidth, efficiency = self.memory_bytes_per_s, self.attention_efficiency
         require(bandwidth > 0, "hardware.compute.memory_bytes_per_s", "must be > 0", bandwidth)
         require(0 < efficiency <= 1, "hardware.compute.attention_efficiency", "must be in (0, 1]", efficiency)
@@ -194,6 +200,10 @@ class Roofline(Compute):
     def kernel(self) -> KernelCost | None:
         """Per nonzero."""
         return None if self.nonzero_s is None else KernelCost(0.0, self.nonzero_s)
+
+    def peak(self, dtype: str) -> float | None:
+        """The data sheet's, of products of a dtype; None where there is none."""
+        return self.peak_flops_per_s.get(dtype, self.flops_per_s.get(dtype))
 
     def operator_s(self, operator: Any, inputs: tuple, options: Mapping[str, Any], output: Any) -> float:
         """Seconds in which a torch operator runs, beyond its launch.

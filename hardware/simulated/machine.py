@@ -28,6 +28,7 @@ from hardware.simulated.prediction import Predicted
 from hardware.simulated.shared_models import SharedModels
 from hardware.simulated.streams import StreamDevice
 from hardware.simulated.symmetry import Symmetry
+from harness.alike import Axis
 from harness.errors import TwinclockError, UserError, require
 from harness.place import Observation
 from harness.program import Program
@@ -162,11 +163,10 @@ class Simulated(Hardware):
         execution.metrics |= predicted.metrics(program, self.compute)
         execution.failure = predicted.shortage(program, self.compute)
 
-    def _symmetry(self, program: Program) -> Symmetry | None:
-        """Of the ranks, where one of those that are alike is to stand for all."""
-        axes = program.algorithm.alike(self.workers_offered) if program.problem.is_fake else ()
-        if self.collapse == "none" or not any(axis.alike and axis.size > 1 for axis in axes):
-            return None
+    def check_alike(self, axes: Sequence[Axis]) -> None:
+        """Refuse settings by which ranks differ, unless all are simulated."""
+        if not self._collapses(axes):
+            return
         for field_name, differs in {
             "stragglers": self.stragglers,
             "slowdowns": self.slowdowns,
@@ -180,7 +180,14 @@ class Simulated(Hardware):
                     f"hardware.{field_name} makes ranks differ that would be simulated as one: set "
                     "hardware.collapse=none, or leave it out"
                 )
-        return Symmetry(axes)
+
+    def _collapses(self, axes: Sequence[Axis]) -> bool:
+        return self.collapse == "auto" and any(axis.alike and axis.size > 1 for axis in axes)
+
+    def _symmetry(self, program: Program) -> Symmetry | None:
+        """Of the ranks, where one of those that are alike is to stand for all."""
+        axes = program.algorithm.alike(self.workers_offered) if program.problem.is_fake else ()
+        return Symmetry(axes) if self._collapses(axes) else None
 
     def simulation(
         self, seed: int, named: Callable[[int], str] = "rank {}".format, symmetry: Symmetry | None = None

@@ -81,7 +81,7 @@ class Predicted:
         if problem.tokens_per_sample is not None:
             tokens = problem.tokens_per_sample * self.samples
             found["predicted/tokens_per_s_per_device"] = tokens / step_s / self.num_ranks
-        peak = roofline.flops_per_s.get(program.algorithm.computes_in(problem.dtype))
+        peak = roofline.peak(program.algorithm.computes_in(problem.dtype))
         if problem.flops_per_sample is not None and peak is not None:
             found["predicted/mfu"] = problem.flops_per_sample * self.samples / step_s / self.num_ranks / peak
         return found

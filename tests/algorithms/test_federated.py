@@ -74,7 +74,7 @@ def test_fedavg_drifts_to_where_its_own_equation_says():
     assert torch.linalg.vector_norm(fixed - problem.optimum) > 1e-3
 
 
-@pytest.mark.parametrize("clients", [[], ["algorithm.num_clients=7"]])  # of equal sizes, and not
+@pytest.mark.parametrize("clients", [pytest.param([], marks=pytest.mark.slow), ["algorithm.num_clients=7"]])
 def test_control_variates_remove_the_drift_of_clients_whose_data_differ(clients):
     """With full participation on quadratics nothing of it is left (Karimireddy et al., ICML 2020, theorem III)."""
     done = final(*DIFFERENT, "algorithm.control_variates=true", *clients)

@@ -1101,7 +1101,7 @@ DIES_IN_BACKWARD = """
 """
 
 
-@pytest.mark.parametrize("hardware", ["sim_ethernet", "sim_dgx"])
+@pytest.mark.parametrize("hardware", ["sim_ethernet", pytest.param("sim_dgx", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("hook", "join"), [(False, True), (True, False), (False, False)], ids=["join", "hook", "plain"]
 )

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from simulated_networks import ALPHA, BANDWIDTH, ETHERNET, PAYLOAD, carried
 
-from hardware.simulated.network import doubling, hierarchy, plans, trees
+from hardware.simulated.network import doubling, hierarchy, plans, rails, trees
 from hardware.simulated.network.plans import Plan
 from hardware.simulated.network.protocol import ALGORITHMS, Gloo, Nccl
 from hardware.simulated.network.topologies import Rails, Switch
@@ -19,7 +19,7 @@ SIZES = [2, 3, 4, 5, 7, 8, 12, 16, 31, 32, 33, 64]
 GLOO = Gloo({}, 2**20, 2, 2, 0.0, 0.0, 1.0)
 WIRES = {"LL": 1e-6, "LL128": 2e-6, "Simple": 3e-6}
 HALF = {"LL": 0.5, "LL128": 0.9375, "Simple": 1.0}
-NCCL = Nccl({}, 2**19, 1, 8, 1e4, 1e3, 1e5, WIRES, WIRES, {"LL": 1e-5, "LL128": 2e-5, "Simple": 3e-5}, HALF)
+NCCL = Nccl({}, 2**19, 1, 8, 1e4, 5e6, 1e3, 1e5, WIRES, WIRES, {"LL": 1e-5, "LL128": 2e-5, "Simple": 3e-5}, HALF)
 
 
 def lg(p):
@@ -141,6 +141,36 @@ def test_the_hierarchical_plan_takes_its_closed_form(num_hosts, per_host):
     assert duration_s(plan, network) == pytest.approx(inside + between, rel=1e-9)
 
 
+@pytest.mark.parametrize("inside_bandwidth", [1e10, 4e9, 2e9])
+@pytest.mark.parametrize(("num_hosts", "per_host"), [(2, 2), (3, 4), (4, 4), (5, 1), (1, 4)])
+def test_rings_on_rails_take_their_closed_form(num_hosts, per_host, inside_bandwidth):
+    inside_alpha, num_ranks = 1e-6, num_hosts * per_host
+    network = Rails({}, {}, per_host, inside_alpha, inside_bandwidth, ALPHA, BANDWIDTH)
+    hosts = network.hosts(num_ranks)
+    plan = rails.on_rails(plans.ring_all_reduce(num_ranks, PAYLOAD), hosts)
+    crossing = 1 / per_host if num_hosts > 1 else 0
+    # who crosses goes through the host first, to the card of the rank it reaches, unless there is one rank alone
+    alpha = inside_alpha * (1 if per_host > 1 else 0) + crossing * ALPHA
+    part = PAYLOAD / num_ranks
+    tau = part * max(crossing * BETA, (per_host > 1) / inside_bandwidth)
+    assert duration_s(plan, network) == pytest.approx(2 * (num_ranks - 1) * (alpha + tau), rel=1e-9)
+    assert plan.rings == (per_host if min(num_hosts, per_host) > 1 else 1)
+
+
+def test_rings_on_rails_use_all_cards_alike():
+    network, hosts = Rails({}, {}, 4, 0.0, 1e10, 0.0, BANDWIDTH), np.arange(12) // 4
+    plan = NCCL.plan("all_gather", hosts, PAYLOAD, 0, None)
+    (_, links) = carried(network, 12, [(0.0, plan, range(12))])
+    payloads = {name: traffic.payload_bytes for name, traffic in links.traffic().items()}
+    assert [payloads[f"card{i}.up"] for i in range(12)] == pytest.approx([PAYLOAD * 11 / 12 / 4] * 12)
+    assert [payloads[f"device{i}.out"] for i in range(12)] == pytest.approx([PAYLOAD * 11 / 12] * 12)
+
+
+def test_where_hosts_have_unequal_numbers_of_ranks_there_is_one_ring():
+    ring = plans.ring_all_gather(3, PAYLOAD)
+    assert rails.on_rails(ring, np.array([0, 0, 1])) is ring
+
+
 EVERY = [(kind, name) for kind, names in ALGORITHMS.items() for name in names]
 
 
@@ -216,7 +246,8 @@ def test_plans_are_literal():
         (500.0, 4, 4, 1, 1e-6, 0.5),  # double tree, LL: two levels up and down
         (5e4, 4, 6, 1, 2e-6, 0.9375),  # ring, LL128, one slice
         (4e6, 4, 12, 2, 3e-6, 1.0),  # ring, Simple, two slices of 0.5 MB
-        (4e6, 2, 4, 1, 3e-6, 1.0),  # two hosts of two
+        (4e6, 2, 4, 1, 3e-6, 1.0),  # two hosts of two, in two levels
+        (4e7, 2, 6 * 10, 8, 3e-6, 1.0),  # the same, around two rings, of 5 MB each in slices
     ],
 )
 def test_nccl_chooses_by_size_and_hosts(payload_bytes, num_hosts, steps, depth, setup_s, efficiency):

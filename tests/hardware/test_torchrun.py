@@ -180,9 +180,10 @@ def failing(tmp_path, *arguments, **options):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (
+        pytest.param(
             ["-m", "seed=0,1"],
             "error: -m runs several jobs, and torchrun starts ranks for one: start it once for each\n",
+            marks=pytest.mark.slow,
         ),
         (["algorithm.learning_rte=1"], r"error: algorithm.learning_rte is not a setting: .*\n"),
     ],
@@ -236,7 +237,7 @@ def test_a_killed_rank_ends_all_and_what_was_observed_stays(tmp_path):
     assert done.returncode == 1
     (said,) = re.findall(r"^(?:error|interrupted).*", done.stderr, re.M)
     assert re.match(r"error: worker 1 \(pid \d+\) was killed, or ended in mid-run|interrupted in mid-run", said)
-    assert summary(tmp_path)["run/status"] in ("failed", "interrupted") and len(rows(tmp_path)) > 40
+    assert summary(tmp_path)["run/status"] in ("failed", "interrupted") and len(rows(tmp_path)) > 20
 
 
 def test_an_interrupt_ends_all_and_what_was_observed_stays(tmp_path):

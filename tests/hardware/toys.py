@@ -308,7 +308,8 @@ class Wild(Algorithm):
         return self.native
 
     def warm_up(self, problem):
-        problem.kernel.warm_up(flat_parameters(problem.build_model(torch.device("cpu"), 0)))
+        if self.native:  # it would take every process two seconds
+            problem.kernel.warm_up(flat_parameters(problem.build_model(torch.device("cpu"), 0)))
 
     def train(self, worker, problem):
         weights = worker.shared(self.name(worker), flat_parameters(problem.build_model(worker.device, worker.seed)))

@@ -3,6 +3,7 @@
 import pytest
 from composed import checked
 
+from harness.errors import UserError
 from harness.setup import run_info
 
 RING = ["algorithm.merge=ring"]
@@ -98,3 +99,36 @@ def test_a_batch_of_more_samples_than_there_are_is_noted(size, noted):
     _, notices = checked("algorithm=gossip", *options)
     sentence = "algorithm.batch_size=2000: a batch has some of the 1,438 samples more than once"
     assert (sentence in notices) == noted
+
+
+PREDICTED = ["problem=transformer_8b", "hardware=sim_dgx"]
+
+
+@pytest.mark.parametrize(("algorithm", "noted"), [("zero1", True), ("zero1_plain", False)])
+def test_what_is_simulated_rank_by_rank_says_so_and_names_what_is_not(algorithm, noted):
+    _, notices = checked(f"algorithm={algorithm}", *PREDICTED, "hardware.num_workers=64")
+    assert any(each.startswith("zero1 is simulated rank by rank, 64 of them") for each in notices) == noted
+
+
+@pytest.mark.parametrize(("hardware", "noted"), [("sim_ethernet", True), ("sim_dgx", False)])
+def test_memory_of_which_nothing_is_said_is_noted(hardware, noted):
+    _, notices = checked("algorithm=fsdp", PREDICTED[0], f"hardware={hardware}", "hardware.num_workers=8")
+    assert any(each.startswith("hardware.compute.memory_bytes=null") for each in notices) == noted
+
+
+@pytest.mark.parametrize(
+    ("settings", "noted"),
+    [
+        (["algorithm/optimizer=adamw"], True),
+        (["algorithm/optimizer=adamw", "algorithm.learning_rate=0.001"], False),
+        ([], False),
+    ],
+)
+def test_a_rate_of_sgd_is_noted_beside_adam(settings, noted):
+    _, notices = checked("algorithm=zero1", "problem=transformer", "hardware=sim_ethernet", *settings)
+    assert any(each.startswith("algorithm.learning_rate=0.3 is a step for SGD") for each in notices) == noted
+
+
+def test_ranks_that_differ_are_refused_before_anything_is_made():
+    with pytest.raises(UserError, match=r"hardware.stragglers makes ranks differ.*hardware.collapse=none"):
+        checked("algorithm=fsdp", *PREDICTED, "hardware.stragglers={3: 4.0}")

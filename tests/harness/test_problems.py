@@ -191,7 +191,10 @@ def test_sequential_sgd_reaches_the_target_of_the_shipped_problem(name, epochs):
     assert reached
 
 
-@pytest.mark.parametrize(("name", "epochs"), [("digits_mlp", 10), ("cnn", 7), ("resnet20", 3), ("transformer", 5)])
+DEEP = [pytest.param(*each, marks=pytest.mark.slow) for each in (("cnn", 7), ("resnet20", 3), ("transformer", 5))]
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("digits_mlp", 10), *DEEP])
 def test_minibatch_sgd_reaches_the_target_of_the_shipped_problem(name, epochs):
     p = problem(name)
     model = p.build_model(CPU, seed=0)

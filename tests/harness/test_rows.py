@@ -199,7 +199,9 @@ def test_the_manifest_names_what_kernels_work_on(algorithm, names):
 def test_the_manifest_says_where_private_replicas_and_loaded_rows_lie(sharing, models):
     if len({core.node for core in read_topology().cores}) > 1:
         pytest.skip("needs a machine with 1 NUMA node: on others rows are copied")
-    done = run("hardware=cpu", "hardware.num_workers=2", f"algorithm.sharing={sharing}", "algorithm.merge_every=100")
+    # long enough that a worker whose thread starts late gets its part of the budget too
+    chosen = [f"algorithm.sharing={sharing}", "algorithm.merge_every=100", "budget.epochs=300"]
+    done = run("hardware=cpu", "hardware.num_workers=2", *chosen)
     placement = done.facts["placement"]
     assert [name for name in placement if name.startswith("model of")] == models
     for name in (*models, "rows: indptr", "rows: indices", "rows: values", "rows: labels"):

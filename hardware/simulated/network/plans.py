@@ -13,6 +13,8 @@ Closed forms on a quiet network (p ranks, n bytes, alpha s latency, beta s/byte,
     scatter, then ring all-gather (trees.py)                        (ceil(lg p) + p - 1) alpha + 2n(p-1)/p beta
     double binary tree (trees.py), c >= k - 1 chunks, p >= 3,       2(c+k-1)(alpha + n/c beta), less n/c beta where
         k = floor(lg p)                                             p < 3/2 2^k: the deepest leaf has no sibling then
+    rings on rails (rails.py), h hosts of g, one segment            their steps, of (alpha + (g-1) alpha')/g
+                                                                    + n/p max(beta/g, beta')
     hierarchical (hierarchy.py), h hosts of g                       2(g-1)(alpha' + n/g beta')
                                                                     + 2(h-1)(alpha + n/(gh) beta)
     direct gather, scatter and all-to-all                           alpha + n(p-1)/p beta
@@ -57,6 +59,8 @@ class Plan:
         inside_overhead_s: the same between two ranks of one host.
         hosts: of each rank, shape (ranks,); None where no two ranks share one, or both overheads are equal.
         efficiency: payload over bytes on the wire, in (0, 1].
+        rings: that go on by themselves (`rails.py`), >= 1. None waits for another's latency, and each passes all hops
+            in the end: where there are several, all transfers of a step take the mean latency, by payload.
     """
 
     num_ranks: int
@@ -67,6 +71,22 @@ class Plan:
     inside_overhead_s: float = 0.0
     hosts: np.ndarray | None = None
     efficiency: float = 1.0
+    rings: int = 1
+
+    def latencies_s(self, step: "Step", routed_s: np.ndarray) -> np.ndarray:
+        """Of each transfer of a step, with what the library adds.
+
+        Args:
+            routed_s: of each route, shape (..., transfers), as what is returned.
+        """
+        added_s = np.full(len(step.sources), self.overhead_s)
+        if self.hosts is not None:
+            added_s[self.hosts[step.sources] == self.hosts[step.destinations]] = self.inside_overhead_s
+        latency_s = routed_s + added_s
+        if self.rings == 1:
+            return latency_s
+        mean_s = np.average(latency_s, axis=-1, weights=step.payload_bytes)
+        return np.broadcast_to(np.expand_dims(mean_s, -1), latency_s.shape)
 
     @property
     def nbytes(self) -> int:

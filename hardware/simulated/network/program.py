@@ -121,14 +121,11 @@ def _sends(step: Step, plan: Plan, devices: np.ndarray, wires: Wires) -> tuple[n
     route = wires.route(devices[sources], devices[destinations])
     route[devices[sources] == devices[destinations]] = -1
     used = route >= 0
-    latency_s = np.where(used, wires.latency_s[route], 0.0).sum(1)
+    routed_s = np.where(used, wires.latency_s[route], 0.0).sum(1)
     sends = np.zeros(len(order), arrays.SEND)
     sends["payload_bytes"] = step.payload_bytes[order]
     sends["wire_bytes"] = sends["payload_bytes"] / plan.efficiency
-    sends["latency_s"] = latency_s + plan.overhead_s
-    if plan.hosts is not None:
-        inside = plan.hosts[sources] == plan.hosts[destinations]
-        sends["latency_s"][inside] += plan.inside_overhead_s - plan.overhead_s
+    sends["latency_s"] = plan.latencies_s(Step(sources, destinations, sends["payload_bytes"]), routed_s)
     sends["destination"], sends["hops"] = destinations, used.sum(1)
     sends["route"] = np.append(0, np.cumsum(sends["hops"]))[:-1]
     return sends, route[used], np.bincount(sources, minlength=plan.num_ranks)

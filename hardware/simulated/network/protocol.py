@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from hardware.simulated.network import doubling, hierarchy, plans, trees
+from hardware.simulated.network import doubling, hierarchy, plans, rails, trees
 from hardware.simulated.network.plans import Plan
 from harness.errors import UserError, require
 
@@ -36,8 +36,12 @@ class Order:
 
     def pipelined(self, ring: Plan) -> Plan:
         """A ring in segments."""
-        segments = self.segments_of(self.payload_bytes / len(self.hosts))
+        segments = self.segments_of(self.payload_bytes / len(self.hosts) / ring.rings)
         return plans.pipelined(ring, segments, min(self.in_flight, segments))
+
+    def on_rails(self, ring: Plan) -> Plan:
+        """A ring for each rank of a host, in segments."""
+        return self.pipelined(rails.on_rails(ring, self.hosts))
 
     def segments_of(self, payload_bytes: float) -> int:
         """How many segments a payload is cut into."""
@@ -50,6 +54,7 @@ ALGORITHMS: dict[str, dict[str, Maker]] = {
     "all_reduce": {
         "ring": lambda p, n, order: plans.ring_all_reduce(p, n),
         "pipelined_ring": lambda p, n, order: order.pipelined(plans.ring_all_reduce(p, n)),
+        "rail_rings": lambda p, n, order: order.on_rails(plans.ring_all_reduce(p, n)),
         "recursive_doubling": lambda p, n, order: doubling.recursive_doubling(p, n),
         "halving_doubling": lambda p, n, order: doubling.halving_doubling(p, n),
         "tree": lambda p, n, order: trees.binomial_all_reduce(p, n),
@@ -59,12 +64,14 @@ ALGORITHMS: dict[str, dict[str, Maker]] = {
     "all_gather": {
         "ring": lambda p, n, order: plans.ring_all_gather(p, n),
         "pipelined_ring": lambda p, n, order: order.pipelined(plans.ring_all_gather(p, n)),
+        "rail_rings": lambda p, n, order: order.on_rails(plans.ring_all_gather(p, n)),
         "halved_ring": lambda p, n, order: plans.pipelined(plans.ring_all_gather(p, n), 2, 2),
         "direct": lambda p, n, order: plans.direct_all_gather(p, n),
     },
     "reduce_scatter": {
         "ring": lambda p, n, order: plans.ring_all_gather(p, n),
         "pipelined_ring": lambda p, n, order: order.pipelined(plans.ring_all_gather(p, n)),
+        "rail_rings": lambda p, n, order: order.on_rails(plans.ring_all_gather(p, n)),
         "direct": lambda p, n, order: plans.direct_all_to_all(p, n),
         "all_reduce": lambda p, n, order: order.pipelined(plans.ring_all_reduce(p, n)),
     },
@@ -201,13 +208,18 @@ class Gloo(Protocol):
 
 @dataclass(frozen=True)
 class Nccl(Protocol):
-    """NCCL, the library of GPUs: trees for small payloads, rings in slices for large ones, hosts in two levels.
+    """NCCL, the library of GPUs: trees for small payloads, rings in slices for large ones, over every rail of a host.
+
+    NCCL's tree between hosts, whose levels overlap, is not modelled: an all-reduce of middling size goes through hosts
+    in two levels, one after the other, which takes up to twice as long.
 
     Every transfer is made by one of three wire protocols, by size: LL sends a flag with every 4 bytes, LL128 one with
     every 120, Simple none but waits for a fence.
 
     Args:
         tree_below_bytes: an all-reduce of less goes along the double tree, >= 0.
+        rings_above_bytes: an all-reduce over hosts of several ranks that has more for each rank goes around rings, of
+            less through the two levels, >= 0.
         ll_below_bytes, ll128_below_bytes: payloads of less go by that wire protocol, >= 0.
         setup_s: of each wire protocol, seconds before the first step, >= 0.
         inside_overhead_s: of each, seconds of every transfer between two ranks of one host, >= 0.
@@ -216,6 +228,7 @@ class Nccl(Protocol):
     """
 
     tree_below_bytes: float
+    rings_above_bytes: float
     ll_below_bytes: float
     ll128_below_bytes: float
     setup_s: dict[str, float]
@@ -226,14 +239,14 @@ class Nccl(Protocol):
     library: ClassVar[str] = "nccl"
     WIRE_PROTOCOLS: ClassVar[tuple[str, ...]] = ("LL", "LL128", "Simple")
     CHOICES: ClassVar[dict[str, str]] = _COMMON | {
-        "all_gather": "pipelined_ring",
-        "reduce_scatter": "pipelined_ring",
+        "all_gather": "rail_rings",
+        "reduce_scatter": "rail_rings",
         "reduce": "tree",
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("tree_below_bytes", "ll_below_bytes", "ll128_below_bytes"):
+        for name in ("tree_below_bytes", "rings_above_bytes", "ll_below_bytes", "ll128_below_bytes"):
             require(getattr(self, name) >= 0, f"hardware.protocol.{name}", "must be >= 0", getattr(self, name))
         for name in ("setup_s", "inside_overhead_s", "overhead_s", "efficiency"):
             values = getattr(self, name)
@@ -251,7 +264,8 @@ class Nccl(Protocol):
             return self.CHOICES[kind]
         if payload_bytes < self.tree_below_bytes:
             return "double_tree"
-        return "hierarchical" if 1 < len(set(hosts.tolist())) < len(hosts) else "pipelined_ring"
+        several = 1 < len(set(hosts.tolist())) < len(hosts)
+        return "hierarchical" if several and payload_bytes / len(hosts) < self.rings_above_bytes else "rail_rings"
 
     def priced(self, plan: Plan, hosts: np.ndarray, payload_bytes: float) -> Plan:
         """By wire protocol."""

@@ -128,10 +128,8 @@ class _Transfers:
             return None
         route = wires.route(sources, destinations)
         route[sources == destinations] = -1
-        latency_s = np.where(route >= 0, wires.latency_s[route], 0.0).sum(1) + plan.overhead_s
-        if plan.hosts is not None:
-            inside = np.tile(plan.hosts[step.sources] == plan.hosts[step.destinations], len(siblings))
-            latency_s[inside] += plan.inside_overhead_s - plan.overhead_s
+        routed_s = np.where(route >= 0, wires.latency_s[route], 0.0).sum(1)
+        latency_s = plan.latencies_s(step, routed_s.reshape(len(siblings), -1)).ravel()
         routes, latency_s = route[order], latency_s[order]
         if ((routes < 0) != (routes[:, :1] < 0)).any() or (latency_s != latency_s[:, :1]).any():
             return None
