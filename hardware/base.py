@@ -104,7 +104,7 @@ class Execution:
         try:
             self.metrics |= distributions(measures)
         except UserError as error:
-            self.failure = error
+            self.failure = self.failure or error
 
 
 @dataclass(frozen=True)

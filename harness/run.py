@@ -82,6 +82,8 @@ def _kept(outcome: Outcome, directory: Path) -> str:
         lacks = f", the last {outcome.unevaluated} without losses" if outcome.unevaluated else ""
     elif outcome.rows and "train/loss" in outcome.rows[0]:
         kept = "the settings and the row of the initial model are"
+    elif any(key.startswith("primitives/") for key in outcome.summary):
+        kept = "what was measured until then is"
     else:
         kept = "the settings alone are"
     return f"{kept} in {_shown(directory)}{lacks}"

@@ -247,6 +247,10 @@ class Worker:
         check_told(self._place.measures, key, Conclusion)
         self._place.measures[key] = Conclusion(value)
 
+    def publish(self) -> None:
+        """Hand over what has been measured and concluded so far, which an interrupt of the run then leaves."""
+        self._place.publish()
+
     def settle(self) -> None:
         """Wait for all that this worker's device has been given, as who looks at the clock must on an accelerator."""
         self._place.settle()
