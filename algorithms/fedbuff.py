@@ -11,18 +11,15 @@ the samples behind them. What the buffer holds when the budget ends makes a last
 a worker it waits for the next change, or where nobody trains until somebody is available.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from algorithms.common.bits import joined, split
 from algorithms.common.optimizers import Descent
 from algorithms.federation.availability import contained
 from algorithms.federation.clients import Clients, Player, WithClients
+from algorithms.federation.tasks import GOODBYE, Task, do_tasks, message
 from algorithms.flat import flat_parameters
 from algorithms.serving.correspondence import Correspondence
 from harness.errors import require
@@ -30,21 +27,6 @@ from harness.problems.base import Problem
 from harness.worker import Worker
 
 _SAMPLING = 3_628_273  # tells these random numbers from others of the same seed
-
-
-class Task(NamedTuple):
-    """What a worker is sent beside the model: the task's number, who is to train, and on how many samples.
-
-    0 samples say goodbye; `left` is what the budget had when the task was given.
-    """
-
-    number: int
-    client: int
-    samples: int
-    left: int
-
-
-GOODBYE = Task(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -68,27 +50,22 @@ class FedBuff(WithClients):
         remembers = self.compression.remembers
         require(not remembers, "algorithm.compression.error_feedback", rule, remembers)
 
-    def servers(self) -> int:
-        """One."""
-        return 1
-
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """K times the model and a task go to a client, and its change comes back."""
-        return self.buffer_size * (len(_message(weights, GOODBYE)) + self.compressor.num_bytes(weights))
+        return self.buffer_size * (len(message(weights, GOODBYE)) + self.compressor.num_bytes(weights))
+
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """A buffer that never fills makes no step before the budget ends."""
+        changes = epochs * self.num_clients / self.local_epochs  # of clients of mean size
+        if changes >= self.buffer_size:
+            return []
+        never = f"algorithm.buffer_size={self.buffer_size} is more than all of about {changes:.0f} changes"
+        return [f"{never}: the server takes one step, when budget.epochs={epochs:g} has ended"]
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Play whom the server names until it says goodbye."""
-        player = Player(self, worker, problem, clients := Clients(self, worker, problem))
-        common, server = player.weights.clone(), worker.num_workers
-        message = _message(common, GOODBYE)
-        while True:
-            dist.recv(message, server)
-            weights, task = split(message, common.nbytes)
-            number, client, samples, left = task.view(torch.int64).tolist()
-            if not samples:
-                return
-            change, _ = player.play(weights.view(common.dtype), number, client, samples, clients.learning_rate(left))
-            dist.send(change, server)
+        player = Player(self, worker, problem, Clients(self, worker, problem))
+        do_tasks(worker, player.weights.clone(), lambda common, task: player.play(common, task)[0])
 
     def serve(self, worker: Worker, problem: Problem) -> None:
         """Hand out the budget, and take steps."""
@@ -129,7 +106,7 @@ class Server:
     def _answer(self, rank: int) -> bool:
         """Give a worker the model and a client, or send it away; not if no client is to be had."""
         if not self._left:
-            self._workers.send(rank, _message(self._weights, GOODBYE))
+            self._workers.send(rank, message(self._weights, GOODBYE))
             return True
         clients = self._free()
         if not len(clients):
@@ -139,7 +116,7 @@ class Server:
         task = Task(self._number, client, min(self._left, self._clients.work(client)), self._left)
         self._left, self._number = self._left - task.samples, self._number + 1
         self._training[rank] = task, self._version
-        self._workers.send(rank, _message(self._weights, task))
+        self._workers.send(rank, message(self._weights, task))
         self._workers.expect()
         return True
 
@@ -150,11 +127,11 @@ class Server:
         clients = clients[~contained(clients, busy)]
         return clients if timetable is None else timetable.among(clients, self._worker.read_clock())
 
-    def _take(self, message: torch.Tensor, task: Task, version: int) -> None:
+    def _take(self, said: torch.Tensor, task: Task, version: int) -> None:
         """Add what was received to the buffer, and take a step if it is full or the last one."""
         staleness = self._version - version
         self._worker.measure("async/staleness", staleness)
-        change = self._algorithm.compressor.decode(message, self._weights)
+        change = self._algorithm.compressor.decode(said, self._weights)
         self._buffer.add_(change, alpha=(1 + staleness) ** -self._algorithm.staleness_exponent)
         self._buffered += 1
         steps = self._buffered == self._algorithm.buffer_size or not (self._left or self._training)
@@ -164,7 +141,3 @@ class Server:
             self._buffer.zero_()
             self._buffered, self._version = 0, self._version + 1
         self._worker.observe(self._weights, task.samples, updates=int(steps))
-
-
-def _message(weights: torch.Tensor, task: Sequence[int]) -> torch.Tensor:
-    return joined(weights, torch.tensor(task, dtype=torch.int64, device=weights.device))

@@ -1,35 +1,36 @@
 """Federated learning by rounds: a few of many clients train at a time, from one model (McMahan et al., AISTATS 2017).
 
-    round t:  S <- a random subset of the available clients
-              client k of S:  y_k <- local training from x (`federation/clients.py`), with drift c - c_k
-              x <- server's step along the mean over S, by samples, of (x - y_k)
+    server, round t:  S <- a random subset of the available clients;  send x, and c, to each of S
+    client k of S:    y_k <- local training from x (`federation/clients.py`), with drift c - c_k;  send x - y_k, and d_k
+    server:           x <- server's step along the mean over S, by samples, of (x - y_k);  c <- c + sum over S of d_k
 
     FedAvg    mu = 0, c = 0, plain server steps of learning rate 1 (McMahan et al., Algorithm 1)
     FedProx   mu > 0 (Li et al., MLSys 2020, Algorithm 2)
     FedAdam   Adam at the server (Reddi et al., ICLR 2021, Algorithm 2), and other optimisers likewise. Deviation: it is
               torch's, which corrects the bias of its moments, where theirs begin at 0 and tau^2; tau is epsilon
-    SCAFFOLD  c_k <- c_k - c + (x - y_k) / (K eta_l) after K steps, c their mean (Karimireddy et al., ICML 2020,
-              Algorithm 1, option II)
+    SCAFFOLD  d_k = (x - y_k) / (K eta_l) - c after K steps, c_k <- c_k + d_k, c their mean over all clients, by samples
+              (Karimireddy et al., ICML 2020, Algorithm 1, option II); in the paper clients are alike
 
-There is no server: a round's clients are dealt to the workers in turn (those of SCAFFOLD, who have a memory, are always
-the same worker's), means are all-reduced, and every worker takes the server's step. So a round takes as long as its
-busiest worker, and what is sent in it is one all-reduce, whatever the number of clients; what these would have sent is
-measured apart. The weights do not depend on the number of workers. Means are weighted by samples, in SCAFFOLD too,
-whose clients are alike in the paper. Compressed are changes; the corrections of SCAFFOLD, which a client sends too, are
-those of what it did, not of what it said. The last round is cut where the budget ends.
+Workers play a round's clients, dealt to them in turn, one after the other; those who remember something (c_k, errors of
+compression) are always played by the same worker. The server sums in the order of clients, so that the weights depend
+neither on the number of workers nor on who was first. Compressed is x - y_k; d_k is sent whole, and is of what a client
+did, not of what it said. Who drops out is sent nothing. The last round is cut where the budget ends.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
+from algorithms.common.bits import joined, split
 from algorithms.common.optimizers import Descent
 from algorithms.federation.clients import Clients, Player, WithClients
+from algorithms.federation.tasks import GOODBYE, Task, answers, dismiss, do_tasks, message
+from algorithms.flat import flat_parameters
 from harness.errors import require
 from harness.problems.base import Problem
+from harness.splits import IID
 from harness.worker import Worker
 
 _SAMPLING = 4_230_119  # tells these random numbers from others of the same seed
@@ -41,7 +42,7 @@ class Federated(WithClients):
 
     Args:
         participation: share of the clients that a round samples, at least one, in (0, 1].
-        dropout: probability that a sampled client does not take part after all, in [0, 1).
+        dropout: probability that a sampled client does not take part after all, in [0, 1); one always does, however.
         control_variates: whether clients correct their drift, as in SCAFFOLD; needs a plain `optimizer`.
     """
 
@@ -57,6 +58,11 @@ class Federated(WithClients):
         plain = self.optimizer.is_plain or not self.control_variates
         require(plain, "algorithm.control_variates", rule, self.control_variates)
 
+    @property
+    def sampled(self) -> int:
+        """Clients that a round samples, if as many are available."""
+        return max(1, round(self.participation * self.num_clients))
+
     def sample(self, available: np.ndarray, number: int, seed: int) -> list[int]:
         """The clients that take part in a round; somebody always does.
 
@@ -65,89 +71,93 @@ class Federated(WithClients):
             number: of the round.
         """
         random = np.random.default_rng([seed, _SAMPLING, number])
-        sampled = min(len(available), max(1, round(self.participation * self.num_clients)))
-        clients = random.choice(available, sampled, replace=False)
-        stay = random.random(sampled) >= self.dropout
+        clients = random.choice(available, min(len(available), self.sampled), replace=False)
+        stay = random.random(len(clients)) >= self.dropout
         return sorted(clients[stay if stay.any() else slice(1)].tolist())
 
-    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
-        """Every worker hands in its sum of changes, and of corrections, once a round."""
-        return weights.nbytes * (1 + self.control_variates) * num_workers if num_workers > 1 else 0
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+        """To and from every client that takes part, in the mean; None where time or labels decide how many can."""
+        if not isinstance(self.partition, IID) or self.availability.timetable(self.num_clients, seed=0) is not None:
+            return None
+        sent = len(message(weights, GOODBYE)) + self.compressor.num_bytes(weights)
+        mean_clients = self.sampled * (1 - self.dropout) + self.dropout**self.sampled
+        return mean_clients * (sent + 2 * self.control_variates * weights.nbytes)
+
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """Somebody always stays."""
+        stay = self.sampled * (1 - self.dropout)
+        rule = f"algorithm.dropout={self.dropout:g} leaves {stay:.2g} of {self.sampled} sampled clients in the mean"
+        return [f"{rule}: one always takes part, so that there is a round"] if stay < 0.99 else []
 
     def train(self, worker: Worker, problem: Problem) -> None:
-        """Play this worker's clients, round by round."""
-        clients, left = Clients(self, worker, problem), worker.budget
-        rounds = Rounds(self, worker, problem, clients)
-        for number in count():
-            learning_rate, work = clients.learning_rate(left), dict[int, int]()
-            for client in self.sample(_available(clients, worker), number, worker.seed):
-                if samples := min(left, clients.work(client)):
-                    work[client] = samples
-                    left -= samples
-            rounds.take(number, work, learning_rate)
-            if not left:
-                return
+        """Play the clients that the server names until it says goodbye."""
+        player = Player(self, worker, problem, Clients(self, worker, problem))
+        controls: dict[int, torch.Tensor] = {}  # c_k of clients that have taken part
+
+        def play(sent: torch.Tensor, task: Task) -> torch.Tensor:
+            if not self.control_variates:
+                return player.play(sent, task)[0]
+            common, control = sent.chunk(2)
+            own = controls.get(task.client, torch.zeros_like(control))
+            change, distance = player.play(common, task, drift=control - own)
+            correction = (common - player.weights) / distance - control
+            controls[task.client] = own + correction
+            return joined(change, correction)
+
+        do_tasks(worker, player.weights.repeat(1 + self.control_variates), play)
+
+    def serve(self, worker: Worker, problem: Problem) -> None:
+        """Be the server, round by round."""
+        server, left, number = Server(self, worker, problem), worker.budget, 0
+        while left:
+            tasks = server.tasks(number, left)
+            server.take(tasks)
+            left, number = left - sum(task.samples for task in tasks), number + 1
+        dismiss(worker, server.model.view(-1))
 
 
-class Rounds:
-    """One worker's part in the rounds, and its copy of the server."""
+class Server:
+    """What there is beside the workers: `model` is x, and c of SCAFFOLD, shape (1 or 2, parameters)."""
 
-    def __init__(self, algorithm: Federated, worker: Worker, problem: Problem, clients: Clients) -> None:
-        self._algorithm, self._worker, self._problem, self._clients = algorithm, worker, problem, clients
-        self._player = Player(algorithm, worker, problem, clients)
-        self._common = self._player.weights.clone()  # x
-        # of changes; of corrections
-        self._sums = self._common.new_zeros(1 + algorithm.control_variates, len(self._common))
-        self._server = Descent(algorithm.server, self._common, self._sums[0], algorithm.server_learning_rate)
-        self._control = torch.zeros_like(self._common)  # c
-        self._controls: dict[int, torch.Tensor] = {}  # c_k of own clients that have taken part
+    def __init__(self, algorithm: Federated, worker: Worker, problem: Problem) -> None:
+        self._algorithm, self._worker, self._clients = algorithm, worker, Clients(algorithm, worker, problem)
+        weights = flat_parameters(problem.build_model(worker.device, worker.seed))
+        self.model = weights.new_zeros(1 + algorithm.control_variates, len(weights))
+        self.model[0] = weights
+        self._sums = torch.zeros_like(self.model)  # of changes, and of corrections
+        self._descent = Descent(algorithm.server, self.model[0], self._sums[0], algorithm.server_learning_rate)
 
-    def take(self, number: int, work: dict[int, int], learning_rate: float) -> None:
-        """One round of all clients and the server.
+    def tasks(self, number: int, left: int) -> list[Task]:
+        """A round's, with so much of the budget left; time passes until somebody is available."""
+        tasks, unspent, available = list[Task](), left, self._clients.owners
+        if (timetable := self._clients.timetable) is not None:
+            available = timetable.among(available, timetable.wait(self._worker, available))
+        for client in self._algorithm.sample(available, number, self._worker.seed):
+            tasks.append(Task(number, client, min(unspent, self._clients.work(client)), left))
+            unspent -= tasks[-1].samples
+        return [task for task in tasks if task.samples]
 
-        Args:
-            work: samples to process, by client.
-            learning_rate: of the clients, eta_l.
-        """
-        total, own = sum(int(self._clients.sizes[client]) for client in work), self._own(list(work))
+    def take(self, tasks: Sequence[Task]) -> None:
+        """A round."""
+        sizes, all_samples = [int(self._clients.sizes[task.client]) for task in tasks], int(self._clients.sizes.sum())
         self._sums.zero_()
-        for client in own:
-            self._train(number, client, work[client], learning_rate, total)
-        dist.all_reduce(self._sums)
-        self._server.step()
-        if self._algorithm.control_variates:
-            self._control += self._sums[1]
-        self._worker.observe(self._common, sum(work[client] for client in own), updates=int(self._worker.rank == 0))
+        for size, (change, correction) in zip(sizes, self._answers(tasks), strict=True):
+            self._sums[0].add_(change, alpha=size / sum(sizes))
+            self._sums[1:].add_(correction, alpha=size / all_samples)
+        self._descent.step()
+        self.model[1:] += self._sums[1:]
+        self._worker.observe(self.model[0], sum(task.samples for task in tasks))
 
-    def _own(self, sampled: list[int]) -> list[int]:
-        """The clients that this worker plays."""
-        with_memory = self._algorithm.control_variates or self._algorithm.compression.remembers
-        return [
-            client
-            for place, client in enumerate(sampled)
-            if (client if with_memory else place) % self._worker.num_workers == self._worker.rank
-        ]
+    def _answers(self, tasks: Sequence[Task]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Changes and corrections, in the order of clients."""
+        compressor, like, corrections = self._algorithm.compressor, self.model[0], self.model[1:]
+        change_bytes = compressor.num_bytes(like)
+        ranks = [self._player(place, task.client) for place, task in enumerate(tasks)]
+        for answer in answers(self.model.view(-1), tasks, ranks, change_bytes + corrections.nbytes):
+            change, correction = split(answer, change_bytes)
+            yield compressor.decode(change, like), correction.view(like.dtype).view_as(corrections)
 
-    def _train(self, number: int, client: int, num_samples: int, learning_rate: float, total: int) -> None:
-        """Add a client's part to the sums."""
-        algorithm, size, drift = self._algorithm, int(self._clients.sizes[client]), None
-        if algorithm.control_variates:
-            drift = self._control - self._controls.get(client, torch.zeros_like(self._control))
-        message, steps = self._player.play(self._common, number, client, num_samples, learning_rate, drift)
-        self._sums[0].add_(algorithm.compressor.decode(message, self._common), alpha=size / total)
-        if algorithm.control_variates:
-            exact = self._common - self._player.weights
-            correction = exact / (steps * learning_rate) - self._control
-            self._controls[client] = self._controls.get(client, 0) + correction
-            self._sums[1].add_(correction, alpha=size / self._problem.num_samples)
-
-
-def _available(clients: Clients, worker: Worker) -> np.ndarray:
-    """Who can be sampled now by rank 0's clock, which tells all; time passes until there is somebody."""
-    if clients.timetable is None:
-        return clients.owners
-    now_s = torch.zeros(1, dtype=torch.float64, device=worker.device)
-    if worker.rank == 0:
-        now_s.fill_(clients.timetable.wait(worker, clients.owners))
-    dist.broadcast(now_s, 0)
-    return clients.timetable.among(clients.owners, float(now_s))
+    def _player(self, place: int, client: int) -> int:
+        """The worker that plays a client, the `place`-th of its round."""
+        remembers = self._algorithm.control_variates or self._algorithm.compression.remembers
+        return (client if remembers else place) % self._worker.num_workers

@@ -178,9 +178,11 @@ def _check_dealer(setup: Setup) -> None:
     local = isinstance(setup.data, LocalData) or setup.data.servers() > 0
     if setup.algorithm.deals_samples and local:
         algorithm, data = setup.choices["algorithm"], setup.choices["data"]
+        instead = "data=partitioned"
+        if isinstance(setup.data, LocalData) and hasattr(setup.algorithm, "partition"):
+            instead += f" algorithm/partition={setup.data.rule.option}"
         raise UserError(
-            f"algorithm={algorithm} says itself who has which samples, which data={data} would say too: use "
-            "data=partitioned, and what the algorithm's own settings offer"
+            f"algorithm={algorithm} says itself who has which samples, which data={data} would say too: use {instead}"
         )
 
 

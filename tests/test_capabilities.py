@@ -18,15 +18,19 @@ VARIANTS += [("parameter_server", "algorithm.consistency=bounded_staleness", "al
 VARIANTS += [(each, "algorithm/mixing=star") for each in ("gossip", "choco_sgd")]
 VARIANTS += [(each, "algorithm/mixing=one_peer_exponential") for each in ("gossip", "stochastic_gradient_push")]
 VARIANTS += [("choco_sgd", "algorithm/compression=sign"), ("federated", "algorithm.control_variates=true")]
+VARIANTS += [("federated", "algorithm/compression=sign", "algorithm.dropout=0.3")]
+VARIANTS += [("federated", "algorithm/partition=dirichlet")]
 VARIANTS += [(each, "algorithm/compression=qsgd") for each in ("all_reduce", "local_sgd", "parameter_server")]
 VARIANTS += [("fsdp", "algorithm.reshard_after_forward=false"), ("fsdp", "algorithm.shard_size=1")]
 VARIANTS += [("fsdp", "algorithm.param_dtype=bfloat16", "algorithm.reduce_dtype=float32")]
 VARIANTS += [("local_sgd", "algorithm.group_size=2"), ("elastic_averaging", "algorithm.period=1")]
-UNDECLARED = [  # pace decides who asks; trials have own batches; late pushes are no updates; groups have several sizes
+UNDECLARED = [  # pace decides who asks; trials have own batches; late pushes are no updates; groups have several sizes;
+    # clients may have no samples
     ("ad_psgd",),
     ("hyperparameter_search",),
     ("parameter_server", "algorithm.consistency=backup_workers", TWO_SERVERS),
     ("local_sgd", "algorithm.group_size=2"),
+    ("federated", "algorithm/partition=dirichlet"),
 ]
 
 

@@ -10,7 +10,7 @@ from hardware.real import processes
 from harness.errors import Diverged, WorkerFailed
 
 SEARCH = "hyperparameter_search"  # observes when a trial ends, and takes divergence for a result
-SERVED = ("parameter_server", "elastic_averaging")
+SERVED = ("parameter_server", "elastic_averaging", "federated")
 DEATHS = [(algorithm, 1) for algorithm in SENDING] + [(algorithm, 2) for algorithm in SERVED]  # a worker, a server
 SERVER = "server 0 (rank 2)"
 LONG = ["budget.epochs=2000", "budget.observations=2000", "hardware.timeout_s=20"]

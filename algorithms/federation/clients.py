@@ -5,8 +5,7 @@
                sends x - y, compressed
 
 A worker plays clients, one at a time. A client whose device is k times as slow takes k times as long for all of this:
-the worker's time is stretched, for real or in virtual time. Nothing is modelled of a client's own connection: what is
-sent goes between the workers.
+the worker's time is stretched, for real or in virtual time. A client's connection is its worker's with the server.
 """
 
 from abc import ABC
@@ -24,6 +23,7 @@ from algorithms.compression.compressor import Compression, Compressor, messages
 from algorithms.compression.error_feedback import Sender
 from algorithms.federation.availability import Availability
 from algorithms.federation.devices import Devices
+from algorithms.federation.tasks import Task
 from algorithms.flat import flatten_
 from harness.errors import require
 from harness.problems.base import Problem
@@ -35,7 +35,7 @@ _ORDER, _NOISE = 9_107_483, 2_750_159  # tell their random numbers from others o
 
 @dataclass(frozen=True)
 class WithClients(Algorithm, ABC):
-    """An algorithm whose workers play clients.
+    """An algorithm whose workers play clients, of one server.
 
     Args:
         num_clients: with parts of the training set, >= 1.
@@ -76,6 +76,10 @@ class WithClients(Algorithm, ABC):
         rate = self.server_learning_rate
         require(rate > 0, "algorithm.server_learning_rate", "must be > 0", rate)
         assert self.compressor
+
+    def servers(self) -> int:
+        """One."""
+        return 1
 
     @property
     def compressor(self) -> Compressor:
@@ -119,18 +123,13 @@ class Clients:
         epochs = (self._worker.budget - left) / self._problem.num_samples
         return self._algorithm.learning_rate * self._algorithm.schedule.factor(epochs, self._worker.total_epochs)
 
-    def batches(self, number: int, client: int, num_samples: int) -> Iterator[torch.Tensor]:
-        """Of a client's samples, in a new order in every epoch.
-
-        Args:
-            number: of the occasion, on which the order depends.
-            num_samples: to process.
-        """
-        random = np.random.default_rng([self._worker.seed, _ORDER, number, client])
-        while num_samples:
-            order = random.permutation(self._parts[client])[:num_samples]
+    def batches(self, task: Task) -> Iterator[torch.Tensor]:
+        """Of a client's samples, in a new order in every epoch of every task."""
+        random, left = np.random.default_rng([self._worker.seed, _ORDER, task.number, task.client]), task.samples
+        while left:
+            order = random.permutation(self._parts[task.client])[:left]
             yield from self._worker.batches_of(torch.from_numpy(order), self._algorithm.batch_size)
-            num_samples -= len(order)
+            left -= len(order)
 
 
 class Player:
@@ -143,32 +142,22 @@ class Player:
         self._noise = torch.Generator()
         self._senders: dict[int, Sender] = {}  # of clients that it has played
 
-    def play(
-        self,
-        common: torch.Tensor,
-        number: int,
-        client: int,
-        num_samples: int,
-        learning_rate: float,
-        drift: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, int]:
+    def play(self, common: torch.Tensor, task: Task, drift: torch.Tensor | None = None) -> tuple[torch.Tensor, float]:
         """Train from the common model.
 
         Args:
             common: x, shape (parameters,).
-            number: of the occasion, on which random numbers depend.
-            learning_rate: of its steps, eta_l.
-            drift: added to every gradient; who has one sends its correction too, whole.
+            drift: added to every gradient.
 
         Returns:
-            the message that says x - y, and the number of steps.
+            the message that says x - y, and the sum of the steps' learning rates, K eta_l.
         """
-        algorithm = self._algorithm
-        with self._worker.slowed(algorithm.devices.slowdown(client, self._worker.seed)):
+        algorithm, seed = self._algorithm, self._worker.seed
+        with self._worker.slowed(algorithm.devices.slowdown(task.client, seed)):
             self.weights.copy_(common)
+            learning_rate, steps = self._clients.learning_rate(task.left), 0
             descent = Descent(algorithm.optimizer, self.weights, self._gradient, learning_rate)
-            steps = 0
-            for batch in self._clients.batches(number, client, num_samples):
+            for batch in self._clients.batches(task):
                 self._problem.loss(self._model, batch).backward()
                 if algorithm.proximal:
                     self._gradient.add_(self.weights - common, alpha=algorithm.proximal)
@@ -177,12 +166,9 @@ class Player:
                 descent.step()
                 self._gradient.zero_()
                 steps += 1
-            entropy = np.random.SeedSequence((self._worker.seed, _NOISE, number, client))
+            entropy = np.random.SeedSequence((seed, _NOISE, task.number, task.client))
             self._noise.manual_seed(int(entropy.generate_state(1)[0]))
-            message = self._sender(client).encode(common - self.weights)
-        correction_bytes = 0 if drift is None else drift.nbytes
-        self._worker.measure("comm/upload_bytes", float(message.nbytes + correction_bytes))
-        return message, steps
+            return self._sender(task.client).encode(common - self.weights), steps * learning_rate
 
     def _sender(self, client: int) -> Sender:
         if client not in self._senders:

@@ -131,10 +131,18 @@ def test_what_cannot_be_is_one_sentence(overrides, words):
         setup("algorithm=local_sgd", "hardware=sim_ethernet", "tracking=none", *overrides)
 
 
-@pytest.mark.parametrize("data", ["data=by_label", "data=streamed"])
-def test_an_algorithm_that_deals_samples_itself_is_refused(data):
-    with pytest.raises(UserError, match="algorithm=federated says itself who has which samples, which data="):
-        setup(*MLP, "algorithm=federated", data, "hardware=sim_ethernet")
+@pytest.mark.parametrize(
+    ("data", "instead"),
+    [
+        ("by_label", "data=partitioned algorithm/partition=by_label"),
+        ("sharded", "data=partitioned algorithm/partition=iid"),
+        ("streamed", "data=partitioned"),
+    ],
+)
+def test_an_algorithm_that_deals_samples_itself_is_refused(data, instead):
+    who = "algorithm=federated says itself who has which samples"
+    with pytest.raises(UserError, match=f"{who}, which data={data} would say too: use {instead}$"):
+        setup(*MLP, "algorithm=federated", f"data={data}", "hardware=sim_ethernet")
 
 
 def curve(data, algorithm, *how):

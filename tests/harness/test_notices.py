@@ -101,6 +101,23 @@ def test_a_batch_of_more_samples_than_there_are_is_noted(size, noted):
     assert (sentence in notices) == noted
 
 
+@pytest.mark.parametrize(
+    ("chosen", "notice"),
+    [
+        (["fedbuff", "buffer_size=1000"], "buffer_size=1000 is more than all of about 60 changes: the server"),
+        (["fedbuff", "buffer_size=60"], None),
+        (["federated", "dropout=0.99"], "dropout=0.99 leaves 0.1 of 10 sampled clients in the mean: one always"),
+        (["federated", "dropout=0.8"], None),
+    ],
+)
+def test_what_federated_settings_leave_undone_is_noted(chosen, notice):
+    algorithm, setting = chosen
+    overrides = [f"algorithm={algorithm}", f"algorithm.{setting}", "budget.epochs=3", "hardware=sim_ethernet"]
+    _, notices = checked(*overrides, "problem=digits_mlp", "hardware.num_workers=2")
+    assert len(notices) == (notice is not None)
+    assert all(each.startswith(f"algorithm.{notice}") for each in notices)
+
+
 PREDICTED = ["problem=transformer_8b", "hardware=sim_dgx"]
 
 

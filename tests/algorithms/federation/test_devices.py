@@ -18,7 +18,7 @@ def test_a_client_twice_as_slow_takes_exactly_twice_the_virtual_time():
         execution(*ALONE, KINDS, f"algorithm.devices.slowdowns=[{slow}]", "algorithm.devices.shares=[1]")
         for slow in (1.0, 2.0)
     )
-    (fast,), (slow,) = once.workers, twice.workers
+    (fast, _), (slow, _) = once.workers, twice.workers
     # samples cost, operators do not; sums of the same few numbers
     assert slow.compute_s == pytest.approx(2 * fast.compute_s, rel=1e-12)
     assert slow.finish_s - slow.compute_s == pytest.approx(fast.finish_s - fast.compute_s, abs=1e-12)
@@ -32,7 +32,7 @@ def test_a_round_takes_as_long_as_its_slowest_client():
     slowdowns = [devices.slowdown(client, seed=0) for client in range(6)]
     assert sorted(set(slowdowns)) == [1, 8]
     done = execution(*chosen)
-    for worker, slowdown in zip(done.workers, slowdowns, strict=True):
+    for worker, slowdown in zip(done.workers[:6], slowdowns, strict=True):
         share = worker.compute_s / max(each.compute_s for each in done.workers)
         assert share == pytest.approx(slowdown / 8, rel=1e-9)
         assert (worker.idle_s > 0.5 * done.run_s) == (slowdown == 1)
