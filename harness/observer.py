@@ -100,11 +100,9 @@ class Observer:
                 self._sum = torch.zeros((), dtype=torch.float64, pin_memory=flat.is_cuda)
             self._sum.copy_(flat.sum(), non_blocking=True)
             # of large numbers the sum alone may be infinite
-            if not math.isfinite(self._sum.item()) and not torch.isfinite(flat).all():
-                raise self._diverged()
-
-    def _diverged(self) -> Diverged:
-        return Diverged(f"the model is nan or infinite after {self._seen[0]} samples: lower algorithm.learning_rate")
+            is_finite = math.isfinite(self._sum.item()) or bool(torch.isfinite(flat).all())
+        if not is_finite:
+            self._report(self._reached, self._place.rank if self._own else None)
 
     def _report(self, milestone: int, member: int | None = None) -> None:
         self._place.settle()
@@ -116,7 +114,7 @@ class Observer:
             seen = Observation(time_s, time.perf_counter(), samples, updates, parameters, member, milestone, part)
             self._place.report(seen)
             if not torch.isfinite(parameters).all():
-                raise self._diverged()
+                raise Diverged(f"the model is nan or infinite after {samples} samples: lower algorithm.learning_rate")
 
 
 def _flat(model: Observed | None) -> torch.Tensor:
