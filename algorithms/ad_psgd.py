@@ -45,14 +45,19 @@ class ADPSGD(Algorithm):
     optimizer: Optimizer
 
     def constants(self, num_workers: int) -> dict[str, float]:
-        """The spectral gap of the matrix that neighbours are drawn by.
+        """The spectral gap of the expected matrix of an exchange.
 
         Raises:
             UserError: if it is not symmetric, or not always the same.
         """
         rule = "must be symmetric and the same at every step: use ring, torus, random_regular, complete or star"
         require(self.mixing.is_symmetric(num_workers), "algorithm/mixing", rule, self.mixing)
-        return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
+        (matrix,) = self.mixing.matrices(num_workers)
+        return {"mixing/spectral_gap": spectral_gap([expected_exchange(matrix)])}
+
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """Those of the graph."""
+        return self.mixing.notices(num_workers)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Step and average until the budget is spent, then tell the neighbours."""
@@ -151,6 +156,23 @@ def sides(matrix: np.ndarray) -> list[int]:
     if min(_distances(crossing)) < 0:
         return [distance % 2 for distance in _distances(matrix)]
     return parity
+
+
+def expected_exchange(matrix: np.ndarray) -> np.ndarray:
+    """The mean of what an exchange multiplies the models by, all active workers being the active one equally often.
+
+    That of i and j is W = I - (e_i - e_j)(e_i - e_j)^T / 2, and W^T W = W, so that the mean square distance to the
+    average shrinks at least by this matrix's spectral gap in an exchange (Lian et al., ICML 2018, section 4).
+
+    >>> expected_exchange(np.ones((2, 2)))
+    array([[0.5, 0.5],
+           [0.5, 0.5]])
+    """
+    side = np.array(sides(matrix))
+    drawn = matrix * np.outer(side, 1 - side)  # by the active worker in its row
+    drawn /= np.maximum(drawn.sum(axis=1, keepdims=True), np.finfo(float).tiny) * max(1, side.sum())
+    pairs = drawn + drawn.T
+    return np.eye(len(matrix)) - (np.diag(pairs.sum(axis=1)) - pairs) / 2
 
 
 def _distances(matrix: np.ndarray) -> list[int]:

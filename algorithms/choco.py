@@ -40,7 +40,7 @@ class ChocoSGD(Algorithm):
 
     Args:
         consensus_step: gamma, in (0, 1]; the stronger the compression, the smaller it has to be.
-        compression: Q, of messages; its error feedback is not used.
+        compression: Q, of messages, a contraction; its error feedback is not used.
         mixing: who averages with whom.
         optimizer: of each worker.
         schedule: factor of its steps as training goes on.
@@ -59,7 +59,9 @@ class ChocoSGD(Algorithm):
         super().__post_init__()
         rule = "must be in (0, 1]"
         require(0 < self.consensus_step <= 1, "algorithm.consensus_step", rule, self.consensus_step)
-        messages(self.compression, "choco_sgd")
+        contracts = messages(self.compression, "choco_sgd").is_contraction
+        rule = "must be false in choco_sgd, whose errors would add up: set algorithm.compression.unbiased=false"
+        require(contracts, "algorithm.compression.unbiased", rule, True)
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """The spectral gap.
@@ -71,6 +73,10 @@ class ChocoSGD(Algorithm):
         rule = "must be symmetric and the same at every step: use ring, torus, random_regular, complete or star"
         require(self.mixing.is_symmetric(num_workers), "algorithm/mixing", rule, self.mixing)
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
+
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """Those of the graph."""
+        return self.mixing.notices(num_workers)
 
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """A compressed change along every edge."""

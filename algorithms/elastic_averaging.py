@@ -6,6 +6,9 @@
 Springs of strength alpha = beta / P (section 3) hold the workers' models x_i at the centre c, a server's, which is the
 run's model. With a momentum optimiser it is EAMSGD (section 4). A worker that leaves draws at the centre once more,
 so that what it has learnt since its last exchange is not lost.
+
+One worker is not sequential SGD, unlike elsewhere: it is on a spring too, and what is evaluated is the centre, which
+follows it at a distance.
 """
 
 from dataclasses import dataclass

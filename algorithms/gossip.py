@@ -62,6 +62,10 @@ class Gossip(Algorithm):
         require_doubly_stochastic(self.mixing, num_workers)
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
 
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """Those of the graph."""
+        return self.mixing.notices(num_workers)
+
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """A model along every edge."""
         return messages_per_step(self.mixing, num_workers) * weights.nbytes
@@ -107,6 +111,10 @@ class StochasticGradientPush(Algorithm):
     def constants(self, num_workers: int) -> dict[str, float]:
         """The spectral gap."""
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
+
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """Those of the graph."""
+        return self.mixing.notices(num_workers)
 
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """A sum and its weight along every edge."""

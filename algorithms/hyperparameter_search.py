@@ -83,6 +83,11 @@ class HyperparameterSearch(Algorithm):
         require(0 < share < 1, "algorithm.validation_fraction", "must be in (0, 1)", share)
         self._check_space()
 
+    def steadies(self) -> list[str]:
+        """Where the step is searched, the space has it."""
+        searched = self.space.get("learning_rate")
+        return [f"smaller steps in algorithm.space.learning_rate='{searched}'"] if searched else super().steadies()
+
     def servers(self) -> int:
         """One, which has the best model and knows who does what."""
         return 1
@@ -154,7 +159,8 @@ class HyperparameterSearch(Algorithm):
         known = ["learning_rate", "batch_size"]
         known += [each.name for each in fields(self.optimizer) if each.type in (float, "float")]
         for name, values in self._ranges():
-            require(name in known, "algorithm.space", f"must name settings among {', '.join(known)}", name)
+            rule = f"must name settings of a trial ({', '.join(known)})"
+            require(name in known, "algorithm.space", rule, name)
             least = min(values.numbers)
             if name == "batch_size":
                 whole = values.kind == "one_of" and all(isinstance(number, int) for number in values.numbers)

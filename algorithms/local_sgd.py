@@ -15,7 +15,9 @@ schedule is `schedule`). Plain outer steps of learning rate 1 make it the averag
 Changes may be compressed, which with error feedback is Qsparse-local-SGD (Basu et al., NeurIPS 2019, Algorithm 1);
 averages of groups are of whole models.
 
-What is observed between two rounds is the mean of all w_i; DiLoCo evaluates x, of the last round.
+What is observed is the mean of all w_i, which the harness makes, off the clock: the algorithm sends nothing for it, and
+makes no such mean at the end. With a period that never ends it is of models that have never met, and no worker has it;
+`stat/consensus_distance` says how far they are apart. DiLoCo evaluates x, of the last round.
 
 With H = 1 and plain or heavy-ball steps inside it is `all_reduce`: both are linear in the gradients.
 """

@@ -153,6 +153,7 @@ class Primitives(Algorithm):
             times = [timed(worker, primitive, buffers) for _ in range(UNTIMED + self.repetitions)][UNTIMED:]
             for name in times[0]:
                 worker.measure(f"{key}/{name}", median(each[name] for each in times))
+            worker.publish()
 
     def _chosen(self, num_workers: int) -> Iterator[tuple[int, Primitive]]:
         yield 0, barrier

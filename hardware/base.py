@@ -104,7 +104,7 @@ class Execution:
         try:
             self.metrics |= distributions(measures)
         except UserError as error:
-            self.failure = error
+            self.failure = self.failure or error
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,11 @@ class Hardware(ABC):
         """The same with one worker, and nothing in it parallel: what a baseline runs on."""
         return replace(self, num_workers=1)
 
-    def check(self) -> list[str]:
+    def check(self, num_servers: int = 0) -> list[str]:
         """Refuse what cannot work, before anything starts.
+
+        Args:
+            num_servers: how many of the workers are servers, in words for the user.
 
         Returns:
             notices: one line each on what differs from what was asked for (virtual sockets, shared cores).
@@ -191,3 +194,14 @@ class Hardware(ABC):
         Args:
             progress: called now and then, in the calling thread, with the global samples processed so far.
         """
+
+
+def crowd(num_ranks: int, num_servers: int) -> str:
+    """Who shares something, for a user who has asked for workers alone.
+
+    >>> crowd(3, 0), crowd(3, 1)
+    ('hardware.num_workers=3: 3 workers', 'hardware.num_workers=2: 2 workers and 1 server')
+    """
+    counts = [(num_ranks - num_servers, "worker"), (num_servers, "server")]
+    words = [f"{count} {noun}{'s' * (count > 1)}" for count, noun in counts if count]
+    return f"hardware.num_workers={num_ranks - num_servers}: {' and '.join(words)}"

@@ -1,4 +1,4 @@
-"""What a run is compared with: the best sequential run, and the same algorithm with one worker.
+"""What a run is compared with: sequential SGD with its own step and batches, and the same algorithm with one worker.
 
 Both are found in the index of runs or run first. A run is found only if everything that decides its result is equal:
 settings, code, library versions and, for real hardware, the host. With baseline=fresh both are run again.
@@ -59,10 +59,11 @@ class References:
 
 
 def sequential(setup: Setup) -> Setup:
-    """The baseline's setup: the best sequential code, on one worker with one thread of the same hardware.
+    """The baseline's setup: the fastest sequential code, on one worker with one thread of the same hardware.
 
     That is per-sample SGD where the problem has a native kernel that the hardware can run, else SGD with the run's own
-    step and batches. The step of a method that is not SGD is none of SGD's. Data servers are left out: it has the rows.
+    step and batches, good or bad: a better one can be named (`baseline=<run id>`). The step of a method that is not SGD
+    is none of SGD's. Data servers are left out: it has the rows.
     """
     own, problem = setup.algorithm, setup.problem
     if problem.kernel is not None and setup.hardware.runs_kernels and (own.batch_size != 1 or not own.is_sgd):

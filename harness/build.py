@@ -97,6 +97,8 @@ def _assign(schema: DictConfig, key: str, value: Any, field: str, hint: Any) -> 
         inner = str(error.full_key or key)
         path = inner if inner.startswith(key) else f"{key}.{inner}"
         field, message = _join(field, path), str(error).splitlines()[0]
+        if "is not a ListConfig" in message:
+            raise UserError(f"{field} must be a list, such as [{value}], got {value}") from error
         settings = [each.name for each in fields(hint)] if is_dataclass(hint) else []
         raise UserError(f"{field} {_type_rule(message, field, settings)}") from error
 
@@ -185,7 +187,21 @@ def unknown_key(path: str, key: str, names: list[str]) -> str:
     """
     close = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {close[0]}? ({', '.join(names)})" if close else f"use one of {', '.join(names)}"
+    if able := _options_with(path):
+        hint = f"it is one of {able}; here, {hint}"
     return f"{path} is not a setting: {hint}"
+
+
+def _options_with(path: str) -> str:
+    """The options of a group that have a setting.
+
+    >>> _options_with("data.num_servers"), _options_with("data.nonsense")
+    ('data=streamed', '')
+    """
+    group, _, key = path.partition(".")
+    files = (CONF / group).glob("*.yaml") if key else ()
+    able = [file.stem for file in files if f"\n{key}: " in file.read_text("utf-8")]
+    return f"{group}={'|'.join(sorted(able))}" if able else ""
 
 
 def _join(field: str, key: str) -> str:

@@ -58,7 +58,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
         *_notices_of_steps(setup),
         *setup.algorithm.notices(setup.problem, used, epochs),
     ]
-    return setup, [*notices, *_notices_of_tasks(setup), *setup.machine.check()]
+    return setup, [*notices, *_notices_of_tasks(setup), *setup.machine.check(setup.num_servers)]
 
 
 def _check_launcher(setup: Setup) -> None:
@@ -247,7 +247,11 @@ def _why_rows_stay(setup: Setup) -> str:
 
 def _notices_of_settings(setup: Setup) -> list[str]:
     reasons, given = setup.algorithm.without_effect(), changed(setup)
-    return [f"algorithm.{key}={given[key]} has no effect with {reasons[key]}" for key in given if key in reasons]
+    notices = [f"algorithm.{key}={given[key]} has no effect with {reasons[key]}" for key in given if key in reasons]
+    size, num_samples = setup.algorithm.batch_size, setup.problem.num_samples
+    if setup.algorithm.trains and size > num_samples:
+        notices.append(f"algorithm.batch_size={size}: a batch has some of the {num_samples:,} samples more than once")
+    return notices
 
 
 def _notices_of_memory(setup: Setup) -> list[str]:

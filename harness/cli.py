@@ -2,10 +2,12 @@
 
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -14,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -90,6 +93,7 @@ def _status(main: Callable[[], None]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
+        sys.stdout.flush()
         return int(ReportFailures.failed > 0)
     except KeyboardInterrupt as interrupt:
         print(f"interrupted {str(interrupt) or 'before the run began: nothing is kept'}", file=sys.stderr)
@@ -98,6 +102,9 @@ def _status(main: Callable[[], None]) -> int:
         if wants_traceback:
             raise
         said = sentence(error)
+    except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
+        return 141  # as the shell says of who is ended by SIGPIPE
     except OSError as error:
         if wants_traceback or not (error.filename or error.errno in REMEDIES):
             raise
@@ -108,6 +115,28 @@ def _status(main: Callable[[], None]) -> int:
         said = f"cannot understand the command line ({error}): write key=value"
     say(said)
     return 1
+
+
+@contextmanager
+def beginning() -> Iterator[None]:
+    """A block of a run, which says what it keeps where it is interrupted; if it does not, it had not begun."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if not str(interrupt):
+            leave_nothing()
+        raise
+
+
+def leave_nothing() -> None:
+    """Of a run that was refused or had not begun; a job of a sweep keeps its place there."""
+    if HydraConfig.get().mode != RunMode.RUN:
+        return
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    with suppress(OSError):  # what holds more than Hydra's settings is not empty, and stays
+        if [each.name for each in directory.iterdir()] == [".hydra"]:
+            shutil.rmtree(directory)
+            directory.parent.rmdir()
 
 
 def say(sentence: str, details: str = "") -> None:
@@ -264,6 +293,8 @@ def _missing_part(key: str) -> str:
 def _unknown_override(key: str, cause: BaseException | None) -> str:
     parent = getattr(cause, "parent_node", None)
     names = [str(name) for name in parent if name != "_target_"] if isinstance(parent, DictConfig) else []
+    if isinstance(parent, DictConfig) and key.count(".") > 1 and "_target_" not in parent:
+        return f"{key} is not among {', '.join(names)}: write +{key}=... to add it"
     return unknown_key(key, key.rpartition(".")[-1], names) if names else f"{key} is not a setting"
 
 

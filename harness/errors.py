@@ -82,7 +82,7 @@ def require(condition: bool, field: str, rule: str, value: object) -> None:
         UserError: if `condition` is false.
     """
     if not condition:
-        raise UserError(f"{field} {rule}, got {value!r}")
+        raise UserError(f"{field} {rule}, got {'null' if value is None else repr(value)}")
 
 
 def unwritable(path: object, error: OSError) -> str:

@@ -31,6 +31,21 @@ def check_told(measures: Measures, key: str, kind: type) -> None:
         raise UserError(f"{key!r} is told both by worker.measure and by worker.conclude: use one of them, or two keys")
 
 
+def so_far(measures: Sequence[Measures]) -> list[Measures]:
+    """What ranks have told of a run that did not end: conclusions, and what all who measure have measured.
+
+    >>> so_far([{"sync": [1.0], "wait": [2.0]}, {"sync": [3.0]}, {}])
+    [{'sync': [1.0]}, {'sync': [3.0]}]
+    """
+    told = [each for each in measures if any(isinstance(held, list) for held in each.values())]
+    common = set.intersection(*map(set, told)) if told else set()
+    return [
+        {key: held for key, held in each.items() if key in common or isinstance(held, Conclusion)}
+        for each in measures
+        if each
+    ]
+
+
 def distributions(measures: Sequence[Measures]) -> dict[str, Any]:
     """Mean, 95th percentile and maximum of every measure over all ranks; whole numbers also as counts of 0, 1, 2, ...
 

@@ -128,7 +128,7 @@ def compare(summary: Summary, baseline: Summary, self_baseline: Summary | None =
     `speedup/throughput_over` says which: "target" or "run".
 
     Args:
-        baseline: summary of the best sequential run, as recorded (with `run/id`, `run/name` and `run/kind`).
+        baseline: summary of the sequential run, as recorded (with `run/id`, `run/name` and `run/kind`).
         self_baseline: summary of the same algorithm on one worker, or None.
 
     Raises:

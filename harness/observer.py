@@ -1,5 +1,6 @@
 """Observes the models of one worker: counts samples and updates, and copies the model at milestones, off the clock."""
 
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from harness.program import Program
 
 Observed = nn.Module | torch.Tensor | Callable[[], torch.Tensor]  # itself, its flat parameters, or what makes those
 
+LOOKS = 1000  # of a run at its models, at equal distances in samples, to see whether they are still finite
+
 _NOTHING = torch.empty(0)  # made here: within a run it would cost its rank an operator
 
 
@@ -28,11 +31,12 @@ class Observer:
     def __init__(self, place: Place, program: Program) -> None:
         self._place, (_, self._shares) = place, program.share(place)
         self._synchronous, self._own = program.algorithm.synchronous, program.algorithm.observes_own
-        self._milestones = program.milestones
+        self._milestones, self._look_samples = program.milestones, max(1, program.budget_samples // LOOKS)
         self._decides = not (self._synchronous or program.algorithm.needs_shared_memory)  # timing does, of the counts
         self._counts = Decisions("counts", "observes its model", place.rank, place.interleaving, program.replay)
         self._seen, self._reached = (0, 0), 0  # samples and updates; milestones
         self._fake = program.problem.is_fake
+        self._sum: torch.Tensor | None = None  # of all parameters at a look, in the host's memory
         self._model: Observed | None = None  # last observed
         self._part: torch.Tensor | None = None
 
@@ -55,6 +59,8 @@ class Observer:
             self._report_own(reached)
         elif bisect_right(self._milestones, before) < reached:
             self._report(reached - 1)
+        if before // self._look_samples < self._seen[0] // self._look_samples:
+            self._look()
 
     def finish(self) -> None:
         """What others have yet to reach, this worker's own model is for as it is now; one without values is nothing."""
@@ -84,11 +90,24 @@ class Observer:
         self._place.settle()
         self._place.report(Observation(self._place.clock.now(), time.perf_counter(), *self._seen, _NOTHING))
 
+    def _look(self) -> None:
+        """See whether the model is finite, off the clock. An accelerator is not waited for: a look is at what the last
+        one, or one before it, has summed.
+        """
+        with self._place.clock.paused(), torch.no_grad():
+            flat = _flat(self._model)
+            if self._sum is None:
+                self._sum = torch.zeros((), dtype=torch.float64, pin_memory=flat.is_cuda)
+            self._sum.copy_(flat.sum(), non_blocking=True)
+            # of large numbers the sum alone may be infinite
+            is_finite = math.isfinite(self._sum.item()) or bool(torch.isfinite(flat).all())
+        if not is_finite:
+            self._report(self._reached, self._place.rank if self._own else None)
+
     def _report(self, milestone: int, member: int | None = None) -> None:
         self._place.settle()
         time_s, (samples, updates) = self._place.clock.now(), self._seen
         with self._place.clock.paused(), torch.no_grad():
-            assert self._model is not None
             flat = _flat(self._model)
             parameters = flat.detach().to("cpu", copy=True)
             part = None if self._part is None else self._part.cpu()
@@ -98,7 +117,8 @@ class Observer:
                 raise Diverged(f"the model is nan or infinite after {samples} samples: lower algorithm.learning_rate")
 
 
-def _flat(model: Observed) -> torch.Tensor:
+def _flat(model: Observed | None) -> torch.Tensor:
+    assert model is not None
     if isinstance(model, nn.Module):
         return parameters_to_vector(model.parameters())
     return model if isinstance(model, torch.Tensor) else model()

@@ -106,7 +106,7 @@ class _Phase:
         self._last = (self.elapsed_s(), done)
         if done == 0 or self._first is None:
             self._first = self._last
-        self.done = done
+        self.done = min(done, self.total)  # who claims work may take a little more than there is
         if self.elapsed_s() >= self.due_s:
             draw()
 

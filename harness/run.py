@@ -1,6 +1,5 @@
 """One run: compose, check, find or run what it is compared with, execute, record, show."""
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +12,7 @@ from rich.console import Console
 from hardware.real.signals import deferred
 from harness.baseline import find_references, run_key
 from harness.check import check
+from harness.cli import leave_nothing
 from harness.errors import TwinclockError, Unexpected, UserError
 from harness.index import RunIndex
 from harness.manifest import RunInfo, manifest
@@ -36,7 +36,7 @@ def run(config: DictConfig) -> None:
         setup, notices = check(compose(config))
     except Exception as error:
         if isinstance(error, UserError) and HydraConfig.get().mode == RunMode.RUN:
-            _leave_nothing(directory)
+            leave_nothing()
         elif HydraConfig.get().runtime.choices["tracking"] != "none":
             Record(directory).refuse(_plain(config), str(error))
         raise error if isinstance(error, UserError) else Unexpected.of(error) from error
@@ -54,16 +54,10 @@ def run(config: DictConfig) -> None:
     if isinstance(outcome.failure, KeyboardInterrupt):
         raise KeyboardInterrupt(_interrupted(outcome, _when(outcome), place))
     if outcome.failure is not None:
+        if place is not None and not isinstance(outcome.failure, UserError) and len(outcome.rows) > 1:
+            console.print(_kept(outcome, place), highlight=False, markup=False, soft_wrap=True)
         raise outcome.failure
     show(console, info.name, outcome.summary, _shown(directory) if setup.tracking.writes_files else "", tracker.hint)
-
-
-def _leave_nothing(directory: Path) -> None:
-    """Of a run that was refused: a job of a sweep keeps its place there, but who is alone will start again."""
-    with suppress(OSError):  # what holds more than Hydra's settings is not empty, and stays
-        if [each.name for each in directory.iterdir()] == [".hydra"]:
-            shutil.rmtree(directory)
-            directory.parent.rmdir()
 
 
 def _when(outcome: Outcome) -> str:
@@ -75,15 +69,24 @@ def _when(outcome: Outcome) -> str:
 
 def _interrupted(outcome: Outcome, when: str, directory: Path | None) -> str:
     """When, what is kept, and what had to be left behind."""
+    where = "tracking=none keeps nothing" if directory is None else _kept(outcome, directory)
+    return "; ".join([f"{when}: {where}", *getattr(outcome.failure, "__notes__", [])])
+
+
+def _kept(outcome: Outcome, directory: Path) -> str:
+    """What of a run that did not finish is where."""
     times, lacks = len(outcome.rows) - 1, ""  # the first row is the initial model
     if times > 0:
         epochs = outcome.rows[-1]["progress/epoch"]
         kept = f"what was observed up to epoch {epochs:.3g} ({times} time{'s' if times > 1 else ''}) is"
         lacks = f", the last {outcome.unevaluated} without losses" if outcome.unevaluated else ""
+    elif outcome.rows and "train/loss" in outcome.rows[0]:
+        kept = "the settings and the row of the initial model are"
+    elif any(key.startswith("primitives/") for key in outcome.summary):
+        kept = "what was measured until then is"
     else:
-        kept = "the settings and the row of the initial model are" if outcome.rows else "the settings alone are"
-    where = "tracking=none keeps nothing" if directory is None else f"{kept} in {_shown(directory)}{lacks}"
-    return "; ".join([f"{when}: {where}", *getattr(outcome.failure, "__notes__", [])])
+        kept = "the settings alone are"
+    return f"{kept} in {_shown(directory)}{lacks}"
 
 
 def _recorded(setup: Setup, info: RunInfo, notices: list[str], directory: Path, console: Console) -> Outcome:

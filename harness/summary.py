@@ -6,6 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+KEY = (  # of the table of primitives; the last line for virtual time alone
+    "  each number is that of the worker that took longest; worker 0 serves push and pull: sync, it takes its turns",
+    "  with the others; async, all messages are under way together",
+    "  what the host of a CPU does to begin a message takes no virtual time",
+)
 SHORT_S = 0.05  # of the wall clock: a baseline that is shorter is at the mercy of its moment
 
 
@@ -27,6 +32,7 @@ def show(console: Console, title: str, summary: dict[str, Any], files: str, trac
         ("pipeline", _pipeline(summary)),
         ("statistics", _statistics(summary)),
         ("conflicts", _conflicts(summary)),
+        ("uneven", _uneven(summary)),
         ("search", _search(summary)),
         ("speedup", _speedup(summary)),
         ("alone", _alone(summary)),
@@ -50,6 +56,9 @@ def primitives(summary: dict[str, Any]) -> list[str]:
     >>> print("\\n".join(primitives(found | {"time/clock": "virtual"})))
       primitive           bytes               sync        async: issue               wait
       push                 1024      20 virtual µs        1 virtual µs      20 virtual µs
+      each number is that of the worker that took longest; worker 0 serves push and pull: sync, it takes its turns
+      with the others; async, all messages are under way together
+      what the host of a CPU does to begin a message takes no virtual time
     """
     found = [re.fullmatch(r"primitives/(\w+)/(\d+)_bytes/sync_s_max", key) for key in summary]
     timed = [(match[1], match[2]) for match in found if match]
@@ -58,7 +67,7 @@ def primitives(summary: dict[str, Any]) -> list[str]:
         times = (summary[f"primitives/{name}/{size}_bytes/{part}_s_max"] for part in ("sync", "issue", "wait"))
         sync, issue, wait = (seconds(value, summary) for value in times)
         lines.append(f"  {name:<16}{size:>9}{sync:>19}{issue:>20}{wait:>19}")
-    return lines
+    return [*lines, *(KEY if summary.get("time/clock") == "virtual" else KEY[:2])] if lines else []
 
 
 def seconds(value: float, summary: dict[str, Any]) -> str:
@@ -219,6 +228,20 @@ def _conflicts(summary: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
+def _uneven(summary: dict[str, Any]) -> str:
+    """Who took less than half an equal share of the batches.
+
+    >>> _uneven({"async/worker_batches": [86, 4]})
+    'worker 1 took 4.4% of the batches, where an equal share is 50%'
+    """
+    batches = summary.get("async/worker_batches", [])
+    if not batches or min(batches) >= sum(batches) / len(batches) / 2:
+        return ""
+    least, equal = batches.index(min(batches)), 100 / len(batches)
+    share = 100 * batches[least] / sum(batches)
+    return f"worker {least} took {share:.2g}% of the batches, where an equal share is {equal:.2g}%"
+
+
 def _percent(fraction: float, what: str) -> str:
     """Such as `7% of additions`.
 
@@ -255,9 +278,23 @@ def _speedup(summary: dict[str, Any]) -> str:
     throughput = f"{summary['speedup/throughput']:.3g}x throughput"
     best = f"{summary['speedup/time_to_best']:.3g}x to the best loss; " if "speedup/time_to_best" in summary else ""
     if "speedup/time_to_target" not in summary:
-        return f"{best}{throughput}, {against}; time to target cannot be compared"
+        return f"{best}{throughput}, {against}; {_no_speedup(summary)}"
     efficiency = f"{summary['stat/efficiency_ratio']:.3g}x statistical efficiency"
     return f"{best}{summary['speedup/time_to_target']:.3g}x to target = {throughput} x {efficiency}, {against}"
+
+
+def _no_speedup(summary: dict[str, Any]) -> str:
+    """Why there is none to the target.
+
+    >>> _no_speedup({"target/value": 0.4, "target/reached": False})
+    'no speedup to the target, which was not reached'
+    """
+    if "target/value" not in summary:
+        return "no speedup to a target, since there is none"
+    if not summary["target/reached"]:
+        return "no speedup to the target, which was not reached"
+    missed = summary["target/time_s"] > 0
+    return f"no speedup to the target, which {'the baseline has not reached' if missed else 'the initial model meets'}"
 
 
 def _doubt(summary: dict[str, Any]) -> str:

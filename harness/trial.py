@@ -107,11 +107,16 @@ def execute(setup: Setup, info: RunInfo, label: str, progress: Progress) -> Outc
     if problem.is_fake:
         summary |= setup.presumed()
     silence = (_silence(execution) or missing(execution.observations, setup.num_workers)) if trains else None
-    failure = execution.failure or cut or silence or _divergence(observations, evaluations, problem.num_samples)
+    diverged = _divergence(observations, evaluations, problem.num_samples) or _fruitless(setup, summary)
+    failure = execution.failure or cut or silence or diverged
+    if isinstance(failure, Diverged):  # its rows have losses of before
+        summary = {key: value for key, value in summary.items() if not key.startswith(("train/", "eval/"))}
     summary |= _stamp(info, execution.tags)
     decided = [] if setup.algorithm.needs_shared_memory else execution.interleavings
     asynchronous = any(each.claims or each.sources or each.times for each in decided)
     interleavings = decided if asynchronous else []
+    if asynchronous and setup.num_workers > 1 and any(batches := [len(each.claims) for each in decided]):
+        summary["async/worker_batches"] = batches[: setup.num_workers]
     facts, tags, timeline = execution.facts, execution.tags, execution.timeline
     return Outcome(rows, summary, facts, tags, failure, timeline, interleavings, unevaluated)
 
@@ -275,6 +280,14 @@ def _divergence(
         return None
     epoch = found.samples / num_samples
     return Diverged(f"the loss is nan or infinite after {epoch:.3g} epochs: lower algorithm.learning_rate")
+
+
+def _fruitless(setup: Setup, summary: Summary) -> Diverged | None:
+    """Of a search that has found nothing."""
+    trials = summary.get("search/trials", 0)
+    if not trials or trials > summary["search/diverged"]:
+        return None
+    return Diverged(f"all {trials} trials of the search diverged: try {', or '.join(setup.algorithm.steadies())}")
 
 
 def _stamp(info: RunInfo, tags: Sequence[str]) -> Summary:

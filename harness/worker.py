@@ -247,6 +247,10 @@ class Worker:
         check_told(self._place.measures, key, Conclusion)
         self._place.measures[key] = Conclusion(value)
 
+    def publish(self) -> None:
+        """Hand over what has been measured and concluded so far, which an interrupt of the run then leaves."""
+        self._place.publish()
+
     def settle(self) -> None:
         """Wait for all that this worker's device has been given, as who looks at the clock must on an accelerator."""
         self._place.settle()
@@ -359,7 +363,7 @@ class Worker:
             part: int64 positions of these parameters among the flat ones of a model that is split; parts may overlap.
 
         Raises:
-            Diverged: if a copied parameter is not finite.
+            Diverged: if a parameter is not finite, at a milestone or one of the 1,000 looks at it in between.
         """
         self._observer.observe(model, samples, updates, part)
 

@@ -10,7 +10,7 @@ from commands import command
 from omegaconf import DictConfig, OmegaConf
 
 from harness.build import build, instantiate, target_class
-from harness.errors import UserError
+from harness.errors import UserError, require
 from harness.options import PROBLEM_HINTS
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -144,3 +144,29 @@ def test_a_whole_number_may_be_a_time_and_a_wrong_value_is_named_with_its_place(
     assert instantiate(Slowed, {"slowdowns": {3: {5: 2}}}, "hardware").slowdowns == {3: {5.0: 2.0}}
     with pytest.raises(UserError, match=r"hardware\.slowdowns\.3\.5\.0 must be a number, got 'x'"):
         instantiate(Slowed, {"slowdowns": {3: {5: "x"}}}, "hardware")
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "data.num_servers=2",
+            r"^data\.num_servers is not a setting: it is one of data=streamed; here, use one of order$",
+        ),
+        (
+            "algorithm.space.weight_decay=0.1",
+            r"^algorithm\.space\.weight_decay is not among .*: write \+algorithm\.space",
+        ),
+    ],
+)
+def test_a_setting_of_another_option_or_a_new_one_of_a_mapping_is_told_how_to_be_typed(override, said):
+    with pytest.raises(cli.MISTAKES) as mistake:
+        cli.composed(["algorithm=hyperparameter_search", override])
+    assert re.search(said, cli.sentence(mistake.value))
+
+
+def test_one_value_for_a_list_and_null_are_said_as_yaml_has_them():
+    with pytest.raises(UserError, match=r"^algorithm\.sizes_bytes must be a list, such as \[1024\], got 1024$"):
+        build(cli.composed(["algorithm=primitives", "algorithm.sizes_bytes=1024"]).algorithm, "algorithm")
+    with pytest.raises(UserError, match=r"^a must be set, got null$"):
+        require(False, "a", "must be set", None)

@@ -214,3 +214,9 @@ def test_virtual_time_is_called_virtual(tmp_path):
     outcome = command(*QUICK, "algorithm=sgd", "hardware=sim_numa2", "tracking=none", runs_dir=tmp_path)
     (target,) = [line for line in outcome.stdout.splitlines() if line.strip().startswith("hardware")]
     assert "virtual" in target
+
+
+def test_a_reader_that_has_seen_enough_of_the_help_is_no_error():
+    piped = f"{sys.executable} run.py --help | head -1"
+    done = subprocess.run(piped, shell=True, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.startswith("twinclock: ") and done.stderr == ""

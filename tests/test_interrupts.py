@@ -43,6 +43,29 @@ class Interrupted(Algorithm):
                 while True:
                     worker.clock.now()
 """
+MEASURES = """
+import os
+import signal
+from dataclasses import dataclass
+
+from algorithms.primitives import Primitives
+
+
+@dataclass(frozen=True)
+class Measures(Primitives):
+    def __post_init__(self):
+        super().__post_init__()
+        os.environ["PARENT"] = str(os.getpid())
+
+    def train(self, worker, problem):
+        super().train(worker, problem)
+        worker.meet()
+        if worker.rank == 0:
+            os.kill(int(os.environ["PARENT"]), signal.SIGINT)
+            while True:
+                worker.clock.now()
+        worker.meet()
+"""
 EVALUATES = """
 import os
 import signal
@@ -151,3 +174,24 @@ def test_an_interrupt_in_the_evaluation_keeps_what_was_evaluated_and_when_all_wa
     assert done.stderr == f"interrupted while the observed models were evaluated: {kept}\n"
     assert summary["run/status"] == "interrupted" and summary["perf/samples_per_s"] > 0
     assert not {"train/loss", "target/reached"}.intersection(summary)
+
+
+def test_an_interrupt_before_the_run_leaves_nothing(tmp_path):
+    (tmp_path / "slow_import.py").write_text("raise KeyboardInterrupt\n")
+    runs = tmp_path / "runs"
+    done = command("--config-dir", str(tmp_path), "algorithm._target_=slow_import.Slow", runs_dir=runs)
+    assert (done.returncode, done.stderr) == (130, "interrupted before the run began: nothing is kept\n")
+    assert not [*runs.rglob(".hydra")]
+
+
+@pytest.mark.parametrize("hardware", [pytest.param("cpu", marks=pytest.mark.slow), "sim_ethernet"])
+def test_what_primitives_have_measured_before_an_interrupt_is_kept(tmp_path, hardware):
+    (tmp_path / "measures.py").write_text(MEASURES)
+    chosen = ["experiment=primitives", "algorithm._target_=measures.Measures", f"hardware={hardware}"]
+    sizes = ["algorithm.sizes_bytes=[4]", "algorithm.repetitions=1", "hardware.num_workers=2", "tracking=files"]
+    done = command("--config-dir", str(tmp_path), *chosen, *sizes, runs_dir=tmp_path / "runs")
+    where = directory(tmp_path)
+    kept = f"what was measured until then is in {where}"
+    assert (done.returncode, done.stderr) == (130, f"interrupted before any progress was recorded: {kept}\n")
+    summary = json.loads((where / "summary.json").read_text())
+    assert summary["primitives/all_reduce/4_bytes/sync_s_max"] > 0

@@ -55,6 +55,11 @@ class Compression(ABC):
 class Compressor(Compression):
     """One that makes a message of a vector, whoever it is for: one tensor of bytes, as small as it says."""
 
+    @property
+    def is_contraction(self) -> bool:
+        """Whether E |Q(x) - x|^2 <= (1 - delta) |x|^2, as whoever feeds errors back needs."""
+        return True
+
     @abstractmethod
     def num_bytes(self, vector: torch.Tensor) -> int:
         """Of the message that a vector like this one becomes."""

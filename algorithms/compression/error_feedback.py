@@ -73,5 +73,8 @@ def require_contraction(unbiased: bool, error_feedback: bool) -> None:
     Raises:
         UserError: naming the field.
     """
-    rule = "must be false with algorithm.compression.unbiased=true, whose errors would add up"
-    require(not (unbiased and error_feedback), "algorithm.compression.error_feedback", rule, error_feedback)
+    rule = (
+        "must be false where errors are fed back, which would add up: set algorithm.compression.unbiased=false, or, "
+        "but in choco_sgd, algorithm.compression.error_feedback=false"
+    )
+    require(not (unbiased and error_feedback), "algorithm.compression.unbiased", rule, unbiased)

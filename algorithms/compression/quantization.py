@@ -94,6 +94,11 @@ class QSGD(LossyCompressor):
         require(self.bits in (2, 4, 8), "algorithm.compression.bits", "must be 2, 4 or 8", self.bits)
         require_contraction(self.unbiased, self.error_feedback)
 
+    @property
+    def is_contraction(self) -> bool:
+        """Unless it is unbiased."""
+        return not self.unbiased
+
     def num_bytes(self, vector: torch.Tensor) -> int:
         """Of the levels, and the norm."""
         return vector.element_size() + math.ceil(len(vector) * self.bits / 8)

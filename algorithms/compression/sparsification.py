@@ -64,6 +64,11 @@ class RandomK(LossyCompressor):
         _require_fraction(self.fraction)
         require_contraction(self.unbiased, self.error_feedback)
 
+    @property
+    def is_contraction(self) -> bool:
+        """Unless it is unbiased."""
+        return not self.unbiased
+
     def num_bytes(self, vector: torch.Tensor) -> int:
         """Of the values and a seed."""
         return _kept(self.fraction, vector) * vector.element_size() + SEED_BYTES

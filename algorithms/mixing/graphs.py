@@ -21,9 +21,15 @@ class Ring(Mixing):
 class Torus(Mixing):
     """Everyone with its neighbours in a grid whose ends meet, as square as the number of workers allows."""
 
+    def notices(self, num_workers: int) -> list[str]:
+        """Of a grid of one row."""
+        if num_workers < 4 or _rows(num_workers) > 1:
+            return []
+        return [f"algorithm/mixing=torus of {num_workers} workers is one row of a grid: it is a ring"]
+
     def receivers(self, num_workers: int, step: int) -> list[set[int]]:
         """Four each, or fewer where the grid is narrow."""
-        rows = max(rows for rows in range(1, num_workers + 1) if rows**2 <= num_workers and num_workers % rows == 0)
+        rows = _rows(num_workers)
         columns = num_workers // rows
 
         def near(rank: int) -> set[int]:
@@ -92,8 +98,8 @@ class RandomRegular(Mixing):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.degree >= 2, "mixing.degree", "must be >= 2", self.degree)
-        require(self.seed >= 0, "mixing.seed", "must be >= 0", self.seed)
+        require(self.degree >= 2, "algorithm.mixing.degree", "must be >= 2", self.degree)
+        require(self.seed >= 0, "algorithm.mixing.seed", "must be >= 0", self.seed)
 
     def receivers(self, num_workers: int, step: int) -> list[set[int]]:
         """As many as `degree` says.
@@ -104,12 +110,17 @@ class RandomRegular(Mixing):
         if num_workers <= self.degree + 1:
             return Complete(self.weighting).receivers(num_workers, step)
         rule = f"must be even with an odd number of workers ({num_workers})"
-        require(num_workers * self.degree % 2 == 0, "mixing.degree", rule, self.degree)
+        require(num_workers * self.degree % 2 == 0, "algorithm.mixing.degree", rule, self.degree)
         random = np.random.default_rng((self.seed, num_workers, self.degree))
         while True:
             graph = _pair(num_workers, self.degree, random)
             if graph is not None and _is_connected(graph):
                 return graph
+
+
+def _rows(num_workers: int) -> int:
+    """Of the grid that is as square as can be."""
+    return max(rows for rows in range(1, num_workers + 1) if rows**2 <= num_workers and num_workers % rows == 0)
 
 
 def _pair(num_workers: int, degree: int, random: np.random.Generator) -> list[set[int]] | None:

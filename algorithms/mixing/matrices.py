@@ -54,7 +54,7 @@ class Mixing(ABC):
 
     def __post_init__(self) -> None:
         rule = f"must be one of {', '.join(WEIGHTINGS)}"
-        require(self.weighting in WEIGHTINGS, "mixing.weighting", rule, self.weighting)
+        require(self.weighting in WEIGHTINGS, "algorithm.mixing.weighting", rule, self.weighting)
 
     @abstractmethod
     def receivers(self, num_workers: int, step: int) -> list[set[int]]:
@@ -63,6 +63,10 @@ class Mixing(ABC):
     def period(self, num_workers: int) -> int:
         """How many steps it takes until the graph is the first one again."""
         return 1
+
+    def notices(self, num_workers: int) -> list[str]:
+        """What a user may not expect of the graph of so many workers, one line each."""
+        return []
 
     def matrices(self, num_workers: int) -> list[np.ndarray]:
         """W of every step of a period, float64, shape (workers, workers)."""

@@ -43,6 +43,7 @@ class SearchServer:
             source, result = self._workers.hear()
             if source in self._running:
                 self._hear(*self._running.pop(source), *result.tolist())
+                self._publish(settings)
             self._waiting.append(source)
             self._give_out()
         self._workers.close()
@@ -72,6 +73,12 @@ class SearchServer:
             if job.begin:
                 self._workers.send(worker, self._weights[job.trial])
             self._workers.expect()
+
+    def _publish(self, settings: Callable[[int], dict[str, float]]) -> None:
+        """Say what is found so far, of many trials ever more rarely, since all are said."""
+        if len(self._losses) % max(1, len(self._losses) // 16) == 0:
+            self._conclude(settings)
+            self._worker.publish()
 
     def _conclude(self, settings: Callable[[int], dict[str, float]]) -> None:
         conclude, (loss, best) = self._worker.conclude, self._score

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from hardware.base import Execution, Hardware
+from hardware.base import Execution, Hardware, crowd
 from hardware.real import cuda
 from hardware.real.crew import Crew
 from harness.errors import UserError, require
@@ -52,7 +52,7 @@ class Gpus(Hardware):
         """`num_workers`, or as many as there are devices."""
         return self.num_workers or max(len(self._devices), 1)
 
-    def check(self) -> list[str]:
+    def check(self, num_servers: int = 0) -> list[str]:
         """Refuse what this machine lacks; say who shares.
 
         Raises:
@@ -65,7 +65,7 @@ class Gpus(Hardware):
                 "an NVIDIA driver and a torch built for CUDA, or simulate it by hardware=sim_dgx"
             )
         if self.backend == "gloo":
-            return [] if workers <= count else [_sharing(workers, count)]
+            return [] if workers <= count else [_sharing(workers, num_servers, count)]
         if not cuda.has_nccl():
             raise UserError("hardware.backend=nccl: this torch was built without NCCL: set hardware.backend=gloo")
         rule = (
@@ -117,6 +117,6 @@ class Gpus(Hardware):
         return {"devices": devices, "backend": self.backend, **cuda.versions()}
 
 
-def _sharing(workers: int, count: int) -> str:
+def _sharing(ranks: int, num_servers: int, count: int) -> str:
     devices = f"{count} CUDA device{'s' * (count > 1)}"
-    return f"hardware.num_workers={workers}: {workers} workers share {devices}, and their speed says little"
+    return f"{crowd(ranks, num_servers)} share {devices}, and their speed says little"

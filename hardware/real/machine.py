@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
-from hardware.base import Execution, Hardware, check_memory_policy, check_pin_policy
+from hardware.base import Execution, Hardware, check_memory_policy, check_pin_policy, crowd
 from hardware.real.crew import Crew
 from hardware.real.simd import check_level
 from hardware.real.topology import Seat, Topology, read_topology
@@ -80,14 +80,14 @@ class RealMachine(Hardware):
         machine = read_topology()
         return machine if self.num_nodes is None else machine.with_sockets(self.num_nodes)
 
-    def check(self) -> list[str]:
+    def check(self, num_servers: int = 0) -> list[str]:
         """Refuse what this machine lacks; say what it pretends.
 
         Raises:
             UserError: if `strict`, or if memory is bound to a node that is not there.
         """
         check_memory_policy("hardware.memory_policy", self.memory_policy, self._numa_nodes)
-        said = (self._virtual_sockets(), self._oversubscription(), self._unpinned_policy())
+        said = (self._virtual_sockets(), self._oversubscription(num_servers), self._unpinned_policy())
         notices = [notice for notice in said if notice]
         if self.strict and notices:
             raise UserError(f"{notices[0]}: hardware.strict=true refuses this; set it to false or ask for less")
@@ -146,12 +146,12 @@ class RealMachine(Hardware):
             return ""
         return f"hardware.pin_policy={self.pin_policy} has no effect: hardware.pinning=false binds no worker to a core"
 
-    def _oversubscription(self) -> str:
+    def _oversubscription(self, num_servers: int = 0) -> str:
         workers, threads, cores = self.workers_offered, self.intra_op_threads, self.topology.num_cores
         if workers * threads <= cores:
             return ""
         each = f" with {threads} threads each" if threads > 1 else ""
-        return f"hardware.num_workers={workers}: {_count(workers, 'worker')}{each} share {_count(cores, 'core')}"
+        return f"{crowd(workers, num_servers)}{each} share {_count(cores, 'core')}"
 
     def _facts(self) -> dict[str, Any]:
         crew = self._crew

@@ -15,6 +15,7 @@ messages need none.
     Arrived("meet")         ->                                         once per meeting
                             <-   None
     Observed(...)           ->                                         at milestones
+    Measured(...)           ->                                         when the algorithm says so
     Finished(...)           ->
     Arrived("end")          ->
                             <-   None
@@ -33,6 +34,7 @@ import torch
 from hardware.real.breakdown import Ledger
 from harness.errors import UserError, WorkerFailed
 from harness.interleaving import Interleaving
+from harness.measures import Measures
 from harness.place import Observation
 
 VERBS = {
@@ -100,6 +102,13 @@ class Observed:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a worker has measured and concluded so far."""
+
+    measures: Measures
+
+
+@dataclass(frozen=True)
 class Finished:
     """A worker has left `train`.
 
@@ -127,7 +136,7 @@ class Failed:
     host_s: float
 
 
-Message = Arrived | Observed | Observation | Finished | Failed
+Message = Arrived | Observed | Observation | Measured | Finished | Failed
 
 
 class Line(Protocol):

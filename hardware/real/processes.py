@@ -25,13 +25,14 @@ from hardware.real.counters import SharedCounters
 from hardware.real.crew import Crew, as_failure
 from hardware.real.fork_server import explained, start_fork_server
 from hardware.real.interruptible import interruptible
-from hardware.real.messages import Arrived, Failed, Finished, Observed, disagreement
+from hardware.real.messages import Arrived, Failed, Finished, Measured, Observed, disagreement
 from hardware.real.parcel import Parcel
 from hardware.real.placement import tensor_over
 from hardware.real.process_place import Launch
 from hardware.real.segment import Segment
 from hardware.real.signals import deaf, terminable
 from harness.errors import WaitedInVain, WorkerFailed
+from harness.measures import Measures, so_far
 from harness.place import COUNTERS, Observation
 from harness.program import Program
 
@@ -78,6 +79,7 @@ class _Parent:
         self._open: dict[Connection, int] = {}  # pipes that may still say something, by rank
         self._arrived: dict[int, Arrived] = {}
         self._observed: list[tuple[int, Observed]] = []
+        self._measured: dict[int, Measures] = {}
         self._finished: dict[int, Finished] = {}
         self._failures: list[Failed] = []
         self._ended: set[int] = set()
@@ -120,6 +122,7 @@ class _Parent:
         """What came of it."""
         execution = Execution(observations=self._observations(), failure=self._failure())
         if self._failures:
+            execution.told(so_far([*self._measured.values()]))
             return execution
         finished = [self._finished[rank] for rank in range(self._crew.num_workers)]
         conclude(execution, finished, self._start_s, self._synchronous)
@@ -166,6 +169,8 @@ class _Parent:
                 self._arrived[rank] = message
             case Observed():
                 self._observed.append((rank, message))
+            case Measured():
+                self._measured[rank] = message.measures
             case Finished():
                 self._finished[rank] = message
             case Failed():

@@ -89,7 +89,7 @@ class Torchrun(Hardware):
         start = f"start {_ranks(int(number[1]))} by {_command(world.launcher, int(number[1]))}"
         return f"{world.launcher} has started {_ranks(world.size)}: {refusal.replace(number[0], start)}"
 
-    def check(self) -> list[str]:
+    def check(self, num_servers: int = 0) -> list[str]:
         """Refuse devices that are not there; say who shares cores.
 
         Raises:

@@ -8,6 +8,8 @@ import numpy as np
 
 from hardware.simulated.exchange import Part
 
+ROUNDING = 1e-12  # of a run's time: what sums of so many intervals may be off by
+
 
 @dataclass(frozen=True)
 class Split:
@@ -88,8 +90,10 @@ class Account:
         compute_s, communicate_s = _covered_s(computing), _covered_s(communicating)
         busy_s = _covered_s(np.concatenate([computing, communicating]))
         issuing_s = _covered_s(np.concatenate([computing, communicating, self.issuing.until(finish_s)])) - busy_s
-        hidden_s = max(0.0, compute_s + communicate_s - busy_s)  # rounding
-        return Split(compute_s, busy_s - compute_s, issuing_s, finish_s - busy_s - issuing_s, hidden_s)
+        hidden_s, idle_s = compute_s + communicate_s - busy_s, finish_s - busy_s - issuing_s
+        rounding_s = ROUNDING * finish_s
+        idle_s, hidden_s = (seconds if seconds > rounding_s else 0.0 for seconds in (idle_s, hidden_s))
+        return Split(compute_s, busy_s - compute_s, issuing_s, idle_s, hidden_s)
 
 
 class Intervals:

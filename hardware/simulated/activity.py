@@ -15,6 +15,10 @@ class Died(BaseException):
 class TimedOut(Exception):
     """What was waited for did not happen in time."""
 
+    def sentence(self) -> str:
+        """For a user who has not written what waited."""
+        return str(self)
+
 
 Reason = str | Callable[[], str]  # words, or what makes them
 

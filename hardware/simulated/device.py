@@ -32,10 +32,14 @@ class ExchangeTimedOut(dist.DistBackendError, TimedOut):
     """
 
     def __init__(self, part: Part, timeout_s: float, by_s: float) -> None:
-        why = part.why(by_s)
+        why, waited = part.why(by_s), f"it waited in vain, {timeout_s:g} virtual s, for {part.description}"
         words = f"Timed out waiting {timeout_s * 1e3:.0f}ms of virtual time for {part.description}"
         super().__init__(f"{words}: {why}" if why else words)
-        self.missing = part.missing(by_s)
+        self._sentence, self.missing = f"{why}; {waited}" if why else waited, part.missing(by_s)
+
+    def sentence(self) -> str:
+        """The cause first."""
+        return self._sentence
 
 
 class Device(ABC):

@@ -395,6 +395,6 @@ def _as_failure(error: BaseException, what: str) -> TwinclockError:
     if isinstance(error, TwinclockError):
         return error
     if isinstance(error, TimedOut):
-        return WorkerFailed(f"{what}: {error}")
+        return WorkerFailed(f"{what}: {error.sentence()}")
     details = "".join(traceback.format_exception(error))
     return WorkerFailed(f"{what}: {type(error).__name__}: {error}", details)

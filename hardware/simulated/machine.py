@@ -30,6 +30,7 @@ from hardware.simulated.streams import StreamDevice
 from hardware.simulated.symmetry import Symmetry
 from harness.alike import Axis
 from harness.errors import TwinclockError, UserError, require
+from harness.measures import so_far
 from harness.place import Observation
 from harness.program import Program
 from harness.worker import Worker
@@ -100,7 +101,7 @@ class Simulated(Hardware):
         """Whether it is known what a kernel costs."""
         return self.compute.kernel is not None
 
-    def check(self) -> list[str]:
+    def check(self, num_servers: int = 0) -> list[str]:
         """Refuse ranks and links that there are not."""
         self.network.check(self.workers_offered)
         for name in ("stragglers", "slowdowns", "deaths"):
@@ -138,8 +139,9 @@ class Simulated(Hardware):
             execution.metrics |= _deaths(machine, program.budget_samples)
             if program.algorithm.needs_shared_memory:
                 _look_at_the_end(execution, machine, workers)
+        measures = [place.measures for place in simulation.places]
+        execution.told(measures if execution.failure is None else so_far(measures))
         if execution.failure is None:
-            execution.told([place.measures for place in simulation.places])
             execution.interleavings = [place.interleaving for place in simulation.places]
         if machine.fake and execution.failure is None and any(place.steps.begins for place in simulation.places):
             self._predict(simulation, program, execution)

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 from composed import execution, setup
+from rich.console import Console
 from simulated_ranks import execute
 
-from algorithms.ad_psgd import Averager, sides
+from algorithms.ad_psgd import Averager, expected_exchange, sides
 from algorithms.mixing.graphs import Complete, Ring, Star, Torus
+from harness import trial
 from harness.errors import UserError
+from harness.progress import Progress
+from harness.setup import run_info
 
 SMALL = ["problem=least_squares", "problem.samples=240", "problem.features=10", "problem.condition=10.0"]
 SMALL += ["problem.dtype=float64", "budget.epochs=2", "budget.observations=2", "algorithm.learning_rate=0.1"]
@@ -47,6 +51,40 @@ def test_edges_between_the_sides_connect_all(mixing, workers):
     side = np.array(sides(matrix))
     crossing = (matrix > 0) & (side[:, None] != side)
     assert (np.linalg.matrix_power(crossing + np.eye(workers), workers) > 0).all()
+
+
+def pair_of(active, passive, workers):
+    """What their exchange multiplies the models by."""
+    matrix = np.eye(workers)
+    matrix[np.ix_([active, passive], [active, passive])] = 0.5
+    return matrix
+
+
+@pytest.mark.parametrize("mixing", [Complete("metropolis"), Star("metropolis"), Torus("metropolis")])
+def test_the_expected_exchange_is_the_mean_of_those_that_are_drawn(mixing):
+    (matrix,) = mixing.matrices(6)
+    active = [rank for rank, side in enumerate(sides(matrix)) if side == 1]
+    passive = [rank for rank in range(6) if rank not in active]
+    mean = np.zeros((6, 6))
+    for rank in active:
+        chances = matrix[rank, passive] / matrix[rank, passive].sum()
+        mean += sum(chance * pair_of(rank, peer, 6) for chance, peer in zip(chances, passive, strict=True))
+    np.testing.assert_allclose(expected_exchange(matrix), mean / len(active), rtol=1e-12, atol=1e-15)
+
+
+def test_the_spectral_gap_is_that_of_exchanges_of_pairs():
+    """Two pairs of four, all of whose edges are as likely: eigenvalues of the mean are 1, 3/4, 3/4 and 1/2."""
+    algorithm = setup("algorithm=ad_psgd", "algorithm/mixing=complete", *SMALL).algorithm
+    gaps = [algorithm.constants(workers)["mixing/spectral_gap"] for workers in (1, 2, 4)]
+    assert gaps == pytest.approx([1.0, 1.0, 0.25])
+
+
+def test_the_summary_says_how_many_batches_each_worker_took():
+    options = ["hardware=sim_ethernet", "hardware.num_workers=4", "hardware.stragglers={3: 9.0}", "tracking=none"]
+    composed = setup("algorithm=ad_psgd", *SMALL, *options)
+    done = trial.execute(composed, run_info(composed, {}, None), "", Progress(Console(quiet=True)))
+    batches = done.summary["async/worker_batches"]
+    assert sum(batches) == 80 and min(batches) == batches[3] < 10
 
 
 def test_a_straggler_holds_nobody_up():

@@ -90,3 +90,14 @@ def test_directed_and_changing_graphs_are_refused():
     for mixing in ("exponential", "one_peer_exponential"):
         with pytest.raises(UserError, match="algorithm/mixing must be symmetric and the same at every step: use ring"):
             setup("algorithm=choco_sgd", f"algorithm/mixing={mixing}", "hardware=sim_ethernet", *SMALL)
+
+
+@pytest.mark.parametrize("compression", ["random_k", "qsgd"])
+@pytest.mark.parametrize("feedback", ["true", "false"])
+def test_an_unbiased_compressor_is_refused_and_told_what_to_be(compression, feedback):
+    """With error_feedback=false, as one might be led to set, differences would grow without bound."""
+    options = [f"algorithm/compression={compression}", f"algorithm.compression.error_feedback={feedback}"]
+    with pytest.raises(
+        UserError, match=r"^algorithm\.compression\.unbiased must be false .*compression\.unbiased=false"
+    ):
+        setup("algorithm=choco_sgd", *options, "algorithm.compression.unbiased=true", *SMALL)

@@ -6,8 +6,12 @@ import pytest
 import torch
 from commands import command
 from composed import execution, setup
+from rich.console import Console
 
+from harness import trial
 from harness.errors import UserError, WorkerFailed
+from harness.progress import Progress
+from harness.setup import run_info
 
 MLP = ["problem=digits_mlp", "problem.hidden_sizes=[8]", "problem.dtype=float64", "tracking=none"]
 SEARCH = [*MLP, "algorithm=hyperparameter_search", "algorithm.trials=8", "budget.epochs=2"]
@@ -148,3 +152,14 @@ def test_a_budget_below_a_sample_each_is_refused():
         assert isinstance(done.failure, UserError)
         assert f"budget.epochs must be at least {least / 1438:.6g}: a sample for each" in str(done.failure)
         run(ETHERNET, *chosen, f"budget.epochs={least / 1438:.6g}")
+
+
+def test_a_search_that_finds_nothing_has_diverged_and_names_its_own_setting():
+    space = ["algorithm.space.learning_rate='log_uniform(1e200,1e202)'", "algorithm.trials=2", ETHERNET]
+    composed = setup(*SEARCH, *space)
+    done = trial.execute(composed, run_info(composed, {}, None), "", Progress(Console(quiet=True)))
+    assert done.status == "diverged"
+    assert str(done.failure).startswith(
+        "all 2 trials of the search diverged: try smaller steps in algorithm.space.learning"
+    )
+    assert "train/loss" not in done.summary and done.summary["search/trials"] == 2

@@ -136,6 +136,8 @@ def test_oversubscription_is_said(monkeypatch):
     replaced(monkeypatch, ONE_NODE)
     assert machine(2).check() == []
     assert machine(3).check() == ["hardware.num_workers=3: 3 workers share 2 cores (hardware.strict=true refuses this)"]
+    with_server = "hardware.num_workers=2: 2 workers and 1 server share 2 cores (hardware.strict=true refuses this)"
+    assert machine(3).check(num_servers=1) == [with_server]
     assert "2 workers with 2 threads each share 2 cores" in machine(2, intra_op_threads=2).check()[0]
 
 

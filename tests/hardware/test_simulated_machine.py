@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from simulated_ranks import compute_for, execute, program, shared_memory
 from simulated_ranks import machine as simulated
 
+from hardware.simulated.account import Account
 from hardware.simulated.network.topologies import Switch
 from harness.build import build
 from harness.errors import Diverged, UserError
@@ -302,3 +303,12 @@ def test_a_synchronous_run_keeps_no_counts():
     chosen = ["algorithm=all_reduce", "problem=digits_mlp", "hardware=sim_ethernet", "hardware.num_workers=2"]
     done = composed.execution(*chosen, "budget.epochs=0.05", "tracking=none")
     assert done.failure is None and [len(each.counts) for each in done.interleavings] == [0, 0]
+
+
+def test_what_rounding_leaves_of_a_second_is_no_time():
+    account = Account()
+    for step in range(1000):
+        account.computing.add(step / 3000, (step + 1) / 3000 - 1e-7)
+        account.communicating.add((step + 1) / 3000 - 1e-7, (step + 1) / 3000)
+    split = account.split(1000 / 3000)
+    assert (split.idle_s, split.hidden_s, split.issuing_s) == (0.0, 0.0, 0.0)

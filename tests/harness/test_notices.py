@@ -86,6 +86,21 @@ def test_what_an_axis_of_one_leaves_without_effect_is_noted(mesh, overrides, axe
     assert [notice.rpartition(" ")[2] for notice in notices if "has no effect" in notice] == [*axes]
 
 
+@pytest.mark.parametrize(("workers", "noted"), [(7, True), (6, False), (3, False)])
+def test_a_torus_that_is_a_ring_is_noted(workers, noted):
+    options = ["algorithm/mixing=torus", "problem=least_squares", f"hardware.num_workers={workers}"]
+    _, notices = checked("algorithm=gossip", "hardware=sim_ethernet", *options)
+    assert (f"algorithm/mixing=torus of {workers} workers is one row of a grid: it is a ring" in notices) == noted
+
+
+@pytest.mark.parametrize(("size", "noted"), [(2000, True), (1438, False)])
+def test_a_batch_of_more_samples_than_there_are_is_noted(size, noted):
+    options = ["hardware=sim_ethernet", "problem=digits_mlp", f"algorithm.batch_size={size}"]
+    _, notices = checked("algorithm=gossip", *options)
+    sentence = "algorithm.batch_size=2000: a batch has some of the 1,438 samples more than once"
+    assert (sentence in notices) == noted
+
+
 @pytest.mark.parametrize(
     ("chosen", "notice"),
     [

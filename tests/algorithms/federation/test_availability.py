@@ -146,7 +146,7 @@ def test_a_bad_trace_is_refused_by_its_line(text, message, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trace"], r"algorithm\.availability\.path must name a file of intervals, got None"),
+        (["trace"], r"algorithm\.availability\.path must name a file of intervals, got null"),
         (["trace", "path=/no/such/file"], r"algorithm\.availability\.path=/no/such/file cannot be read as text"),
         (["periodic", "share=0"], r"algorithm\.availability\.share must be in \(0, 1\]"),
         (["periodic", "period_s=0"], r"algorithm\.availability\.period_s must be >= 1e-6"),

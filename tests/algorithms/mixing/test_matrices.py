@@ -74,7 +74,9 @@ ZERO_GAP = 1e-9
 
 
 def test_a_graph_that_cannot_be_is_refused():
-    with pytest.raises(UserError, match=r"mixing.degree must be even with an odd number of workers \(9\), got 3"):
+    with pytest.raises(
+        UserError, match=r"^algorithm.mixing.degree must be even with an odd number of workers \(9\), got 3"
+    ):
         RandomRegular("metropolis", 3, 0).matrices(9)
 
 
