@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,8 @@ class Killing(Problem):
         if dist.is_initialized() and dist.get_rank() == 0:
             steps = self.__dict__["steps"] = self.__dict__.get("steps", 0) + 1
             if steps == STEPS:
+                while not (written := Path(self.pid_file)).exists() or not written.read_text():
+                    time.sleep(0.01)  # the victim may start late, where others wait for nobody
                 os.kill(int(Path(self.pid_file).read_text()), signal.Signals[self.signal])
         return super().gather(samples)
 

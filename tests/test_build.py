@@ -9,6 +9,7 @@ import pytest
 from commands import command
 from omegaconf import DictConfig, OmegaConf
 
+from harness import cli
 from harness.build import build, instantiate, target_class
 from harness.errors import UserError, require
 from harness.options import PROBLEM_HINTS

@@ -46,7 +46,8 @@ SEVERAL += [crowd(*each.values, workers) for each in PAIRS if each.values[1] in 
 
 def more(algorithm, workers):
     """Of 100 messages a worker sends a fourth, and the centre of elastic averaging, or a late worker, is far behind."""
-    return ["budget.epochs=20"] if algorithm in ("elastic_averaging", "ad_psgd") and workers > 2 else []
+    epochs = {"elastic_averaging": 20, "ad_psgd": 60}.get(algorithm)
+    return [f"budget.epochs={epochs}"] if epochs and workers > 2 else []
 
 
 @pytest.mark.parametrize(("algorithm", "hardware", "workers"), SEVERAL)
