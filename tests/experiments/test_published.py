@@ -222,3 +222,13 @@ def test_a_shared_model_collapses_across_sockets_and_replicas_do_not():
     assert speed("shared", 4) < 0.5 * alone
     assert speed("replica_per_node", 4) > alone
     assert speed("shared", 16) < speed("replica_per_node", 16) < speed("replica_per_worker", 16)
+
+
+def test_the_flattest_mesh_hides_what_it_sends():
+    def row(tensor):
+        small = ("problem.layers=2", "problem.vocabulary=1024", "hardware.num_workers=16", "problem.samples=16")
+        return run("best_mesh", *small, tensor=tensor, pipeline=1, checkpointing=True)
+
+    flat, split = row(1), row(8)
+    assert flat["predicted/mfu"] > split["predicted/mfu"]
+    assert flat["predicted/exposed_comm_frac"] < split["predicted/exposed_comm_frac"]
