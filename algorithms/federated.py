@@ -152,12 +152,12 @@ class Server:
         """Changes and corrections, in the order of clients."""
         compressor, like, corrections = self._algorithm.compressor, self.model[0], self.model[1:]
         change_bytes = compressor.num_bytes(like)
-        ranks = [self._player(place, task.client) for place, task in enumerate(tasks)]
+        ranks = [self._rank_of(turn, task.client) for turn, task in enumerate(tasks)]
         for answer in answers(self.model.view(-1), tasks, ranks, change_bytes + corrections.nbytes):
             change, correction = split(answer, change_bytes)
             yield compressor.decode(change, like), correction.view(like.dtype).view_as(corrections)
 
-    def _player(self, place: int, client: int) -> int:
-        """The worker that plays a client, the `place`-th of its round."""
+    def _rank_of(self, turn: int, client: int) -> int:
+        """The worker that plays a client, the `turn`-th of its round."""
         remembers = self._algorithm.control_variates or self._algorithm.compression.remembers
-        return (client if remembers else place) % self._worker.num_workers
+        return (client if remembers else turn) % self._worker.num_workers

@@ -131,7 +131,8 @@ class FSDP(Algorithm):
         """Layers given up or computed again, and smaller shards."""
         ways = [] if self.checkpointing else [lacks.passing_less("algorithm.checkpointing=true")]
         if not self.reshard_after_forward:
-            gathered_bytes = sum(each.nbytes for each in shapes_of(check_layered(problem)).parameters())
+            shapes = shapes_of(check_layered(problem)).parameters()
+            gathered_bytes = sum(each.numel() * self._dtype(each.dtype, self.param_dtype).itemsize for each in shapes)
             ways.append(Way("algorithm.reshard_after_forward=true", 0, min(gathered_bytes, lacks.passing_bytes)))
         shards = self.shards(num_workers)
         if shards < num_workers:

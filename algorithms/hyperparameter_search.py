@@ -83,6 +83,10 @@ class HyperparameterSearch(Algorithm):
         require(0 < share < 1, "algorithm.validation_fraction", "must be in (0, 1)", share)
         self._check_space()
 
+    def without_effect(self) -> dict[str, str]:
+        """What is searched is not set."""
+        return {name: f"algorithm.space.{name}={values}" for name, values in self.space.items() if values}
+
     def steadies(self) -> list[str]:
         """Where the step is searched, the space has it."""
         searched = self.space.get("learning_rate")

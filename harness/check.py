@@ -265,7 +265,8 @@ def _notices_of_memory(setup: Setup) -> list[str]:
 def _notices_of_steps(setup: Setup) -> list[str]:
     """Adam's steps are as long as its rate in every coordinate, whatever the gradient; SGD's rates are far too long."""
     optimizer, rate = getattr(setup.algorithm, "optimizer", None), setup.algorithm.learning_rate
-    if not isinstance(optimizer, Adam) or rate < LONG_FOR_ADAM:
+    unused = "learning_rate" in setup.algorithm.without_effect()
+    if unused or not isinstance(optimizer, Adam) or rate < LONG_FOR_ADAM:
         return []
     return [
         f"algorithm.learning_rate={rate:g} is a step for SGD, and long for algorithm/optimizer=adam or adamw: try "

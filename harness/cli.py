@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import shutil
 import signal
 import sys
@@ -102,9 +103,11 @@ def _status(main: Callable[[], None]) -> int:
         if wants_traceback:
             raise
         said = sentence(error)
-    except BrokenPipeError:  # who reads the output, such as `head`, has seen enough
+    except BrokenPipeError:
+        if wants_traceback or not _unread(sys.stdout.fileno()):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more
-        return 141  # as the shell says of who is ended by SIGPIPE
+        return 141  # as the shell says of who is ended by SIGPIPE: `head`, say, has seen enough
     except OSError as error:
         if wants_traceback or not (error.filename or error.errno in REMEDIES):
             raise
@@ -115,6 +118,13 @@ def _status(main: Callable[[], None]) -> int:
         said = f"cannot understand the command line ({error}): write key=value"
     say(said)
     return 1
+
+
+def _unread(pipe: int) -> bool:
+    """Whether nobody reads what is written to it."""
+    poller = select.poll()
+    poller.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in poller.poll(0))
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Observer:
             # of large numbers the sum alone may be infinite
             is_finite = math.isfinite(self._sum.item()) or bool(torch.isfinite(flat).all())
         if not is_finite:
-            self._report(self._reached, self._place.rank if self._own else None)
+            self._report(bisect_right(self._milestones, self._seen[0]), self._place.rank if self._own else None)
 
     def _report(self, milestone: int, member: int | None = None) -> None:
         self._place.settle()

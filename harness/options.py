@@ -35,7 +35,7 @@ def with_parts(path: Path, group: str) -> DictConfig:
 
 def plain(path: Path) -> dict[str, Any]:
     """The YAML of an option as it is in its file, in plain types; not to be changed."""
-    return _plain(path.read_text())
+    return _plain(path.read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -44,7 +44,7 @@ def _plain(text: str) -> dict[str, Any]:
 
 
 def _loaded(path: Path) -> DictConfig:
-    return copy.deepcopy(_parsed(path.read_text()))
+    return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
 
 
 @functools.cache

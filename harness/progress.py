@@ -4,6 +4,7 @@ It has no thread of its own: it draws when it is told something, so that it take
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -94,7 +95,7 @@ class _Phase:
         self._of, self._rate_unit = of, rate_unit
         self.done, self.ended = 0, False
         self.due_s = 0.0  # when to draw next
-        self.drawn = [0]  # what was done at each line that was drawn
+        self.drawn = deque([0], maxlen=2)  # what was done at the last lines that were drawn
         self._clock, self._start_s = clock, clock()
         self._first: tuple[float, int] | None = None  # seconds and what was done, when last heard of none, or ever
         self._last = (0.0, 0)
@@ -117,7 +118,7 @@ class _Phase:
             parts.append(f"{f'{rate:,.0f}' if rate >= 10 else f'{rate:.2g}'} {self._rate_unit}")
         if self.ended:
             parts.append(f"{'done' if self.done >= self.total else 'ended'} in {_duration(self.elapsed_s())}")
-        elif self.done >= self.total or self.drawn[-2:] == [self.done] * 2:  # nothing new since the line before
+        elif self.done >= self.total or list(self.drawn) == [self.done] * 2:  # nothing new since the line before
             stage = "finishing" if self.done >= self.total else "at work on what is next"
             parts.append(f"{_duration(self.elapsed_s())} so far, {stage}")
         elif rate > 0:

@@ -1,5 +1,6 @@
 """One run: compose, check, find or run what it is compared with, execute, record, show."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -25,13 +26,22 @@ from harness.trial import Outcome, execute, failed
 LATE = "after the run had ended"
 
 
+class _Console(Console):
+    """Where nobody reads any more, as behind `| head`, a run goes on, and is kept."""
+
+    def on_broken_pipe(self) -> None:
+        """Write no more."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())  # Python flushes it in the end
+
+
 def run(config: DictConfig) -> None:
     """Do one run, with its baselines, and leave its record in Hydra's output directory.
 
     Raises:
         TwinclockError: what went wrong; the record says it too and keeps what was observed until then.
     """
-    console, directory = Console(), Path(HydraConfig.get().runtime.output_dir)
+    console, directory = _Console(), Path(HydraConfig.get().runtime.output_dir)
     try:
         setup, notices = check(compose(config))
     except Exception as error:

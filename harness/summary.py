@@ -86,11 +86,11 @@ def seconds(value: float, summary: dict[str, Any]) -> str:
 def written(value: float, digits: int = 3) -> str:
     """A number to so many digits, without a power of ten where it is large.
 
-    >>> written(7.2345), written(11008.6, digits=4), written(1234567)
-    ('7.23', '11,010', '1,230,000')
+    >>> written(7.2345), written(999.7), written(11008.6, digits=4), written(1234567)
+    ('7.23', '1,000', '11,010', '1,230,000')
     """
     short = f"{value:.{digits}g}"
-    return f"{float(short):,.0f}" if value >= 1000 else short
+    return f"{float(short):,.0f}" if float(short) >= 1000 else short
 
 
 def _target(summary: dict[str, Any]) -> str:

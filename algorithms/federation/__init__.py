@@ -1,1 +1,1 @@
-"""The clients of federated learning."""
+"""The clients of federated learning, and what they and their server send each other."""

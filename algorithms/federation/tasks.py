@@ -73,10 +73,9 @@ def answers(
     going = [dist.isend(message(vector, task), rank) for task, rank in zip(tasks, ranks, strict=True)]
     inboxes = vector.new_empty((len(tasks), num_bytes), dtype=torch.uint8)
     coming = [dist.irecv(inbox, rank) for inbox, rank in zip(inboxes, ranks, strict=True)]
-    for inbox, work in zip(inboxes, coming, strict=True):
-        wait([work])
+    for inbox, *works in zip(inboxes, going, coming, strict=True):
+        wait(works)  # who answers has got its task
         yield inbox
-    wait(going)
 
 
 def dismiss(worker: Worker, vector: torch.Tensor) -> None:

@@ -77,9 +77,11 @@ def lines() -> Figures:
     targets = {
         path.stem: cast(DictConfig, OmegaConf.load(path))._target_ for path in (CONF / "algorithm").glob("*.yaml")
     }
-    algorithms = {name: code_lines(_file_of(target)) for name, target in sorted(targets.items())}
-    files = sorted((ROOT / "algorithms").glob("*/*.py"))
-    parts = {f"{path.parent.name}/{path.stem}": code_lines(path) for path in files if path.stem != "__init__"}
+    files = {name: _file_of(target) for name, target in sorted(targets.items())}
+    algorithms = {name: code_lines(file) for name, file in files.items()}
+    folder = ROOT / "algorithms"
+    shared = sorted({*folder.rglob("*.py")} - {*files.values()})
+    parts = {str(file.relative_to(folder).with_suffix("")): count for file in shared if (count := code_lines(file))}
     return {"algorithms": algorithms, "parts": parts, "most": max(algorithms.values())}
 
 

@@ -164,8 +164,8 @@ class Roofline(Compute):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for dtype, peak in self.flops_per_s.items():
-            require(peak > 0, f"hardware.compute.flops_per_s.{dtype}", "must be > 0", peak)
+        for dtype, reached in self.flops_per_s.items():
+            require(reached > 0, f"hardware.compute.flops_per_s.{dtype}", "must be > 0", reached)
         for dtype, peak in self.peak_flops_per_s.items():
             reached = self.flops_per_s.get(dtype, 0.0)
             rule = f"must be no less than hardware.compute.flops_per_s.{dtype}={reached:.4g}"
@@ -224,19 +224,19 @@ class Roofline(Compute):
         if dtype is None or name in PICK or name in MOVE:
             return self.kernel_latency_s + move_s
         counted = _COUNTED_AS.get(operator.overloadpacket, operator.overloadpacket)
-        peak = self._peak(dtype, counted)
+        reached = self._reached(dtype, counted)
         if counted in flop_registry:
             flops = _flops(counted, shapes(inputs), tuple(options), *shapes((*options.values(), output)))
             if name.startswith("_scaled_dot_product"):
                 flops *= 0.5 if _is_causal(operator, inputs, options) else 1.0
-                peak *= self.attention_efficiency
+                reached *= self.attention_efficiency
         elif name in FLOPS:
             flops = FLOPS[name](*[argument.shape for argument in inputs if isinstance(argument, torch.Tensor)])
         else:
             flops = max([tensor.numel() for tensor in (loaded | stored).values()])
-        return self.kernel_latency_s + max(move_s, flops / peak)
+        return self.kernel_latency_s + max(move_s, flops / reached)
 
-    def _peak(self, dtype: torch.dtype, counted: Any) -> float:
+    def _reached(self, dtype: torch.dtype, counted: Any) -> float:
         name = _name(dtype)
         if name == "float32" and "tf32" in self.flops_per_s and counted in flop_registry and _allows_tf32(counted):
             name = "tf32"

@@ -14,6 +14,7 @@ from hardware.simulated.network.topologies import Rails, Switch
 from harness.errors import UserError
 
 BETA = 1 / BANDWIDTH
+EVERY = [(kind, name) for kind, names in ALGORITHMS.items() for name in names]
 EVERY_SIZE = range(2, 65)
 SIZES = [2, 3, 4, 5, 7, 8, 12, 16, 31, 32, 33, 64]
 GLOO = Gloo({}, 2**20, 2, 2, 0.0, 0.0, 1.0)
@@ -166,12 +167,18 @@ def test_rings_on_rails_use_all_cards_alike():
     assert [payloads[f"device{i}.out"] for i in range(12)] == pytest.approx([PAYLOAD * 11 / 12] * 12)
 
 
-def test_where_hosts_have_unequal_numbers_of_ranks_there_is_one_ring():
+def test_there_are_as_many_rings_as_the_emptiest_host_has_ranks():
     ring = plans.ring_all_gather(3, PAYLOAD)
     assert rails.on_rails(ring, np.array([0, 0, 1])) is ring
+    unequal = rails.on_rails(plans.ring_all_gather(5, PAYLOAD), np.array([0, 0, 0, 1, 1]))
+    assert unequal.rings == 2
+    assert sent(unequal).sum(1) == pytest.approx([PAYLOAD * 4 / 5] * 5)
 
 
-EVERY = [(kind, name) for kind, names in ALGORITHMS.items() for name in names]
+@pytest.mark.parametrize(("kind", "name"), [each for each in EVERY if each[0] != "message"])
+def test_what_is_empty_is_sent_in_time(kind, name):
+    protocol = Gloo({kind: name}, 2**20, 2, 2, 0.0, 0.0, 1.0)
+    assert 0 < duration_s(protocol.plan(kind, np.arange(8) // 4, 0.0, 0, None)) < 1
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)

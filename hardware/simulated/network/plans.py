@@ -59,8 +59,8 @@ class Plan:
         inside_overhead_s: the same between two ranks of one host.
         hosts: of each rank, shape (ranks,); None where no two ranks share one, or both overheads are equal.
         efficiency: payload over bytes on the wire, in (0, 1].
-        rings: that go on by themselves (`rails.py`), >= 1. None waits for another's latency, and each passes all hops
-            in the end: where there are several, all transfers of a step take the mean latency, by payload.
+        rings: that go on by themselves (`rails.py`), >= 1. No ring waits for another's latency, and each passes all
+            hops in the end: where there are several, all transfers of a step take the mean latency, by payload.
     """
 
     num_ranks: int
@@ -85,7 +85,8 @@ class Plan:
         latency_s = routed_s + added_s
         if self.rings == 1:
             return latency_s
-        mean_s = np.average(latency_s, axis=-1, weights=step.payload_bytes)
+        weights = step.payload_bytes if step.payload_bytes.any() else None
+        mean_s = np.average(latency_s, axis=-1, weights=weights)
         return np.broadcast_to(np.expand_dims(mean_s, -1), latency_s.shape)
 
     @property
