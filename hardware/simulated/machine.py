@@ -139,7 +139,7 @@ class Simulated(Hardware):
             execution.metrics |= _deaths(machine, program.budget_samples)
             if program.algorithm.needs_shared_memory:
                 _look_at_the_end(execution, machine, workers)
-        measures = [place.measures for place in simulation.places]
+        measures = [getattr(place, "measures", {}) for place in simulation.places]  # a rank may fail before it has any
         execution.told(measures if execution.failure is None else so_far(measures))
         if execution.failure is None:
             execution.interleavings = [place.interleaving for place in simulation.places]
