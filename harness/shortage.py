@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 GIB = 2**30
+NEGLIGIBLE = 0.02  # of what is missing: a setting that frees less is not worth a word
 
 
 @dataclass(frozen=True)
@@ -92,14 +93,11 @@ class Shortage:
         """Which of them free enough, each by itself; where none surely does, also those that may, or do not."""
         enough = [way for way in ways if way.least_bytes >= self.missing_bytes]
         unsure = [way for way in ways if way.least_bytes < self.missing_bytes <= way.most_bytes]
-        few = [way for way in ways if NOTHING * self.missing_bytes < way.most_bytes < self.missing_bytes]
+        few = [way for way in ways if NEGLIGIBLE * self.missing_bytes < way.most_bytes < self.missing_bytes]
         parts = [f"what frees enough, by estimate, is {_or(enough)}"] * bool(enough)
         parts += [f"what may free enough{', by estimate,' * (not enough)} is {_or(unsure)}"] * bool(unsure)
         parts += [f"what frees some, and not enough by itself, is {_or(few)}"] * bool(few and not enough)
         return "; ".join([*parts, f"devices of {math.ceil(self.peak_bytes / GIB)} GiB (hardware/compute) would do"])
-
-
-NOTHING = 0.02  # of what is missing: a setting that frees less is not worth a word
 
 
 def _or(ways: Sequence[Way]) -> str:

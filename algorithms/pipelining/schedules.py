@@ -34,7 +34,6 @@ from torch.distributed.pipelining.stage import PipelineStage
 from harness.errors import require
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-_ROUNDS = "a multiple of {}, the workers of the pipeline, with algorithm/pipeline_schedule={}"
 _SPLIT = (
     "algorithm/pipeline_schedule={} holds activations and their gradients until those of weights are there, as torch "
     "does it: more memory than its paper says"
@@ -121,17 +120,21 @@ class OneFOneB(PipelineSchedule):
 
 
 @dataclass(frozen=True)
-class Interleaved(PipelineSchedule):
-    """1F1B in which every worker has several stages, each a p-th of the chain after the other: shorter waits.
+class InRounds(PipelineSchedule, ABC):
+    """Workers take turns with micro-batches in rounds of p, with stages that are spread over the chain.
 
     Args:
-        stages: of a worker, >= 2.
+        stages: of a worker, >= `least_stages`.
     """
+
+    option: ClassVar[str]
+    least_stages: ClassVar[int]
 
     stages: int
 
     def __post_init__(self) -> None:
-        require(self.stages >= 2, "algorithm.pipeline_schedule.stages", "must be >= 2", self.stages)
+        rule = f"must be >= {self.least_stages}"
+        require(self.stages >= self.least_stages, "algorithm.pipeline_schedule.stages", rule, self.stages)
 
     @property
     def stages_per_worker(self) -> int:
@@ -139,12 +142,21 @@ class Interleaved(PipelineSchedule):
         return self.stages
 
     def rule(self, num_workers: int) -> str:
-        """Workers take turns with micro-batches in rounds of p."""
-        return _ROUNDS.format(num_workers, "interleaved")
+        """Rounds are whole."""
+        workers = f"{num_workers}, the workers of the pipeline"
+        return f"a multiple of {workers}, with algorithm/pipeline_schedule={self.option}"
 
     def fits(self, num_workers: int, micro_batches: int) -> bool:
         """As the rule says."""
         return micro_batches % num_workers == 0
+
+
+@dataclass(frozen=True)
+class Interleaved(InRounds):
+    """1F1B in which every worker has several stages: shorter waits."""
+
+    option: ClassVar[str] = "interleaved"
+    least_stages: ClassVar[int] = 2
 
     def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
         """Passes of a v-th of a worker's layers."""
@@ -156,32 +168,12 @@ class Interleaved(PipelineSchedule):
 
 
 @dataclass(frozen=True)
-class ZeroBubble(PipelineSchedule):
-    """1F1B that fills waits with gradients of weights; with several stages of a worker, interleaved.
+class ZeroBubble(InRounds):
+    """1F1B that fills waits with gradients of weights; with several stages of a worker, interleaved."""
 
-    Args:
-        stages: of a worker, >= 1.
-    """
-
+    option: ClassVar[str] = "zero_bubble"
+    least_stages: ClassVar[int] = 1
     holds_more: ClassVar[str] = _SPLIT.format("zero_bubble")
-
-    stages: int
-
-    def __post_init__(self) -> None:
-        require(self.stages >= 1, "algorithm.pipeline_schedule.stages", "must be >= 1", self.stages)
-
-    @property
-    def stages_per_worker(self) -> int:
-        """v."""
-        return self.stages
-
-    def rule(self, num_workers: int) -> str:
-        """As interleaved."""
-        return _ROUNDS.format(num_workers, "zero_bubble")
-
-    def fits(self, num_workers: int, micro_batches: int) -> bool:
-        """As the rule says."""
-        return micro_batches % num_workers == 0
 
     def bubble_frac(self, num_workers: int, micro_batches: int) -> float:
         """A third of that of 1F1B's passes: only the gradients of inputs are waited for."""
