@@ -18,7 +18,7 @@ class Split:
     Args:
         compute_s: in which it computes, on whatever stream.
         exposed_s: in which it communicates and does not compute.
-        issuing_s: in which the host issues what an accelerator shall do, and that does neither.
+        issuing_s: in which the host issues what an accelerator shall do, and that does neither, nor waits for others.
         idle_s: the rest.
         hidden_s: in which it communicates and computes.
     """
@@ -50,6 +50,7 @@ class Account:
         computing: of its host or default stream.
         communicating: from when all have arrived to when its part has ended.
         issuing: of the host of an accelerator.
+        waiting: of an accelerator's streams, for what they have been told to wait for.
         streams: computing of each.
         exchanges: the first `exchanges_kept`, for a timeline.
     """
@@ -57,7 +58,7 @@ class Account:
     def __init__(self) -> None:
         self.communicating = Intervals()
         self.computing = Intervals()
-        self.issuing = Intervals()
+        self.issuing, self.waiting = Intervals(), Intervals()
         self.streams = [self.computing]
         self.exchanges: list[Exchanged] = []
         self.exchanges_kept = 10_000
@@ -89,7 +90,8 @@ class Account:
         communicating = self.communicating.until(finish_s)
         compute_s, communicate_s = _covered_s(computing), _covered_s(communicating)
         busy_s = _covered_s(np.concatenate([computing, communicating]))
-        issuing_s = _covered_s(np.concatenate([computing, communicating, self.issuing.until(finish_s)])) - busy_s
+        held = np.concatenate([computing, communicating, self.waiting.until(finish_s)])
+        issuing_s = _covered_s(np.concatenate([held, self.issuing.until(finish_s)])) - _covered_s(held)
         hidden_s, idle_s = compute_s + communicate_s - busy_s, finish_s - busy_s - issuing_s
         rounding_s = ROUNDING * finish_s
         idle_s, hidden_s = (seconds if seconds > rounding_s else 0.0 for seconds in (idle_s, hidden_s))

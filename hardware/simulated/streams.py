@@ -32,18 +32,22 @@ Task = Callable[["Stream"], None]
 class Stream:
     """One stream of a device; the methods are those that torch calls on a stream.
 
+    Args:
+        carries: exchanges, as the stream of a lane: what waits for those is other streams.
+
     Attributes:
         end_s: virtual time at which all that was evaluated so far has ended.
     """
 
-    def __init__(self, device: "StreamDevice") -> None:
+    def __init__(self, device: "StreamDevice", carries: bool = False) -> None:
         self.device, self.end_s = device, 0.0
         self.computing = device.account.stream()
-        self._tasks: deque[Signal | Task] = deque()  # behind the first is what waits for it
+        self._waiting = None if carries else device.account.waiting
+        self._tasks: deque[tuple[Signal | Task, float]] = deque()  # when issued; behind the first is what waits for it
 
     def put(self, task: Signal | Task) -> None:
         """Append a task, or a signal to wait for."""
-        self._tasks.append(task)
+        self._tasks.append((task, self.device.host_s()))
         if len(self._tasks) == 1:
             self._advance()
 
@@ -88,15 +92,20 @@ class Stream:
 
     def _advance(self) -> None:
         while self._tasks:
-            task = self._tasks[0]
+            task, issued_s = self._tasks[0]
             if not isinstance(task, Signal):
                 task(self)
             elif task.happened:
-                self.end_s = max(self.end_s, task.at_s)
+                self._waited(max(self.end_s, issued_s), task.at_s)
             else:
                 task.then(self._advance)
                 return
             self._tasks.popleft()
+
+    def _waited(self, begin_s: float, end_s: float) -> None:
+        self.end_s = max(self.end_s, end_s)
+        if self._waiting is not None and begin_s < end_s:
+            self._waiting.add(begin_s, end_s)
 
 
 class Event:
@@ -180,7 +189,7 @@ class StreamDevice(Device):
         self.charge(self._launch_s, 0.0)
         lane = self._lanes.get(part.lane)
         if lane is None:
-            lane = self._lanes[part.lane] = self.new_stream()
+            lane = self._lanes[part.lane] = self.new_stream(carries=True)
         self._open[part] = timeout_s
         part.ended.then(partial(self._ended, part))
         lane.wait_stream(self.current_stream())
@@ -205,9 +214,9 @@ class StreamDevice(Device):
         """On the current stream."""
         return self.current_stream().mark()
 
-    def new_stream(self) -> Stream:
+    def new_stream(self, carries: bool = False) -> Stream:
         """Another stream, idle."""
-        stream = Stream(self)
+        stream = Stream(self, carries)
         self._streams.append(stream)
         return stream
 
