@@ -296,8 +296,17 @@ def _missing_part(key: str) -> str:
     parent, _, name = group.rpartition("/")
     part = f"{name}@{place.rpartition('.')[-1]}" if place else name
     chosen = next((each for each in sys.argv if each.startswith(f"{parent}=")), f"this {parent}")
+    if reason := _why_not(CONF / parent / f"{chosen.partition('=')[2]}.yaml", part):
+        return f"{chosen} has no {key}: {reason}"
     able = [path.stem for path in (CONF / parent).glob("*.yaml") if f"\n  - {part}: " in path.read_text("utf-8")]
     return f"{chosen} has no {key}: leave it out, or use {parent}={'|'.join(sorted(able))}"
+
+
+def _why_not(option: Path, part: str) -> str:
+    """What a comment of an option's file says of a part that it has not, and of what to use instead; or nothing."""
+    text = option.read_text(encoding="utf-8") if option.is_file() else ""
+    found = re.search(rf"^# no {re.escape(part)}: (.+)$", text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _unknown_override(key: str, cause: BaseException | None) -> str:
