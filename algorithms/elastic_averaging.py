@@ -91,9 +91,10 @@ class ElasticAveraging(Algorithm):
         for batch in worker.batches(problem, self.batch_size):
             exchange = None
             if steps % self.period == 0:  # under way while the gradient is computed, which is at x
+                exchange = dist.irecv(pull, centre)
                 said = told.say(weights, worker.generator)
                 dist.send(joined(_header(weights, samples, leaves=False), said), centre)
-                exchange, samples = dist.irecv(pull, centre), 0
+                samples = 0
             problem.loss(model, batch).backward()
             if exchange is not None:
                 exchange.wait()

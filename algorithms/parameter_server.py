@@ -129,9 +129,10 @@ class ParameterServer(Algorithm):
         ]
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
+            pulls = [dist.irecv(part, server) for server, _, _, part in servers]  # gloo sends to who waits
             pushes = [dist.isend(joined(goes_on, sender.encode(part)), server) for server, part, sender, _ in servers]
             gradient.zero_()  # of which they are a copy
-            _wait([*pushes, *(dist.irecv(part, server) for server, _, _, part in servers)])
+            _wait([*pushes, *pulls])
             worker.observe(weights, len(batch), updates=int(self.synchronous))
         _wait([dist.isend(joined(leaves, sender.encode(part)), server) for server, part, sender, _ in servers])
 

@@ -70,9 +70,9 @@ def answers(
         ranks: who does each task.
         num_bytes: of an answer.
     """
-    going = [dist.isend(message(vector, task), rank) for task, rank in zip(tasks, ranks, strict=True)]
     inboxes = vector.new_empty((len(tasks), num_bytes), dtype=torch.uint8)
     coming = [dist.irecv(inbox, rank) for inbox, rank in zip(inboxes, ranks, strict=True)]
+    going = [dist.isend(message(vector, task), rank) for task, rank in zip(tasks, ranks, strict=True)]
     for inbox, *works in zip(inboxes, going, coming, strict=True):
         wait(works)  # who answers has got its task
         yield inbox

@@ -133,8 +133,8 @@ class Exchange:
 
 def begin_messages(sent: dict[int, torch.Tensor], received: dict[int, torch.Tensor]) -> list[dist.Work]:
     """Begin to send and receive tensors, by the rank on the other side."""
-    operations = [dist.P2POp(dist.isend, tensor, rank) for rank, tensor in sent.items()]
-    operations += [dist.P2POp(dist.irecv, tensor, rank) for rank, tensor in received.items()]
+    operations = [dist.P2POp(dist.irecv, tensor, rank) for rank, tensor in received.items()]  # gloo sends to who waits
+    operations += [dist.P2POp(dist.isend, tensor, rank) for rank, tensor in sent.items()]
     return dist.batch_isend_irecv(operations) if operations else []
 
 
