@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from hardware.real.slices import shorten_own
 from harness.errors import LostConnection, TwinclockError, WaitedInVain, WorkerFailed
 
 
@@ -92,7 +91,7 @@ class Background:
         self._errors: list[BaseException] = []
 
     def start(self, activity: Callable[[], None]) -> None:
-        """Start one. It runs on the CPUs of the thread that starts it, and is soon let in when it wakes."""
+        """Start one. It runs on the CPUs of the thread that starts it."""
         thread = threading.Thread(target=self._run, args=(activity,), name="background", daemon=True)
         self._threads.append(thread)
         thread.start()
@@ -115,7 +114,6 @@ class Background:
         self.check()
 
     def _run(self, activity: Callable[[], None]) -> None:
-        shorten_own()
         try:
             activity()
         except BaseException as error:
