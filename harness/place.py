@@ -182,7 +182,7 @@ class Place(ABC):
     def dealt(self, num_samples: int) -> None:  # noqa: B027 - only virtual time depends on it
         """Hear that a batch has been handed to the worker. Real hardware has nothing to do."""
 
-    def publish(self) -> None:  # noqa: B027 - simulated ranks are read by the parent; others lose it
+    def publish(self) -> None:  # noqa: B027 - simulated ranks are read as they are
         """Hand what has been measured so far to the harness."""
 
     def settle(self) -> None:  # noqa: B027 - only a device that runs behind its host has anything under way

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from hardware.real.counters import Counters
 from hardware.real.crew import Background, Crew, as_failure
 from hardware.real.locks import Locks, held
-from hardware.real.messages import Arrived, Failed, Line, waited_in_vain
+from hardware.real.messages import Arrived, Failed, Line, Measured, waited_in_vain
 from hardware.real.spending import spend
 from hardware.real.waits import Waits
 from harness.errors import UserError
@@ -111,6 +111,10 @@ class RankPlace(Place):
         self._background.check()
         self.settle()
         return held(self._locks, name, self._name, self.waits)
+
+    def publish(self) -> None:
+        """Tell who runs the ranks, as this process may be ended next."""
+        self.line.say(Measured(dict(self.measures)))
 
     def settle(self) -> None:
         """Wait for the device, if it is not the CPU."""
