@@ -12,6 +12,7 @@ import torch.distributed as dist
 from hardware.base import Execution
 from hardware.real.card import Card, own_card
 from hardware.real.conclusion import conclude
+from hardware.real.counters import processed
 from hardware.real.crew import Crew
 from hardware.real.member import BEAT_S, Job, StoreLine, work
 from hardware.real.messages import Failed, Finished, Measured
@@ -80,7 +81,7 @@ class _Leader:
             thread.start()
             while thread.is_alive() and not self._failed():
                 thread.join(LOOK_S)
-                progress(counters.value("samples"))
+                progress(processed(counters))
                 self._watch()
             self._settle()
         except KeyboardInterrupt as interrupt:

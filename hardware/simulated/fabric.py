@@ -240,7 +240,8 @@ class Channel:
             )
         meeting.calls[rank] = call
         place = self._places[rank]
-        part = meeting.exchange.parts[place] = Part(meeting.description, self, fabric.why, fabric.breaks, meeting.exchange)
+        part = Part(meeting.description, self, fabric.why, fabric.breaks, meeting.exchange)
+        meeting.exchange.parts[place] = part
         if len(self.ranks) > 1:
             fabric.sent_bytes[self.ranks[rank]] += call.sent_bytes
         if len(meeting.calls) == len(self._simulated):
