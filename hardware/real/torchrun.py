@@ -95,7 +95,6 @@ class Torchrun(Hardware):
         Raises:
             UserError: naming the launcher's setting.
         """
-        self.check_size()
         if self.backend == "nccl":
             self._check_devices()
         return [notice for notice in (self._oversubscription(),) if notice]
