@@ -19,16 +19,11 @@ import torch
 from algorithms.base import Algorithm
 from algorithms.common.optimizers import Descent, Optimizer
 from algorithms.common.schedules import Schedule
-from algorithms.compression.compressor import Compression, Compressor, messages
+from algorithms.compression.compressor import Compression, Compressor
+from algorithms.compression.differences import of_differences
+from algorithms.compression.gossip import CompressedAveraging
 from algorithms.flat import flatten_
-from algorithms.mixing.matrices import (
-    Mixing,
-    Row,
-    begin_messages,
-    messages_per_step,
-    require_doubly_stochastic,
-    spectral_gap,
-)
+from algorithms.mixing.matrices import Mixing, messages_per_step, require_doubly_stochastic, spectral_gap
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
@@ -59,9 +54,16 @@ class ChocoSGD(Algorithm):
         super().__post_init__()
         rule = "must be in (0, 1]"
         require(0 < self.consensus_step <= 1, "algorithm.consensus_step", rule, self.consensus_step)
-        contracts = messages(self.compression, "choco_sgd").is_contraction
-        rule = "must be false in choco_sgd, whose errors would add up: set algorithm.compression.unbiased=false"
-        require(contracts, "algorithm.compression.unbiased", rule, True)
+        _ = self.compressor  # which refuses
+
+    @property
+    def compressor(self) -> Compressor:
+        """What makes messages of how a worker differs from what its neighbours know of it.
+
+        Raises:
+            UserError: for a compression that makes none, or whose errors would grow.
+        """
+        return of_differences(self.compression, "choco_sgd")
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """The spectral gap.
@@ -80,52 +82,17 @@ class ChocoSGD(Algorithm):
 
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """A compressed change along every edge."""
-        return messages_per_step(self.mixing, num_workers) * messages(self.compression, "choco_sgd").num_bytes(weights)
+        return messages_per_step(self.mixing, num_workers) * self.compressor.num_bytes(weights)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Step and average until the budget is spent."""
         weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
         (row,) = self.mixing.rows(worker.num_workers, worker.rank)
-        compressor = messages(self.compression, "choco_sgd")
-        averaging = CompressedAveraging(weights, row, compressor, self.consensus_step, worker.generator)
+        averaging = CompressedAveraging(weights, row, self.compressor, self.consensus_step, worker.generator)
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
             descent.step(self.learning_rate * self.schedule.at(worker))
-            averaging.step()
+            averaging.begin().finish()
             gradient.zero_()
             worker.observe(weights, samples=len(batch))
-
-
-class CompressedAveraging:
-    """CHOCO-Gossip, one worker's (Koloskova et al., ICML 2019, Algorithm 1).
-
-    Args:
-        weights: of this worker, written in place, shape (parameters,); equal on all workers now.
-        row: its row of W.
-        generator: of this worker's random numbers.
-
-    Attributes:
-        known: u_i, what all neighbours know of the weights.
-        average: s_i, the weighted average of what is known of all.
-    """
-
-    def __init__(
-        self, weights: torch.Tensor, row: Row, compression: Compressor, step: float, generator: torch.Generator
-    ) -> None:
-        self._weights, self._row, self._step = weights, row, step
-        self._compression, self._generator = compression, generator
-        self.known, self.average = weights.clone(), weights.clone()
-
-    def step(self) -> None:
-        """Average once."""
-        message = self._compression.encode(self._weights - self.known, self._generator)
-        boxes = {rank: torch.empty_like(message) for rank in self._row.receives}
-        for work in begin_messages(dict.fromkeys(self._row.sends, message), boxes):
-            work.wait()
-        own = self._compression.decode(message, self._weights)
-        self.known += own
-        self.average.add_(own, alpha=self._row.own)
-        for rank, box in boxes.items():
-            self.average.add_(self._compression.decode(box, self._weights), alpha=self._row.receives[rank])
-        self._weights.add_(self.average - self.known, alpha=self._step)

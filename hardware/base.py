@@ -165,6 +165,13 @@ class Hardware(ABC):
         """
         return []
 
+    def check_there(self) -> None:  # noqa: B027 - most is
+        """Refuse what this machine has not, before any data is loaded.
+
+        Raises:
+            UserError: naming what to use.
+        """
+
     def check_size(self) -> None:  # noqa: B027 - most start as many workers as they are asked for
         """Refuse another number of ranks than there can be, before anything that follows from it is refused.
 

@@ -9,15 +9,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, MissingMandatoryValue, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from harness.errors import UserError, require
-
-CONF = Path(__file__).parents[1] / "conf"
+from harness.folders import found
 
 
 def build(node: DictConfig, field: str) -> Any:
@@ -153,10 +151,10 @@ def _part_rule(field: str, kind: str, option: str, settings: Sequence[str] = ())
     """
     parent, _, name = field.partition(".")
     group = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind).lower()
-    if (CONF / parent / name).is_dir():
+    if found(f"{parent}/{name}/"):
         able = group_with(parent, name, option)
         return f"has settings of its own, and is chosen with a slash: {parent}/{able}={option}"
-    if (CONF / parent / group).is_dir():
+    if found(f"{parent}/{group}/"):
         return f"has settings of its own, and is chosen with a slash: {parent}/{group}@{field}={option}"
     return f"has settings of its own, each of which is set: {', '.join(f'{field}.{name}' for name in settings)}"
 
@@ -167,7 +165,7 @@ def group_with(parent: str, name: str, option: str) -> str:
     >>> group_with("algorithm", "schedule", "cosine"), group_with("algorithm", "schedule", "gpipe")
     ('schedule', 'pipeline_schedule')
     """
-    groups = sorted(path.parent.name for path in (CONF / parent).glob(f"*/{option}.yaml"))
+    groups = sorted(path.parent.name for path in found(f"{parent}/*/{option}.yaml"))
     return name if name in groups or not groups else groups[0]
 
 
@@ -199,8 +197,8 @@ def _options_with(path: str) -> str:
     ('data=streamed', '')
     """
     group, _, key = path.partition(".")
-    files = (CONF / group).glob("*.yaml") if key else ()
-    able = [file.stem for file in files if f"\n{key}: " in file.read_text("utf-8")]
+    files = found(f"{group}/*.yaml") if key else ()
+    able = {file.stem for file in files if f"\n{key}: " in file.read_text("utf-8")}
     return f"{group}={'|'.join(sorted(able))}" if able else ""
 
 

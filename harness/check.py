@@ -40,6 +40,7 @@ def check(setup: Setup) -> tuple[Setup, list[str]]:
     _check_dealer(setup)
     _check_streams(setup)
     _check_messages(setup)
+    setup.hardware.check_there()
     assert setup.problem.num_samples > 0  # loads the data: what is missing is said before anything starts
     notices = _notices_of_kernels(setup)
     offered, used = setup.hardware.workers_offered, setup.num_workers

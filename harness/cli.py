@@ -24,8 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 from hardware.real.world import World, explain_end, joined_world
 from harness.build import group_with, unknown_key
 from harness.errors import REMEDIES, TwinclockError, require, unwritable
+from harness.folders import CONF, found
 
-CONF = Path(__file__).parents[1] / "conf"
 MISTAKES = (TwinclockError, HydraException, OmegaConfBaseException)  # what ends in one sentence
 HELP = """\
 twinclock: parallel and distributed training, for real and in virtual time.
@@ -280,8 +280,8 @@ def _of_its_kind(key: str, given: str) -> str:
     """What to write for a mapping that was given as something else: with the values given, or those of its file."""
     group, *names = key.split(".")
     option = next((each.partition("=")[2] for each in sys.argv if each.startswith(f"{group}=")), "")
-    file = CONF / group / f"{option}.yaml"
-    usual = OmegaConf.select(OmegaConf.load(file), ".".join(names)) if file.is_file() and names else None
+    files = found(f"{group}/{option}.yaml") if option and names else []
+    usual = OmegaConf.select(OmegaConf.load(files[0]), ".".join(names)) if files else None
     if not isinstance(usual, DictConfig):
         return "give a value of the kind that its file has"
     own = {str(name): value for name, value in usual.items() if name != "_target_"}
@@ -296,8 +296,17 @@ def _missing_part(key: str) -> str:
     parent, _, name = group.rpartition("/")
     part = f"{name}@{place.rpartition('.')[-1]}" if place else name
     chosen = next((each for each in sys.argv if each.startswith(f"{parent}=")), f"this {parent}")
-    able = [path.stem for path in (CONF / parent).glob("*.yaml") if f"\n  - {part}: " in path.read_text("utf-8")]
+    if reason := _why_not(parent, chosen.partition("=")[2], part):
+        return f"{chosen} has no {key}: {reason}"
+    able = {path.stem for path in found(f"{parent}/*.yaml") if f"\n  - {part}: " in path.read_text("utf-8")}
     return f"{chosen} has no {key}: leave it out, or use {parent}={'|'.join(sorted(able))}"
+
+
+def _why_not(parent: str, option: str, part: str) -> str:
+    """What a comment of an option's file says of a part that it has not, and of what to use instead; or nothing."""
+    files = found(f"{parent}/{option}.yaml") if option else []
+    said = re.search(rf"^# no {re.escape(part)}: (.+)$", files[0].read_text("utf-8"), re.MULTILINE) if files else None
+    return said[1] if said else ""
 
 
 def _unknown_override(key: str, cause: BaseException | None) -> str:

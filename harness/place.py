@@ -18,7 +18,8 @@ from harness.kernels.base import Kernel, Model
 from harness.kernels.merge import merge
 from harness.rows import Rows, copied
 
-COUNTERS = ("dealt", "samples", "updates")  # samples handed out; samples processed; updates applied
+COUNTERS = ("dealt", "samples", "updates", "advanced")  # samples handed out, and processed; updates applied; the
+# samples of `Worker.advance`, which show how far a run is and decide nothing
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,10 @@ class Place(ABC):
     def dealt(self, num_samples: int) -> None:  # noqa: B027 - only virtual time depends on it
         """Hear that a batch has been handed to the worker. Real hardware has nothing to do."""
 
-    def publish(self) -> None:  # noqa: B027 - simulated ranks are read by the parent; others lose it
+    def advance(self, samples: int) -> None:  # noqa: B027 - who watches then sees less
+        """Let who watches the run know that samples were processed which will be observed later."""
+
+    def publish(self) -> None:  # noqa: B027 - simulated ranks are read as they are
         """Hand what has been measured so far to the harness."""
 
     def settle(self) -> None:  # noqa: B027 - only a device that runs behind its host has anything under way

@@ -247,6 +247,10 @@ class Worker:
         check_told(self._place.measures, key, Conclusion)
         self._place.measures[key] = Conclusion(value)
 
+    def advance(self, samples: int) -> None:
+        """Tell who watches the run of samples that `observe` will be told of later, when a long piece of work ends."""
+        self._place.advance(samples)
+
     def publish(self) -> None:
         """Hand over what has been measured and concluded so far, which an interrupt of the run then leaves."""
         self._place.publish()

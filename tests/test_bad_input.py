@@ -18,8 +18,16 @@ MISTAKES = {
     "unknown tracking": (["tracking=paper"], r"tracking=paper is unknown: use one of files, none, wandb"),
     "unknown group": (["algoritm=sgd"], r"algoritm is neither a group nor a setting|algoritm is not a setting"),
     "part that an algorithm has not": (
+        ["algorithm=hogwild", "algorithm/compression=top_k"],
+        r"algorithm=hogwild has no algorithm/compression: leave it out, or use algorithm=all_reduce\|choco_sgd\|.*",
+    ),
+    "compressed models": (
         ["algorithm=gossip", "algorithm/compression=top_k"],
-        r"algorithm=gossip has no algorithm/compression: leave it out, or use algorithm=all_reduce\|choco_sgd\|.*",
+        r"algorithm=gossip has no algorithm/compression: averages of .* do not converge, use algorithm=choco_sgd",
+    ),
+    "compressed pairs": (
+        ["algorithm=ad_psgd", "algorithm/compression=top_k"],
+        r"algorithm=ad_psgd has no algorithm/compression: published ways for pairs .*, use algorithm=choco_sgd",
     ),
     "misspelt setting": (
         ["hardware.num_wrokers=2"],

@@ -10,7 +10,7 @@ from commands import command
 from omegaconf import DictConfig, OmegaConf
 
 from harness import cli
-from harness.build import build, instantiate, target_class
+from harness.build import build, group_with, instantiate, target_class, unknown_key
 from harness.errors import UserError, require
 from harness.options import PROBLEM_HINTS
 
@@ -41,6 +41,19 @@ def nodes(node, name):
     for key, child in node.items():
         if isinstance(child, DictConfig) and "_target_" in child:
             yield from nodes(child, f"{name}.{key}")
+
+
+@pytest.mark.parametrize("told", [["--config-dir", "{}"], ["--config-dir={}"], ["hydra.searchpath=['file://{}']"]])
+def test_hints_know_options_of_ones_own(told, tmp_path, monkeypatch):
+    (tmp_path / "algorithm/flavour").mkdir(parents=True)
+    (tmp_path / "algorithm/mine.yaml").write_text("_target_: mine.Mine\nwarmth: 1\n")
+    (tmp_path / "algorithm/flavour/sour.yaml").write_text("_target_: mine.Sour\n")
+    assert "algorithm=mine" not in unknown_key("algorithm.warmth", "warmth", ["batch_size"])
+    monkeypatch.setattr("sys.argv", ["run.py", *(each.format(tmp_path) for each in told)])
+    hint = "it is one of algorithm=mine; here, use one of batch_size"
+    assert unknown_key("algorithm.warmth", "warmth", ["batch_size"]) == f"algorithm.warmth is not a setting: {hint}"
+    assert group_with("algorithm", "schedule", "sour") == "flavour"
+    assert group_with("algorithm", "schedule", "cosine") == "schedule"
 
 
 @pytest.mark.parametrize("component", COMPONENTS)

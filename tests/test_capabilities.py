@@ -21,6 +21,9 @@ VARIANTS += [("choco_sgd", "algorithm/compression=sign"), ("federated", "algorit
 VARIANTS += [("federated", "algorithm/compression=sign", "algorithm.dropout=0.3")]
 VARIANTS += [("federated", "algorithm/partition=dirichlet")]
 VARIANTS += [(each, "algorithm/compression=qsgd") for each in ("all_reduce", "local_sgd", "parameter_server")]
+VARIANTS += [("elastic_averaging", f"algorithm/compression={each}") for each in ("top_k", "half")]
+DIRECTED = "stochastic_gradient_push", "algorithm/mixing=exponential"
+VARIANTS += [(*DIRECTED, f"algorithm/compression={each}") for each in ("qsgd", "random_k")]
 VARIANTS += [("fsdp", "algorithm.reshard_after_forward=false"), ("fsdp", "algorithm.shard_size=1")]
 VARIANTS += [("fsdp", "algorithm.param_dtype=bfloat16", "algorithm.reduce_dtype=float32")]
 VARIANTS += [("local_sgd", "algorithm.group_size=2"), ("elastic_averaging", "algorithm.period=1")]

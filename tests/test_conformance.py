@@ -58,6 +58,17 @@ def test_several_workers_solve_a_convex_problem(algorithm, hardware, workers):
     assert losses(composed, execution)[-1] < composed.problem.target_loss
 
 
+DIFFERENCES = {"elastic_averaging": [], "stochastic_gradient_push": ["algorithm/mixing=exponential"]}
+
+
+@pytest.mark.parametrize("compression", ["half", "qsgd", "sign", "top_k"])
+@pytest.mark.parametrize("algorithm", DIFFERENCES)
+def test_compressed_differences_solve_it_too(algorithm, compression):
+    chosen = [*more(algorithm, 4), f"algorithm/compression={compression}", *DIFFERENCES[algorithm]]
+    composed, _, execution = run(algorithm, "sim_ethernet", 4, *chosen)
+    assert losses(composed, execution)[-1] < composed.problem.target_loss
+
+
 def alone(algorithm, hardware, marks):
     """One worker sends nothing: hardware of messages differs in streams alone."""
     asked_for = [] if hardware in (*usual(algorithm), "sim_dgx") else [pytest.mark.slow]

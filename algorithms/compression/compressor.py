@@ -7,7 +7,8 @@
     power_sgd  factors of low rank of the mean of all x                        algorithms/compression/power_sgd.py
 
 Whoever averages vectors over all workers asks for an `Averaging`, which any compression has; whoever sends one to
-somebody needs a message, which a `Compressor` makes, and if it sends many a `Sender`, which feeds errors back.
+somebody needs a message, which a `Compressor` makes, and if it sends many a `Sender`, which feeds errors back, or
+`Known`, of a vector that changes.
 """
 
 from abc import ABC, abstractmethod
@@ -122,7 +123,8 @@ class LossyCompressor(Compressor):
     """One that leaves something out.
 
     Args:
-        error_feedback: add it to the vector that is sent next. CHOCO has a feedback of its own, whatever this says.
+        error_feedback: add it to the vector that is sent next. Who sends differences (`differences.py`), as CHOCO does,
+            has a feedback of its own, whatever this says.
     """
 
     error_feedback: bool

@@ -75,6 +75,6 @@ def require_contraction(unbiased: bool, error_feedback: bool) -> None:
     """
     rule = (
         "must be false where errors are fed back, which would add up: set algorithm.compression.unbiased=false, or, "
-        "but in choco_sgd, algorithm.compression.error_feedback=false"
+        "but in choco_sgd, elastic_averaging and stochastic_gradient_push, algorithm.compression.error_feedback=false"
     )
     require(not (unbiased and error_feedback), "algorithm.compression.unbiased", rule, unbiased)

@@ -41,6 +41,7 @@ class Trainer:
             descent.step()
             self._gradient.zero_()
             steps += 1
+            self._worker.advance(len(batch))
         return self._loss(), steps
 
     def _batches(self, begin: int, end: int, batch_size: int) -> Iterator[torch.Tensor]:

@@ -25,6 +25,11 @@ class Counters(Protocol):
         """The value now."""
 
 
+def processed(counters: Counters) -> int:
+    """Samples, as who watches a run shall see them."""
+    return max(counters.value("samples"), counters.value("advanced"))
+
+
 class LocalCounters:
     """Counters of the threads of one process."""
 

@@ -52,18 +52,21 @@ class Gpus(Hardware):
         """`num_workers`, or as many as there are devices."""
         return self.num_workers or max(len(self._devices), 1)
 
-    def check(self, num_servers: int = 0) -> list[str]:
-        """Refuse what this machine lacks; say who shares.
-
-        Raises:
-            UserError: without a device, without one for each worker of NCCL, or without NCCL.
-        """
-        count, workers = len(self._devices), self.workers_offered
-        if not count:
+    def check_there(self) -> None:
+        """Refuse a machine without a device."""
+        if not self._devices:
             raise UserError(
                 f"hardware=gpus needs a CUDA device, and torch {torch.__version__} sees none here: use a machine with "
                 "an NVIDIA driver and a torch built for CUDA, or simulate it by hardware=sim_dgx"
             )
+
+    def check(self, num_servers: int = 0) -> list[str]:
+        """Refuse what this machine lacks; say who shares.
+
+        Raises:
+            UserError: without a device for each worker of NCCL, or without NCCL.
+        """
+        count, workers = len(self._devices), self.workers_offered
         if self.backend == "gloo":
             return [] if workers <= count else [_sharing(workers, num_servers, count)]
         if not cuda.has_nccl():

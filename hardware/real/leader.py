@@ -12,12 +12,14 @@ import torch.distributed as dist
 from hardware.base import Execution
 from hardware.real.card import Card, own_card
 from hardware.real.conclusion import conclude
+from hardware.real.counters import processed
 from hardware.real.crew import Crew
 from hardware.real.member import BEAT_S, Job, StoreLine, work
-from hardware.real.messages import Failed, Finished
+from hardware.real.messages import Failed, Finished, Measured
 from hardware.real.world import World
 from hardware.real.world_store import StoreCounters, WorldStore, store_of
 from harness.errors import LostConnection, TwinclockError, UserError, WorkerFailed
+from harness.measures import so_far
 from harness.place import Observation
 from harness.program import Program
 
@@ -79,7 +81,7 @@ class _Leader:
             thread.start()
             while thread.is_alive() and not self._failed():
                 thread.join(LOOK_S)
-                progress(counters.value("samples"))
+                progress(processed(counters))
                 self._watch()
             self._settle()
         except KeyboardInterrupt as interrupt:
@@ -124,6 +126,8 @@ class _Leader:
         execution = Execution(observations=observations)
         if failures:
             execution.failure = self._explained(min(failures, key=lambda failed: failed.host_s).error)
+            measured = [[each.measures for each in rank if isinstance(each, Measured)] for rank in said]
+            execution.told(so_far([each[-1] for each in measured if each]))
             return execution
         finished = [each for rank in said for each in rank if isinstance(each, Finished)]
         assert len(finished) == self._num_ranks

@@ -4,7 +4,7 @@
     looks at all cards              <-  card <rank>               who it is, as soon as it is there
     job                             ->
     ready, start, meet, end         <>  ready, start, meet, end   all wait for all; between them, training
-    takes what was said, at the end <-  said <rank>/<number>      Observation, Finished, or Failed
+    takes what was said, at the end <-  said <rank>/<number>      Observation, Measured, Finished, or Failed
     sees who is still there         <-  alive <rank>              now and then
     end                             ->                            the exit status of all
                                     <-  left                      so that rank 0, whose store it may be, can end

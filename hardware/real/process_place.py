@@ -10,7 +10,7 @@ import torch
 from hardware.real.counters import SharedCounters
 from hardware.real.crew import Crew
 from hardware.real.locks import SharedLocks
-from hardware.real.messages import Arrived, Line, Measured, Observed
+from hardware.real.messages import Arrived, Line, Observed
 from hardware.real.parcel import Parcel
 from hardware.real.placement import apply_policy, prove, tensor_over
 from hardware.real.rank_place import RankPlace, say_failed
@@ -81,10 +81,6 @@ class ProcessPlace(RankPlace):
                 offset, tuple(flat.shape), flat.dtype, observation.member, observation.milestone, part_offset,
             )
         )  # fmt: skip
-
-    def publish(self) -> None:
-        """Tell the parent, as this process may be ended next."""
-        self.line.say(Measured(self.measures))
 
     def _append(self, tensor: torch.Tensor) -> int:
         """Put a tensor where the parent finds it; returns where."""

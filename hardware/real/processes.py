@@ -21,7 +21,7 @@ import torch
 from hardware.base import Execution
 from hardware.real import simd, worker_process
 from hardware.real.conclusion import conclude
-from hardware.real.counters import SharedCounters
+from hardware.real.counters import SharedCounters, processed
 from hardware.real.crew import Crew, as_failure
 from hardware.real.fork_server import explained, start_fork_server
 from hardware.real.interruptible import interruptible
@@ -104,7 +104,7 @@ class _Parent:
         while not self._failures and len(self._ended) < self._crew.num_workers:
             self._serve(due_s - time.perf_counter())
             if time.perf_counter() >= due_s:
-                progress(self._counters.value("samples"))
+                progress(processed(self._counters))
                 self._look_for_stopped(STOPPED_LOOKS)
                 due_s = time.perf_counter() + PROGRESS_S
         settled_s = time.perf_counter() + SETTLE_S
@@ -112,7 +112,7 @@ class _Parent:
             self._serve(settled_s - time.perf_counter())
         if self._in_vain():
             self._look_for_stopped(1)
-        progress(self._counters.value("samples"))
+        progress(processed(self._counters))
 
     def fail(self, error: BaseException) -> None:
         """Note why the run ends, whatever its workers say."""

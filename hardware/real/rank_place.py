@@ -11,13 +11,15 @@ import torch.distributed as dist
 from hardware.real.counters import Counters
 from hardware.real.crew import Background, Crew, as_failure
 from hardware.real.locks import Locks, held
-from hardware.real.messages import Arrived, Failed, Line, waited_in_vain
+from hardware.real.messages import Arrived, Failed, Line, Measured, waited_in_vain
 from hardware.real.spending import spend
 from hardware.real.waits import Waits
 from harness.errors import UserError
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
 from harness.place import Place
+
+ADVANCE_S = 0.25  # between two words of what was processed: it is for the eye
 
 
 class RankPlace(Place):
@@ -40,6 +42,7 @@ class RankPlace(Place):
         self._background = Background(crew.timeout_s, self._tell)
         self.waits = Waits()
         self.spent_s = 0.0  # as computing, beyond what the CPU did meanwhile
+        self._ahead, self._told_s = 0, 0.0  # samples that nobody has been told of, and when somebody was
         self.everybody: dist.ProcessGroup | None = None  # where there are data servers
 
     @property
@@ -111,6 +114,17 @@ class RankPlace(Place):
         self._background.check()
         self.settle()
         return held(self._locks, name, self._name, self.waits)
+
+    def advance(self, samples: int) -> None:
+        """Count them, now and then: the counters may be on another host."""
+        self._ahead += samples
+        if (now_s := time.perf_counter()) >= self._told_s + ADVANCE_S:
+            self._counters.add("advanced", self._ahead)
+            self._ahead, self._told_s = 0, now_s
+
+    def publish(self) -> None:
+        """Tell who runs the ranks, as this process may be ended next."""
+        self.line.say(Measured(dict(self.measures)))
 
     def settle(self) -> None:
         """Wait for the device, if it is not the CPU."""

@@ -29,7 +29,7 @@ from hardware.real.waits import Waits
 from harness.errors import WorkerFailed
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model, SplitModel
-from harness.measures import Measures
+from harness.measures import Measures, so_far
 from harness.place import Observation, Place
 from harness.program import Program
 from harness.rows import Rows
@@ -160,15 +160,20 @@ class _Run:
         if not self._shares(kernel.indptr):
             self.loaded_rows = kernel.arrays | self.loaded_rows
 
+    def publish(self, rank: int, measures: Measures) -> None:
+        """Keep what a worker has measured so far, as it does not go on changing."""
+        self._measures[rank] = dict(measures)
+
     def execution(self) -> Execution:
         """What came of it."""
         execution = Execution(observations=sorted(self.observations, key=lambda observation: observation.samples))
         if self.failures:
             execution.failure = self.failures[0]
+            execution.told(so_far(self._told()))
             return execution
         ledgers = [self._ledgers[rank] for rank in range(self.crew.num_workers)]
         execution.workers = break_down(ledgers, self.start_s, self.program.algorithm.synchronous).workers
-        execution.told([self._measures[rank] for rank in sorted(self._measures)])
+        execution.told(self._told())
         if self.may_lose == {False}:
             execution.metrics["async/lost_frac"] = 0.0
         if tensors := [*self.shared, *self._private()]:
@@ -176,6 +181,9 @@ class _Run:
                 each.name: {**each.placed, "pages_by_node": prove(each.tensor)} for each in tensors
             }
         return execution
+
+    def _told(self) -> list[Measures]:
+        return [self._measures[rank] for rank in sorted(self._measures)]
 
     def _private(self) -> Iterator[PlacedTensor]:
         for rank, name in sorted(self.replicas):
@@ -219,8 +227,9 @@ class _Run:
         waits = place.waits.table()
         ledger = Ledger(finish_s, place.kernel_s, clock.pauses, {}, none, waits, sent_bytes=0, peak_bytes=None)
         self.meet(place.rank, Arrived("end"))
+        self.publish(place.rank, place.measures)
         with self._lock:
-            self._ledgers[place.rank], self._measures[place.rank] = ledger, place.measures
+            self._ledgers[place.rank] = ledger
             if len(self._ledgers) == self.crew.num_workers:
                 self.over.set()
 
@@ -324,6 +333,10 @@ class ThreadPlace(Place):
     def report(self, observation: Observation) -> None:
         """Keep an observation."""
         self._run.observations.append(observation)
+
+    def publish(self) -> None:
+        """Leave it with the run, which may end next."""
+        self._run.publish(self.rank, self.measures)
 
     def finish(self) -> None:
         """Wait for the helper activities."""

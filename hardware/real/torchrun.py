@@ -71,6 +71,10 @@ class Torchrun(Hardware):
         """One process on rank 0's host."""
         return self._apart(1, 1)
 
+    def check_there(self) -> None:
+        """Refuse to be started by itself."""
+        assert self._world
+
     def check_size(self) -> None:
         """Refuse a world of another size."""
         world, needed = self._world, self.workers_offered
@@ -95,7 +99,6 @@ class Torchrun(Hardware):
         Raises:
             UserError: naming the launcher's setting.
         """
-        self.check_size()
         if self.backend == "nccl":
             self._check_devices()
         return [notice for notice in (self._oversubscription(),) if notice]

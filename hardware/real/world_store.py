@@ -120,7 +120,7 @@ class StoreCounters:
 
     def add(self, counter: str, amount: int) -> int:
         """Add; returns the value before."""
-        if counter in COUNTERS[1:]:
+        if counter in COUNTERS[1:3]:
             return self.count(*((amount, 0) if counter == "samples" else (0, amount)))[COUNTERS.index(counter) - 1]
         return self._store.add(f"counter {counter}", amount) - amount
 

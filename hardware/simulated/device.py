@@ -42,6 +42,27 @@ class ExchangeTimedOut(dist.DistBackendError, TimedOut):
         return self._sentence
 
 
+class ConnectionLost(dist.DistBackendError, TimedOut):
+    """Torch's error where the connection to a rank breaks, since that has died.
+
+    Args:
+        part: that will not end.
+        by_s: virtual time at which that is known.
+
+    Attributes:
+        missing: ranks of the run that had not come by then.
+    """
+
+    def __init__(self, part: Part, by_s: float) -> None:
+        why, self.missing = part.why(by_s), part.missing(by_s)
+        super().__init__(f"Connection closed by peer at {by_s:.6g} s of virtual time, in {part.description}: {why}")
+        self._sentence = f"{why}; it lost the connection at {by_s:.6g} s, in {part.description}"
+
+    def sentence(self) -> str:
+        """The cause first."""
+        return self._sentence
+
+
 class Device(ABC):
     """The timelines of one rank.
 
@@ -72,10 +93,26 @@ class Device(ABC):
         return self._engine.poll(signal)
 
     def _block_host(self, part: Part, timeout_s: float) -> None:
+        left_s = timeout_s
+        if breaks := part.breaks():
+            give_up_s = self._engine.current.now() + timeout_s
+            for break_s, rank in breaks:
+                if break_s < give_up_s and self._is_lost(part, break_s, rank):
+                    raise ConnectionLost(part, self._engine.current.local_s)
+            left_s = give_up_s - self._engine.current.now()
         try:
-            self._engine.wait(part.ended, part.waited_for, timeout_s=timeout_s)
+            self._engine.wait(part.ended, part.waited_for, timeout_s=left_s)
         except TimedOut:
             raise ExchangeTimedOut(part, timeout_s, self._engine.current.local_s) from None
+
+    def _is_lost(self, part: Part, break_s: float, rank: int) -> bool:
+        """Wait for the part's end, as long as there is a connection to the rank, and whether it takes longer."""
+        engine = self._engine
+        try:
+            engine.wait(part.ended, part.waited_for, timeout_s=max(0.0, break_s - engine.current.now()))
+        except TimedOut:
+            return part.needs(rank, engine.current.local_s)
+        return False
 
     @abstractmethod
     def charge(self, launch_s: float, run_s: float) -> None:

@@ -80,6 +80,8 @@ class Part:
 
     Args:
         why: says in words why a part has not ended by a virtual time.
+        breaks: says when connections to ranks of the run break which the current rank may have to do with in a part,
+            in the order of time.
         peer: rank of the run on the other side of a message, where it is known.
 
     Attributes:
@@ -91,13 +93,14 @@ class Part:
         arrived_s: virtual time at which its device came to it; infinite until then.
     """
 
-    __slots__ = ("_peer", "_why", "arrived_s", "description", "ended", "exchange", "gives", "lane", "valued")
+    __slots__ = ("_breaks", "_peer", "_why", "arrived_s", "description", "ended", "exchange", "gives", "lane", "valued")
 
     def __init__(
         self,
         description: str,
         lane: Hashable,
         why: "Callable[[Part, float], str]",
+        breaks: "Callable[[Part], list[tuple[float, int]]]",
         exchange: Exchange | None = None,
         gives: bool = False,
         peer: int | None = None,
@@ -106,7 +109,7 @@ class Part:
         self.valued = Signal() if exchange is None else exchange.valued
         self.ended = Signal()
         self.arrived_s = float("inf")
-        self._why, self._peer = why, peer
+        self._why, self._breaks, self._peer = why, breaks, peer
 
     def waited_for(self) -> str:
         """What one waits for who waits for its end, and why that does not come, in words."""
@@ -115,6 +118,14 @@ class Part:
     def why(self, by_s: float) -> str:
         """Why it has not ended by then, in words; empty if that is not known."""
         return self._why(self, by_s)
+
+    def breaks(self) -> list[tuple[float, int]]:
+        """When connections break that it may need, and to which rank of the run, in the order of time."""
+        return self._breaks(self)
+
+    def needs(self, rank: int, by_s: float) -> bool:
+        """Whether a rank of the run still has to do something for it at that time, as far as is known."""
+        return rank in self.missing(by_s) or (self.exchange is not None and rank in self.exchange.unended())
 
     def missing(self, by_s: float) -> list[int]:
         """Ranks of the run that have not come by then, as far as it is known who should."""

@@ -53,7 +53,7 @@ class Fabric:
             self.links = Links(network, engine, num_ranks)
         else:
             self.links = CollapsedLinks(network, engine, symmetry)
-        self.hosts = network.hosts(num_ranks)
+        self.hosts, self._network = network.hosts(num_ranks), network
         self._channels: dict[GroupKey, list[Channel]] = defaultdict(list)
         self._plans: dict[Hashable, Plan] = {}
         self._plans_bytes = 0
@@ -121,6 +121,20 @@ class Fabric:
             return f"{who} not come" + (f", and {self._deaths(others)}" if others else "")
         broken = self.links.broken()
         return f"nothing passes link {', '.join(broken)}" if broken else ""
+
+    def breaks(self, part: Part) -> list[tuple[float, int]]:
+        """See `Part.breaks`; what is received from anyone may come from any rank."""
+        if not (self.engine.deaths and self.protocol.notices_deaths):
+            return []
+        known = part.missing(float("inf")) if part.exchange is None else part.exchange.ranks
+        me, heard = self.engine.current.rank, known or range(len(self.sent_bytes))
+        dying = [rank for rank in heard if rank in self.engine.deaths and rank != me]
+        return sorted((self.engine.deaths[rank] + self._latency_s(rank, me), rank) for rank in dying)
+
+    def _latency_s(self, source: int, target: int) -> float:
+        wires = self._network.wires(len(self.sent_bytes))
+        (links,) = wires.route(np.array([source]), np.array([target]))
+        return float(wires.latency_s[links[links >= 0]].sum())
 
     def _deaths(self, ranks: Sequence[int]) -> str:
         return ", ".join(f"{self.engine.named(rank)} died at {self.engine.deaths[rank]:.6g} s" for rank in ranks)
@@ -226,7 +240,8 @@ class Channel:
             )
         meeting.calls[rank] = call
         place = self._places[rank]
-        part = meeting.exchange.parts[place] = Part(meeting.description, self, fabric.why, meeting.exchange)
+        part = Part(meeting.description, self, fabric.why, fabric.breaks, meeting.exchange)
+        meeting.exchange.parts[place] = part
         if len(self.ranks) > 1:
             fabric.sent_bytes[self.ranks[rank]] += call.sent_bytes
         if len(meeting.calls) == len(self._simulated):
@@ -260,7 +275,7 @@ class Channel:
         words = f"{'send' if sends else 'receive'} {described(tensor)} {'to' if sends else 'from'} {other}, tag {tag}"
         if sends:
             self._fabric.sent_bytes[self.ranks[rank]] += tensor.nbytes
-        part = Part(words, (self, sends, peer), self._fabric.why, gives=sends, peer=device)
+        part = Part(words, (self, sends, peer), self._fabric.why, self._fabric.breaks, gives=sends, peer=device)
         post = Post(sends, rank, peer, tag, tensor, part, engine.place())
         engine.at(engine.current.now(), self.ranks[rank], partial(self._match, post))
         return post

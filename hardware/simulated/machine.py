@@ -129,7 +129,7 @@ class Simulated(Hardware):
         machine = simulation.machine
         machine.fake = fake is not None
         peers = machine.num_ranks - program.data.servers()
-        simulation.run(body, lambda: progress(machine.counters["samples"]), peers)
+        simulation.run(body, lambda: progress(max(machine.counters["samples"], machine.counters["advanced"])), peers)
         execution.failure = simulation.failure
         if execution.failure is None:
             execution.workers = simulation.reports()

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from hardware.simulated import arguments, values
-from hardware.simulated.device import Device, ExchangeTimedOut
+from hardware.simulated.device import ConnectionLost, Device, ExchangeTimedOut
 from hardware.simulated.fabric import Channel
 from hardware.simulated.torch_world import current_world
 from hardware.simulated.values import Call, Reduction
@@ -223,10 +223,10 @@ class SimulatedGroup(dist.ProcessGroup):
         part = self._channel.meet(number, self._my_rank, call, values.nothing, "barrier", 0.0, 0, False)
         try:
             self._device.host_work(part, (), lambda: 0, timeout_s).wait()
-        except ExchangeTimedOut as error:
+        except (ConnectionLost, ExchangeTimedOut) as error:
             raise RuntimeError(self._not_passed(error, timeout_s, wait_all_ranks)) from None
 
-    def _not_passed(self, error: ExchangeTimedOut, timeout_s: float, all_of_them: bool) -> str:
+    def _not_passed(self, error: ConnectionLost | ExchangeTimedOut, timeout_s: float, all_of_them: bool) -> str:
         missing = [self._channel.ranks.index(rank) for rank in error.missing]
         if not missing:
             return str(error)

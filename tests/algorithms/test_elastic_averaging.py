@@ -39,9 +39,17 @@ def test_one_worker_is_algorithm_1_written_by_hand(decay):
     torch.testing.assert_close(done.observations[-1].parameters, centre, rtol=1e-12, atol=1e-13)
 
 
-def test_a_real_run_is_repeated_in_virtual_time():
+def test_errors_that_would_grow_are_refused():
+    unbiased = ["algorithm/compression=random_k", "algorithm.compression.unbiased=true"]
+    with pytest.raises(ValueError, match=r"unbiased must be false in elastic_averaging, whose errors would add up"):
+        setup(*CHOSEN, *unbiased, "algorithm.compression.error_feedback=false")
+
+
+@pytest.mark.parametrize("compression", ["none", "sign"])
+def test_a_real_run_is_repeated_in_virtual_time(compression):
+    chosen = [*CHOSEN, f"algorithm/compression={compression}"]
     real, simulated = (
-        setup(*CHOSEN, f"hardware={hardware}", "hardware.num_workers=2") for hardware in ("cpu", "sim_ethernet")
+        setup(*chosen, f"hardware={hardware}", "hardware.num_workers=2") for hardware in ("cpu", "sim_ethernet")
     )
     first = real.machine.execute(real.program(), lambda samples: None)
     assert first.failure is None and len(first.interleavings[2].sources) > 2  # the centre heard somebody

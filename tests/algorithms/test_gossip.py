@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from composed import execution, setup
+from composed import checked, execution, setup
 from simulated_ranks import results
 
 from algorithms.mixing.graphs import Exponential, Star
@@ -76,6 +76,41 @@ def test_push_sum_solves_where_columns_alone_sum_to_one():
     assert (mean[-1] - optimum).norm() < 0.1 * optimum.norm()  # a constant step leaves noise
     with pytest.raises(UserError, match=r"weighting must be metropolis on this graph of 4 workers, or use algorithm="):
         setup("algorithm=gossip", *star, "algorithm.mixing.weighting=uniform", *SMALL)
+
+
+COMPRESSED = ["algorithm=stochastic_gradient_push", "algorithm/compression=qsgd", "algorithm/mixing=exponential"]
+
+
+@pytest.mark.parametrize("overlap", ["true", "false"])
+def test_compressed_push_sum_is_the_same_for_real_and_near_what_it_is_without(overlap):
+    there = [*COMPRESSED, f"algorithm.overlap={overlap}", "hardware.num_workers=3"]
+    real, spreads = models(*there, "hardware=cpu")
+    simulated, _ = models(*there, "hardware=sim_ethernet")
+    torch.testing.assert_close(real, simulated, rtol=1e-12, atol=1e-13)
+    whole, _ = models(*there, "algorithm/compression=none", "hardware=sim_ethernet")
+    optimum = setup(*SMALL).problem.optimum
+    assert (real[-1] - whole[-1]).norm() < 0.01 * optimum.norm()  # the mean's gradients are at other models
+    assert 0 < spreads[-1]["stat/consensus_distance"] < 0.01 * optimum.norm() ** 2
+
+
+def test_one_worker_that_compresses_pushes_to_nobody():
+    alone, _ = models(*COMPRESSED, "hardware=sim_ethernet", "hardware.num_workers=1")
+    sequential, _ = models("algorithm=sgd", "hardware=sim_ethernet", "hardware.num_workers=1")
+    torch.testing.assert_close(alone, sequential, rtol=1e-12, atol=1e-13)
+
+
+def test_compressed_push_sum_refuses_neighbours_that_change():
+    changing = [*COMPRESSED[:2], "algorithm/mixing=one_peer_exponential", "hardware=sim_ethernet"]
+    with pytest.raises(UserError, match="algorithm/mixing must be the same at every step where messages"):
+        setup(*changing, "hardware.num_workers=4", *SMALL)
+    setup(*changing, "hardware.num_workers=2", *SMALL)  # who have but one neighbour
+
+
+def test_a_consensus_step_of_whole_messages_is_said_to_have_no_effect():
+    chosen = ["algorithm=stochastic_gradient_push", "algorithm.consensus_step=0.5", "hardware=sim_ethernet", *SMALL]
+    notice = "algorithm.consensus_step=0.5 has no effect with algorithm/compression=none"
+    assert notice in checked(*chosen)[1]
+    assert notice not in checked(*chosen, "algorithm/compression=half", "hardware.num_workers=2")[1]
 
 
 def test_bytes_are_those_of_the_neighbours():

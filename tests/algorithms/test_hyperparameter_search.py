@@ -8,6 +8,8 @@ from commands import command
 from composed import execution, setup
 from rich.console import Console
 
+from hardware.real import processes
+from hardware.simulated import engine
 from harness import trial
 from harness.errors import UserError, WorkerFailed
 from harness.progress import Progress
@@ -31,6 +33,17 @@ def found(done):
     return {
         key: value for key, value in done.metrics.items() if key.startswith("search/") and key != "search/best_time_s"
     }
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "sim_ethernet"])
+def test_a_trial_is_seen_to_go_on(hardware, monkeypatch):
+    monkeypatch.setattr(processes, "PROGRESS_S", 0.002)
+    monkeypatch.setattr(engine, "LOOK_S", 0.002)
+    chosen = [*SEARCH, f"hardware={hardware}", "hardware.num_workers=1", "algorithm.trials=1"]
+    composed, seen = setup(*chosen), []
+    done = composed.machine.execute(composed.program(), seen.append)
+    assert done.failure is None and seen == sorted(seen) and seen[-1] == done.observations[-1].samples
+    assert any(0 < each < seen[-1] for each in seen)
 
 
 @pytest.mark.parametrize("strategy", ["grid", "random", "successive_halving"])

@@ -46,7 +46,6 @@ def gpus(workers, backend="nccl"):
 @pytest.mark.parametrize(
     ("count", "nccl", "workers", "backend", "sentence"),
     [
-        (0, True, None, "nccl", r"hardware=gpus needs a CUDA device, and torch .* sees none here: .*hardware=sim_dgx"),
         (2, True, 3, "nccl", r"hardware.num_workers must be at most 2, .*gloo.*, got 3"),
         (2, False, 2, "nccl", r"hardware.backend=nccl: this torch was built without NCCL: set hardware.backend=gloo"),
     ],
@@ -55,6 +54,15 @@ def test_what_the_machine_lacks_is_refused(machine, count, nccl, workers, backen
     machine(count, nccl)
     with pytest.raises(UserError, match=sentence):
         gpus(workers, backend).check()
+
+
+def test_a_machine_without_a_device_is_refused_before_data_is_loaded(machine, monkeypatch):
+    machine(0, True)
+    monkeypatch.setattr("harness.problems.mlp.DigitsMLP.num_samples", None)
+    with pytest.raises(
+        UserError, match=r"hardware=gpus needs a CUDA device, and torch .* sees none .*hardware=sim_dgx"
+    ):
+        setup("algorithm=fsdp", "problem=digits_mlp", "hardware=gpus", "tracking=none")
 
 
 def test_another_library_is_refused():

@@ -14,6 +14,7 @@ from tests.hardware.toys import (
     WildHelped,
     WildLingering,
     WildOdd,
+    WildPublishing,
     WildRaises,
     WildStuck,
     WildStuckAndHelperRaises,
@@ -67,6 +68,13 @@ def test_one_failure_ends_all():
     assert str(execution.failure) == "worker 1 raised ZeroDivisionError: by design"
     assert "ZeroDivisionError" in execution.failure.details
     assert execution.workers == []
+
+
+def test_what_was_published_before_a_failure_is_kept():
+    execution = machine(2).execute(program(WildPublishing), no_progress)
+    assert str(execution.failure) == "worker 1 raised ZeroDivisionError: by design"
+    values = {"toy/rank_mean": 0.5, "toy/rank_p95": 1, "toy/rank_max": 1, "toy/rank_hist": [1, 1]}
+    assert execution.metrics == {**values, "toy/said": "so far"}
 
 
 def test_disagreement_is_an_error():

@@ -266,6 +266,7 @@ def test_an_interrupt_ends_all_and_what_was_observed_stays(tmp_path):
     assert first.stderr.startswith("interrupted in mid-run: what was observed up to epoch ")
     assert (second.stdout, second.stderr) == ("", "")
     assert summary(tmp_path)["run/status"] == "interrupted" and len(rows(tmp_path)) > 50
+    assert summary(tmp_path)["toy/rank_hist"] == [1, 1] and summary(tmp_path)["toy/said"] == "by rank 1"
 
 
 INTERRUPTED = """
@@ -280,6 +281,10 @@ from algorithms.all_reduce import AllReduce
 class Interrupted(AllReduce):
     def train(self, worker, problem):
         observe, pids = worker.observe, [None] * worker.num_workers
+        worker.measure("toy/rank", worker.rank)
+        if worker.rank == 1:
+            worker.conclude("toy/said", "by rank 1")
+        worker.publish()
         dist.all_gather_object(pids, os.getpid())
 
         def observing(model, samples, updates=1):

@@ -725,3 +725,19 @@ class Telling(Averaging):
         if worker.rank == 0:
             worker.conclude("toy/capability", torch.backends.cpu.get_cpu_capability().lower())
         super().train(worker, problem)
+
+
+@dataclass(frozen=True)
+class WildPublishing(Wild):
+    """Every rank measures its number, and rank 0 concludes; once all have published, rank 1 raises."""
+
+    def train(self, worker, problem):
+        worker.measure("toy/rank", worker.rank)
+        if worker.rank == 0:
+            worker.conclude("toy/said", "so far")
+        worker.publish()
+        worker.measure("toy/unpublished", worker.rank)
+        worker.meet()
+        if worker.rank == 1:
+            fail()
+        worker.meet()

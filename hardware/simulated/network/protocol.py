@@ -123,9 +123,11 @@ class Protocol(ABC):
 
     Attributes:
         library: torch's name of the backend.
+        notices_deaths: whether ranks learn of a peer's end from the connection to it, which breaks.
     """
 
     library: ClassVar[str]
+    notices_deaths: ClassVar[bool]
 
     algorithms: dict[str, str]
     segment_bytes: float
@@ -184,6 +186,7 @@ class Gloo(Protocol):
     efficiency: float
 
     library: ClassVar[str] = "gloo"
+    notices_deaths: ClassVar[bool] = True  # over TCP, which the kernel closes when a process ends
     CHOICES: ClassVar[dict[str, str]] = _COMMON | {
         "all_reduce": "pipelined_ring",
         "all_gather": "halved_ring",
@@ -237,6 +240,7 @@ class Nccl(Protocol):
     efficiency: dict[str, float]
 
     library: ClassVar[str] = "nccl"
+    notices_deaths: ClassVar[bool] = False  # kernels on the device wait on, until torch's watchdog ends them
     WIRE_PROTOCOLS: ClassVar[tuple[str, ...]] = ("LL", "LL128", "Simple")
     CHOICES: ClassVar[dict[str, str]] = _COMMON | {
         "all_gather": "rail_rings",
