@@ -214,7 +214,7 @@ def _fractions(workers: Sequence[WorkerReport], run_s: float) -> Summary:
     seconds = {
         "perf/compute_frac": sum(worker.compute_s for worker in workers),
         "perf/comm_frac": sum(worker.comm_s for worker in workers),
-        "perf/idle_frac": sum(worker.idle_s for worker in workers),
+        "perf/idle_frac": sum(worker.idle_s + max(0.0, run_s - worker.finish_s) for worker in workers),
     }
     # Timers of different resolution may account for slightly more than there was.
     seconds["perf/other_frac"] = max(0.0, len(workers) * run_s - sum(seconds.values()))

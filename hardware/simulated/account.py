@@ -18,7 +18,7 @@ class Split:
     Args:
         compute_s: in which it computes, on whatever stream.
         exposed_s: in which it communicates and does not compute.
-        issuing_s: in which the host issues what an accelerator shall do, and that does neither, nor waits for others.
+        issuing_s: in which an accelerator does neither, nor waits for others, as its host has yet to issue what to do.
         idle_s: the rest.
         hidden_s: in which it communicates and computes.
     """

@@ -329,6 +329,28 @@ def test_a_host_that_issues_is_not_idle():
     assert (report.finish_s, report.compute_s, report.comm_s, report.idle_s) == (5.0, 3.5, 0.0, 0.0)
 
 
+def test_a_device_that_waits_for_another_is_idle_whatever_its_host_issues_meanwhile():
+    """The second rank's device waits 8 s for a message; its host issues 5 operators of a second each behind that."""
+
+    def body(worker):
+        x = torch.zeros(10)
+        if worker.rank == 0:
+            for _ in range(8):
+                x.add_(1)
+            dist.send(x, 1)
+        else:
+            dist.recv(x, 0)
+            for _ in range(5):
+                x.add_(1)
+        torch.cpu.synchronize()
+
+    compute = Roofline("none", True, {"float32": 1e30}, 1e30, operator_overhead_s=1.0, nonzero_s=None)
+    sender, receiver = execute(body, 2, compute=compute, network=Switch({}, {}, 0.0, 1e30)).workers
+    # zeros, 8 operators and the message are issued; the receiver has nothing to wait for until its own 2 s are over
+    assert (sender.finish_s, sender.idle_s) == pytest.approx((10.0, 0.0), rel=1e-9)
+    assert (receiver.finish_s, receiver.idle_s) == pytest.approx((10.0, 8.0), rel=1e-9)
+
+
 def test_an_exchange_costs_its_host_a_launch():
     compute = Roofline("none", True, {"float32": 1e9}, 1e9, 0.5, None)
 
