@@ -71,14 +71,17 @@ class Shortage:
     def sharers(self, now: int) -> int:
         """By how many workers, of now so many, what stays must be shared, all else being as it is.
 
+        Where all else is too much already, something else must give way too: half of the device is then for what stays.
+
         Returns:
-            `now` times a power of two; 0 where all else is too much already.
+            `now` times a power of two; 0 where nothing stays.
 
         >>> Shortage(peak_bytes=100, kept_bytes=80, held_bytes=50).sharers(4)
         16
         """
         room = self.held_bytes - self.passing_bytes
-        return now * 2 ** max(1, math.ceil(math.log2(self.kept_bytes / room))) if room > 0 and self.kept_bytes else 0
+        room = room if room > 0 else self.held_bytes / 2
+        return now * 2 ** max(1, math.ceil(math.log2(self.kept_bytes / room))) if self.kept_bytes else 0
 
     def samples(self, now: int) -> int:
         """How many of so many samples of a step fit, if all that does not stay goes with them.
@@ -90,13 +93,15 @@ class Shortage:
         return 0 if room < 0 or not passing else int(now * room / passing)
 
     def advice(self, ways: Sequence[Way]) -> str:
-        """Which of them free enough, each by itself; where none surely does, also those that may, or do not."""
+        """Which of them free enough, each by itself; where none surely does, also those that may, or all together."""
         enough = [way for way in ways if way.least_bytes >= self.missing_bytes]
         unsure = [way for way in ways if way.least_bytes < self.missing_bytes <= way.most_bytes]
         few = [way for way in ways if NEGLIGIBLE * self.missing_bytes < way.most_bytes < self.missing_bytes]
         parts = [f"what frees enough, by estimate, is {_or(enough)}"] * bool(enough)
         parts += [f"what may free enough{', by estimate,' * (not enough)} is {_or(unsure)}"] * bool(unsure)
-        parts += [f"what frees some, and not enough by itself, is {_or(few)}"] * bool(few and not enough)
+        together = sum(way.most_bytes for way in few) >= self.missing_bytes
+        alone = "by itself" + " (several together may)" * together
+        parts += [f"what frees some, and not enough {alone}, is {_or(few)}"] * bool(few and not enough)
         return "; ".join([*parts, f"devices of {math.ceil(self.peak_bytes / GIB)} GiB (hardware/compute) would do"])
 
 

@@ -60,7 +60,9 @@ def explained() -> Iterator[None]:
     try:
         yield
     except (EOFError, ConnectionError) as error:
-        raise WorkerFailed("the server that starts workers has ended: see what it printed") from error
+        raise WorkerFailed(
+            "the process that starts workers has ended, killed or out of memory, if it has printed nothing: run again"
+        ) from error
 
 
 def _imported_by_main() -> list[str]:

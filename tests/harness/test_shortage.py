@@ -63,6 +63,7 @@ ENOUGH, UNSURE, FEW, NOTHING = (
             "may free enough, by estimate, is unsure (1 to 9 GiB); what frees some, and not enough by itself",
         ),
         ([NOTHING, FEW], "frees some, and not enough by itself, is few (about 2 GiB); devices of 10 GiB"),
+        ([FEW, FEW], "frees some, and not enough by itself (several together may), is few (about 2 GiB), or few"),
         ([NOTHING], "devices of 10 GiB (hardware/compute) would do"),
     ],
 )
