@@ -61,7 +61,7 @@ def explained() -> Iterator[None]:
         yield
     except (EOFError, ConnectionError) as error:
         raise WorkerFailed(
-            "the process that starts workers has ended, killed or out of memory, if it has printed nothing: run again"
+            "the process that starts workers has ended: see what it printed, or run again if it was killed"
         ) from error
 
 

@@ -228,7 +228,7 @@ def test_a_path_too_long_for_a_socket_is_one_sentence(tmp_path):
     ("sibling", "sentence"),
     [
         ("", "ended with exit code 1 in mid-run: see what it printed"),
-        ("import sys\nassert sys.argv != ['-c']", "the server that starts workers has ended: see what it printed"),
+        ("import sys\nassert sys.argv != ['-c']", "the process that starts workers has ended"),
     ],
 )
 def test_a_script_that_cannot_be_imported_again_fails_with_a_hint(tmp_path, temporary, sibling, sentence):
