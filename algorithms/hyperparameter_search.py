@@ -126,7 +126,7 @@ class HyperparameterSearch(Algorithm):
             UserError: if a trial of the first rung would be left without a sample.
         """
         if self.strategy == "asha":
-            least, most = (max(1, round(epochs * num_samples)) for epochs in (self.min_epochs, self.max_epochs))
+            least, most = (max(1.0, epochs * num_samples) for epochs in (self.min_epochs, self.max_epochs))
             return Asha(least, most, self.reduction, budget)
         trials = len(self.grid()) if self.strategy == "grid" else self.trials
         rungs = Rungs(trials, self.reduction if self.strategy == "successive_halving" else None, budget)

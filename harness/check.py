@@ -128,21 +128,27 @@ def _check_memory(setup: Setup) -> None:
 
 
 def _check_replay(setup: Setup) -> None:
-    """What is asked for must be what the other run was; its pair id says so, up to the kind of hardware."""
+    """What is asked for must be what the other run was; its pair id says so, up to the kind of hardware and the budget.
+
+    How often models are observed may differ: timing decides before each update, observed or not.
+    """
     if setup.settings.replay is None:
         return
     field, directory = f"replay={setup.settings.replay}", Path(setup.settings.replay)
     read(directory / FILE)
     other, own = Record(directory).manifest(), run_info(setup, {}, None)
-    if other.get("pair_id") == own.pair_id:
-        return
     workers, config = {"num_workers": other.get("num_workers")}, other.get("config", {})
+    config = {**config.get("settings", {}), **config}  # those of a baseline are a part of it
+    budgets = config.get("budget", {}), asdict(setup.settings.budget)
+    ended, epochs = ({"epochs": each.get("epochs")} for each in budgets)
+    if other.get("pair_id") == own.pair_id and ended == epochs:
+        return
     parts = {group: getattr(setup, group) for group in ("algorithm", "problem", "data")}
     now: dict[str, Any] = {group: {"_target_": class_path(part), **asdict(part)} for group, part in parts.items()}
-    now |= {"hardware": {"num_workers": own.num_workers}, "seed": own.seed}
-    then = {key: config.get(key) for key in now} | {"hardware": workers}
+    now |= {"hardware": {"num_workers": own.num_workers}, "seed": own.seed, "budget": epochs}
+    then = {key: config.get(key) for key in now} | {"hardware": workers, "budget": ended}
     differs = first_difference(then, plain(now)) or f"got {other.get('name')!r}"
-    raise UserError(f"{field} must name a run of the same algorithm, problem, data, workers and seed: {differs}")
+    raise UserError(f"{field} must name a run of the same algorithm, problem, data, workers, seed and budget: {differs}")
 
 
 def _check_kernel(setup: Setup) -> None:

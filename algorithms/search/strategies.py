@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+ROUNDING = 1e-9  # relative, of products of numbers such as 0.1
+
 
 @dataclass(frozen=True)
 class Job:
@@ -99,16 +101,17 @@ class Asha(Plan):
     """Asynchronous successive halving.
 
     Args:
-        least: samples of a new trial, r.
+        least: samples of a new trial, r, >= 1; those of every rung are rounded.
         most: samples that no trial is trained beyond, R, >= least.
         reduction: eta, >= 2.
         budget: samples; the last job may go beyond.
     """
 
-    def __init__(self, least: int, most: int, reduction: int, budget: int) -> None:
-        self._ends = [least]
-        while self._ends[-1] * reduction <= most:
-            self._ends.append(self._ends[-1] * reduction)
+    def __init__(self, least: float, most: float, reduction: int, budget: int) -> None:
+        self._ends, end = list[int](), least
+        while end <= most * (1 + ROUNDING):
+            self._ends.append(round(end))
+            end *= reduction
         self._losses: list[dict[int, float]] = [{} for _ in self._ends]
         self._promoted: list[set[int]] = [set() for _ in self._ends]
         self._reduction, self._left, self._begun = reduction, budget, 0

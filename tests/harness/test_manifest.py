@@ -47,17 +47,20 @@ def test_a_part_of_an_algorithm_is_named_by_its_option():
         ("algorithm/optimizer=momentum", r"algorithm.optimizer.momentum was None, is 0.9"),
         ("hardware.num_workers=3", "hardware.num_workers was 2, is 3"),
         ("seed=1", "seed was 0, is 1"),
+        ("budget.epochs=4", "budget.epochs was 2.0, is 4.0"),
     ],
 )
 def test_a_replay_of_another_run_says_what_differs(change, said, tmp_path):
     given = ["algorithm=gossip", "hardware=sim_ethernet", "problem=digits_mlp", "algorithm.learning_rate=0.1"]
-    given.append("hardware.num_workers=2")
+    given += ["hardware.num_workers=2", "budget.epochs=2"]
     first = setup(*given)
     info = run_info(first, {}, None)
     settings = {group: asdict(getattr(first, group)) for group in ("algorithm", "problem", "data")}
-    Record(tmp_path).start(manifest(replace(info, config={**settings, "seed": 0}), []))
+    settings |= {"seed": 0, "budget": asdict(first.settings.budget)}
+    Record(tmp_path).start(manifest(replace(info, config=settings), []))
     write(tmp_path / FILE, interleavings=[])
-    with pytest.raises(UserError, match=rf"replay=.*workers and seed: {said}"):
+    setup(*given, "budget.observations=7", f"replay={tmp_path}")
+    with pytest.raises(UserError, match=rf"replay=.*workers, seed and budget: {said}"):
         setup(*given, change, f"replay={tmp_path}")
 
 

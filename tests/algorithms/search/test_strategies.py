@@ -58,6 +58,25 @@ def test_asha_promotes_as_soon_as_it_can():
     assert [(job.trial, job.begin, job.end) for job in jobs] == expected
 
 
+@pytest.mark.parametrize(
+    ("least", "most", "reduction", "ends"),
+    [
+        (0.25 * 1438, 4.0 * 1438, 4, [360, 1438, 5752]),  # 359.5 is rounded, 16 times 360 is not meant
+        (0.1 * 1797, 0.9 * 1797, 3, [180, 539, 1617]),
+        (0.1 * 3, 0.3, 3, [1]),  # 0.1 * 3 is above 0.3
+        (1.3, 10, 2, [1, 3, 5]),
+    ],
+)
+def test_ashas_rungs_are_rounded_each_by_itself(least, most, reduction, ends):
+    plan = Asha(max(1.0, least), max(1.0, most), reduction, 10**6)
+    jobs = [plan.next() for _ in range(reduction ** len(ends))]
+    assert {job.end for job in jobs} == {ends[0]}
+    for _ in range(2 * len(jobs)):
+        plan.report(jobs[-1], 1.0 / len(jobs))
+        jobs.append(plan.next())
+    assert sorted({job.end for job in jobs}) == ends
+
+
 def test_asha_waits_for_nobody_and_stops_at_the_budget():
     plan = Asha(10, 1000, 4, 95)
     assert [plan.next() for _ in range(11)] == [Job(trial, 0, 10) for trial in range(10)] + [None]
