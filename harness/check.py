@@ -148,7 +148,8 @@ def _check_replay(setup: Setup) -> None:
     now |= {"hardware": {"num_workers": own.num_workers}, "seed": own.seed, "budget": epochs}
     then = {key: config.get(key) for key in now} | {"hardware": workers, "budget": ended}
     differs = first_difference(then, plain(now)) or f"got {other.get('name')!r}"
-    raise UserError(f"{field} must name a run of the same algorithm, problem, data, workers, seed and budget: {differs}")
+    same = "algorithm, problem, data, workers, seed and budget"
+    raise UserError(f"{field} must name a run of the same {same}: {differs}")
 
 
 def _check_kernel(setup: Setup) -> None:

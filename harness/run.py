@@ -74,7 +74,8 @@ def _when(outcome: Outcome) -> str:
     """An interrupt ended the run; "" if none did."""
     if not isinstance(outcome.failure, KeyboardInterrupt):
         return ""
-    return str(outcome.failure) or ("in mid-run" if len(outcome.rows) > 1 else "before any progress was recorded")
+    begun = len(outcome.rows) > 1 or outcome.summary.get("search/trials")
+    return str(outcome.failure) or ("in mid-run" if begun else "before any progress was recorded")
 
 
 def _interrupted(outcome: Outcome, when: str, directory: Path | None) -> str:
@@ -86,10 +87,15 @@ def _interrupted(outcome: Outcome, when: str, directory: Path | None) -> str:
 def _kept(outcome: Outcome, directory: Path) -> str:
     """What of a run that did not finish is where."""
     times, lacks = len(outcome.rows) - 1, ""  # the first row is the initial model
+    trials = outcome.summary.get("search/trials", 0)
+    found = f"{trials:,} finished trial{'s' if trials > 1 else ''}"
     if times > 0:
         epochs = outcome.rows[-1]["progress/epoch"]
-        kept = f"what was observed up to epoch {epochs:.3g} ({times} time{'s' if times > 1 else ''}) is"
+        kept = f"what was observed up to epoch {epochs:.3g} ({times} time{'s' if times > 1 else ''}) "
+        kept += f"and {found} are" if trials else "is"
         lacks = f", the last {outcome.unevaluated} without losses" if outcome.unevaluated else ""
+    elif trials:
+        kept = f"{found} {'are' if trials > 1 else 'is'}"
     elif outcome.rows and "train/loss" in outcome.rows[0]:
         kept = "the settings and the row of the initial model are"
     elif any(key.startswith("primitives/") for key in outcome.summary):

@@ -85,6 +85,23 @@ class Evaluates(DigitsMLP):
             os.kill(os.getpid(), signal.SIGTERM)
         return super().evaluate(model)
 """
+SEARCHES = """
+import os
+import signal
+from dataclasses import dataclass
+
+from algorithms.hyperparameter_search import HyperparameterSearch
+
+
+@dataclass(frozen=True)
+class Searches(HyperparameterSearch):
+    def settings(self, seed, trial):
+        if trial == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            while True:
+                pass
+        return super().settings(seed, trial)
+"""
 SETTINGS_ALONE = "interrupted before any progress was recorded: the settings alone are in {}\n"
 
 
@@ -195,3 +212,14 @@ def test_what_primitives_have_measured_before_an_interrupt_is_kept(tmp_path, har
     assert (done.returncode, done.stderr) == (130, f"interrupted before any progress was recorded: {kept}\n")
     summary = json.loads((where / "summary.json").read_text())
     assert summary["primitives/all_reduce/4_bytes/sync_s_max"] > 0
+
+
+@pytest.mark.parametrize(("observations", "seen"), [(1, ""), (2, "what was observed up to epoch 2 (1 time) and ")])
+def test_trials_that_have_finished_before_an_interrupt_are_counted(tmp_path, observations, seen):
+    (tmp_path / "searches.py").write_text(SEARCHES)
+    chosen = ["algorithm=hyperparameter_search", "algorithm._target_=searches.Searches", "problem=digits_mlp"]
+    chosen += ["hardware=sim_ethernet", "hardware.num_workers=1", "tracking=files", "baseline=none"]
+    chosen += ["algorithm.trials=3", f"budget.observations={observations}", "budget.epochs=3"]
+    done = command("--config-dir", str(tmp_path), *chosen, runs_dir=tmp_path / "runs")
+    kept = f"{seen}2 finished trials are in {directory(tmp_path)}"
+    assert (done.returncode, done.stderr) == (130, f"interrupted in mid-run: {kept}\n")
