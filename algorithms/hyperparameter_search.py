@@ -28,13 +28,14 @@ from algorithms.common.optimizers import Optimizer
 from algorithms.flat import flat_parameters
 from algorithms.search.server import WEIGHTS, SearchServer
 from algorithms.search.space import Range
-from algorithms.search.strategies import Asha, Plan, Rungs
+from algorithms.search.strategies import ROUNDING, Asha, Plan, Rungs
 from algorithms.search.trainer import Trainer
 from harness.errors import require
 from harness.problems.base import Problem
 from harness.worker import Worker
 
 STRATEGIES = ("grid", "random", "successive_halving", "asha")
+OWN = ("learning_rate", "batch_size")  # settings of a trial that are not its optimizer's
 _DRAW = 7_340_033  # tells its random numbers from others of the same seed
 
 
@@ -84,8 +85,24 @@ class HyperparameterSearch(Algorithm):
         self._check_space()
 
     def without_effect(self) -> dict[str, str]:
-        """What is searched is not set."""
-        return {name: f"algorithm.space.{name}={values}" for name, values in self.space.items() if values}
+        """What other strategies go by, and what is searched, which is not set."""
+        used = {"trials": ("random", "successive_halving"), "grid_points": ("grid",), "min_epochs": ("asha",)}
+        used |= {"reduction": ("successive_halving", "asha"), "max_epochs": ("asha",)}
+        found = {name: f"algorithm.strategy={self.strategy}" for name in used if self.strategy not in used[name]}
+        for name, values in self.space.items():
+            if values:
+                found[name if name in OWN else f"optimizer.{name}"] = f"algorithm.space.{name}={values}"
+        return found
+
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """One rung promotes nobody."""
+        chosen = f"algorithm.strategy={self.strategy} with algorithm.reduction={self.reduction}"
+        if self.strategy == "successive_halving" and self.trials <= self.reduction:
+            return [f"{chosen} and algorithm.trials={self.trials} has one rung: it is random search"]
+        if self.strategy == "asha" and self.min_epochs * self.reduction > self.max_epochs * (1 + ROUNDING):
+            longest = f"algorithm.max_epochs={self.max_epochs:g}"
+            return [f"{chosen}, algorithm.min_epochs={self.min_epochs:g} and {longest} has one rung: no trial goes on"]
+        return []
 
     def steadies(self) -> list[str]:
         """Where the step is searched, the space has it."""
@@ -150,8 +167,8 @@ class HyperparameterSearch(Algorithm):
 
     def of(self, settings: dict[str, Any]) -> tuple[Optimizer, float, int]:
         """Optimiser, learning rate and batch size of a trial."""
-        own = {name: settings[name] for name in settings if name not in ("learning_rate", "batch_size")}
-        step, size = (settings.get(name, getattr(self, name)) for name in ("learning_rate", "batch_size"))
+        own = {name: settings[name] for name in settings if name not in OWN}
+        step, size = (settings.get(name, getattr(self, name)) for name in OWN)
         return replace(self.optimizer, **own), step, size
 
     def _ranges(self) -> list[tuple[str, Range]]:
@@ -160,7 +177,7 @@ class HyperparameterSearch(Algorithm):
 
     def _check_space(self) -> None:
         require(bool(self._ranges()), "algorithm.space", "must name a setting to search", self.space)
-        known = ["learning_rate", "batch_size"]
+        known = [*OWN]
         known += [each.name for each in fields(self.optimizer) if each.type in (float, "float")]
         for name, values in self._ranges():
             rule = f"must name settings of a trial ({', '.join(known)})"

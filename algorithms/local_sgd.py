@@ -93,6 +93,28 @@ class LocalSGD(Algorithm):
         """
         return 1 if epoch < self.all_reduce_epochs else self.period + self.growth * rounds
 
+    def without_effect(self) -> dict[str, str]:
+        """Rounds of groups where there are none."""
+        return {"group_rounds": "algorithm.group_size=1"} if self.group_size == 1 else {}
+
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """Groups that are none, or uneven, and a budget that ends before all workers have met."""
+        if num_workers == 1:
+            return []
+        noted, size = [], f"algorithm.group_size={self.group_size}"
+        if self.group_size >= num_workers:
+            noted.append(f"{size} makes one group of all {num_workers} workers")
+        elif left := num_workers % self.group_size:
+            noted.append(f"{size} does not divide {num_workers} workers: the last group has {left}")
+        rounds = self.group_rounds if 1 < self.group_size < num_workers else 1
+        first = rounds * self.period + self.growth * rounds * (rounds - 1) // 2
+        steps = -(-round(epochs * problem.num_samples) // (self.batch_size * num_workers))
+        if steps < first and not self.all_reduce_epochs:
+            which = f"algorithm.period={self.period}" + f" and algorithm.group_rounds={rounds}" * (rounds > 1)
+            never = f"all workers would meet after {first} steps each, and budget.epochs={epochs:g} ends after {steps}"
+            noted.append(f"{which}: {never}: they never do")
+        return noted
+
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Every worker hands in its change at the end of a period, all being alike.
 

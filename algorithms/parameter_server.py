@@ -78,6 +78,13 @@ class ParameterServer(Algorithm):
         """Whether all workers take the same number of steps."""
         return self.consistency == "synchronous"
 
+    def without_effect(self) -> dict[str, str]:
+        """What other policies go by."""
+        used = {"staleness": "bounded_staleness", "backups": "backup_workers"}
+        unused = [name for name, policy in used.items() if self.consistency != policy]
+        unused += ["staleness_aware"] * (self.consistency in ("synchronous", "backup_workers"))
+        return dict.fromkeys(unused, f"algorithm.consistency={self.consistency}")
+
     def servers(self) -> int:
         """One rank each."""
         return self.num_servers

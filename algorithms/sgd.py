@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from algorithms.base import Algorithm
-from algorithms.common.gradient import add_gradient, check_passes
+from algorithms.common.gradient import add_gradient, check_passes, notices_of_passes
 from algorithms.common.optimizers import Descent, Optimizer
 from algorithms.common.schedules import Schedule
 from algorithms.flat import flat_parameters, flatten_
@@ -47,6 +47,10 @@ class SGD(Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_passes(self.accumulate)
+
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """More passes than samples."""
+        return notices_of_passes(self.accumulate, self.batch_size or problem.num_samples)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend on a model of its own."""

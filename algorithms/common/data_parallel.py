@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from algorithms.base import Algorithm
-from algorithms.common.gradient import check_passes
+from algorithms.common.gradient import check_passes, notices_of_passes
 from algorithms.common.optimizers import Descent, Optimizer
 from algorithms.common.schedules import Schedule
 from algorithms.compression.compressor import Compression, Uncompressed
@@ -60,6 +60,10 @@ class DataParallel(Algorithm, ABC):
         whole = not problem.is_fake or isinstance(self.compression, Uncompressed)
         rule = "must be none where the problem has shapes and no values, as what is sent may depend on values"
         require(whole, "algorithm/compression", rule, type(self.compression).__name__)
+
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """More passes than samples."""
+        return notices_of_passes(self.accumulate, self.batch_size)
 
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
         """Every worker hands in its gradient, as it is compressed."""

@@ -19,6 +19,12 @@ def check_passes(passes: int) -> None:
     require(passes >= 1, "algorithm.accumulate", "must be >= 1", passes)
 
 
+def notices_of_passes(passes: int, batch_size: int) -> list[str]:
+    """Say where there are more passes than samples to share out."""
+    more = f"algorithm.accumulate={passes} is more than algorithm.batch_size={batch_size}: a pass for each sample"
+    return [more] if passes > batch_size else []
+
+
 def add_gradient(
     problem: Problem,
     model: nn.Module,

@@ -56,6 +56,66 @@ def test_settings_without_effect_are_noted_and_not_in_the_name(settings, reason)
     assert settings[-1].removeprefix("algorithm.") not in run_info(setup, {}, None).name
 
 
+SERVER, SEARCH = "algorithm=parameter_server", "algorithm=hyperparameter_search"
+HALVING = ["hyperparameter_search", "strategy=successive_halving"]
+SYNCHRONOUS, ASHA = "algorithm.consistency=synchronous", "algorithm.strategy=asha"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "given", "cause"),
+    [
+        ([SERVER], "staleness=2", "algorithm.consistency=asynchronous"),
+        ([SERVER], "backups=2", "algorithm.consistency=asynchronous"),
+        ([SERVER, SYNCHRONOUS], "staleness_aware=True", SYNCHRONOUS),
+        (["algorithm=local_sgd"], "group_rounds=2", "algorithm.group_size=1"),
+        ([SEARCH, "algorithm.strategy=grid"], "trials=3", "algorithm.strategy=grid"),
+        ([SEARCH, ASHA], "trials=8", ASHA),
+        ([SEARCH], "max_epochs=4.5", "algorithm.strategy=random"),
+        ([SEARCH], "optimizer.momentum=0.5", "algorithm.space.momentum=uniform(0.0, 0.95)"),
+        ([SERVER, "algorithm.consistency=bounded_staleness"], "staleness=2", None),
+        ([SERVER, "algorithm.consistency=backup_workers"], "backups=2", None),
+        ([SERVER], "staleness_aware=True", None),
+        (["algorithm=local_sgd", "algorithm.group_size=2"], "group_rounds=2", None),
+        ([SEARCH], "trials=3", None),
+        ([SEARCH, ASHA], "max_epochs=4.5", None),
+    ],
+)
+def test_settings_of_other_policies_are_noted_and_not_in_the_name(chosen, given, cause):
+    options = ["problem=digits_mlp", "hardware=sim_ethernet", "hardware.num_workers=4", f"algorithm.{given}"]
+    setup, notices = checked(*chosen, *options)
+    assert (given in run_info(setup, {}, None).name) == (cause is None)
+    assert notices == [f"algorithm.{given} has no effect with {cause}"] * (cause is not None)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        (["diloco", "period=16"], "period=16: all workers would meet after 16 steps each, and budget.epochs"),
+        (["diloco", "period=12"], None),
+        (["local_sgd", "period=1000", "all_reduce_epochs=0.1"], None),
+        (["local_sgd", "period=4", "group_size=2"], "period=4 and algorithm.group_rounds=4: all workers would"),
+        (["local_sgd", "period=4", "group_size=2", "growth=1", "group_rounds=2"], None),  # after 4 and 5 steps
+        (["local_sgd", "period=4", "group_size=2", "growth=5", "group_rounds=2"], "period=4 and algorithm.group_"),
+        (["local_sgd", "group_size=8"], "group_size=8 makes one group of all 4 workers"),
+        (["local_sgd", "group_size=3", "group_rounds=1"], "group_size=3 does not divide 4 workers: the last"),
+        (["all_reduce", "accumulate=64"], "accumulate=64 is more than algorithm.batch_size=32: a pass for each sample"),
+        (["ddp", "accumulate=32"], None),
+        (["sgd", "accumulate=9", "batch_size=8"], "accumulate=9 is more than algorithm.batch_size=8"),
+        (["sgd", "accumulate=64", "batch_size=0"], None),
+        ([*HALVING, "trials=4"], "strategy=successive_halving with algorithm.reduction=4 and algorithm.trials=4"),
+        ([*HALVING, "trials=5"], None),
+        (["hyperparameter_search", "strategy=asha", "max_epochs=0.9"], "strategy=asha with algorithm.reduction=4"),
+        (["hyperparameter_search", "strategy=asha", "max_epochs=1"], None),
+    ],
+)
+def test_what_never_comes_to_pass_is_noted(chosen, said):
+    algorithm, *settings = chosen
+    options = ["problem=digits_mlp", "hardware=sim_ethernet", "hardware.num_workers=4", "budget.epochs=1"]
+    _, notices = checked(f"algorithm={algorithm}", *options, *(f"algorithm.{each}" for each in settings))
+    noted = [each for each in notices if not each.startswith("algorithm=sgd uses 1")]
+    assert len(noted) == (said is not None) and all(each.startswith(f"algorithm.{said}") for each in noted)
+
+
 def test_settings_with_an_effect_are_in_the_name():
     setup, notices = checked("algorithm=hogwild", "hardware=sim_numa2", "algorithm.sharing=hot_replica", *RING)
     assert not notices and "(sharing=hot_replica, merge=ring)" in run_info(setup, {}, None).name.replace(",", ", ")
