@@ -2,9 +2,10 @@
 
 What `all_reduce` computes, but gradients travel in buckets of layers, each as soon as the backward pass has filled it:
 the last layers' while the first ones' are still computed (section 3.2.3). Torch compresses by communication hooks, of
-which we take its own: float16, and PowerSGD from the third step on, when buckets stay as they are. Its PowerSGD
-sends the parts of a bucket one after the other, from gloo's own threads; with several buckets workers do so in orders
-that differ, and gloo adds what does not belong together, or waits forever. Therefore it needs one bucket for all.
+which we take its own: float16, and PowerSGD from the third step on, when buckets stay as they are; the first two send
+whole gradients, which `bytes_per_update` leaves out. Its PowerSGD sends the parts of a bucket one after the other, from
+gloo's own threads; with several buckets workers do so in orders that differ, and gloo adds what does not belong
+together, or waits forever. Therefore it needs one bucket for all.
 """
 
 from collections.abc import Callable
@@ -59,6 +60,12 @@ class DDP(DataParallel):
             size = sum(parameter.nbytes for parameter in model.parameters())
             rule = f"must be at least {size}, the bytes of the model, with algorithm/compression=power_sgd"
             require(self.bucket_bytes >= size, "algorithm.bucket_bytes", rule, self.bucket_bytes)
+
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """Steps before PowerSGD begins."""
+        whole = f"the first {WHOLE_STEPS} steps send whole gradients, as torch's PowerSGD begins after them"
+        begins = [f"algorithm/compression=power_sgd with algorithm=ddp: {whole}"]
+        return [*super().notices(problem, num_workers, epochs), *begins * (num_workers > 1 and isinstance(self.compression, PowerSGD))]
 
     def averaged(
         self, model: nn.Module, gradient: torch.Tensor, worker: Worker, problem: Problem

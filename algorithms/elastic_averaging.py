@@ -76,6 +76,14 @@ class ElasticAveraging(Algorithm):
         """The centre."""
         return 1
 
+    def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
+        """A budget that ends within the first period."""
+        steps = -(-round(epochs * problem.num_samples) // (self.batch_size * num_workers))
+        if steps > self.period:
+            return []
+        ends = f"budget.epochs={epochs:g} ends after about {steps} steps of a worker"
+        return [f"algorithm.period={self.period}: {ends}: the centre hears of them once, when they have ended"]
+
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """To the centre go weights and two numbers, back comes a pull."""
         said_bytes = self.compressor.num_bytes(weights)

@@ -119,12 +119,11 @@ class LocalSGD(Algorithm):
         """Every worker hands in its change at the end of a period, all being alike.
 
         Returns:
-            None where they are not, or the compression does not say.
+            None where they are not.
         """
         if self.growth or self.all_reduce_epochs or self.group_size > 1:
             return None
-        sent = self.compression.bytes_of_mean(weights, num_workers)
-        return None if sent is None else sent / self.period
+        return self.compression.bytes_of_mean(problem, weights, num_workers) / self.period
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Descend alone, and meet the others at the end of every round."""

@@ -21,6 +21,7 @@ VARIANTS += [("choco_sgd", "algorithm/compression=sign"), ("federated", "algorit
 VARIANTS += [("federated", "algorithm/compression=sign", "algorithm.dropout=0.3")]
 VARIANTS += [("federated", "algorithm/partition=dirichlet")]
 VARIANTS += [(each, "algorithm/compression=qsgd") for each in ("all_reduce", "local_sgd", "parameter_server")]
+VARIANTS += [(each, "algorithm/compression=power_sgd") for each in ("all_reduce", "local_sgd")]
 VARIANTS += [("elastic_averaging", f"algorithm/compression={each}") for each in ("top_k", "half")]
 DIRECTED = "stochastic_gradient_push", "algorithm/mixing=exponential"
 VARIANTS += [(*DIRECTED, f"algorithm/compression={each}") for each in ("qsgd", "random_k")]

@@ -65,9 +65,9 @@ class DataParallel(Algorithm, ABC):
         """More passes than samples."""
         return notices_of_passes(self.accumulate, self.batch_size)
 
-    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float | None:
+    def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """Every worker hands in its gradient, as it is compressed."""
-        return self.compression.bytes_of_mean(weights, num_workers)
+        return self.compression.bytes_of_mean(problem, weights, num_workers)
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Take steps along 1/P sum_i g_i."""

@@ -21,6 +21,7 @@ from torch import nn
 from algorithms.compression.averaging import Averaging, MeanOfMessages, WholeMean
 from algorithms.compression.error_feedback import Sender
 from harness.errors import UserError
+from harness.problems.base import Problem
 from harness.worker import Worker
 
 
@@ -43,13 +44,9 @@ class Compression(ABC):
         """Whether what a sender says depends on what it has said before."""
         return False
 
-    def bytes_of_mean(self, vector: torch.Tensor, num_workers: int) -> int | None:
-        """What all workers together hand in for one average of vectors like this one.
-
-        Returns:
-            None where more decides than its length.
-        """
-        return None
+    @abstractmethod
+    def bytes_of_mean(self, problem: Problem, vector: torch.Tensor, num_workers: int) -> int:
+        """What all workers together hand in for one average of vectors like the parameters of a problem's model."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Compressor(Compression):
         """Everybody hears everybody's message."""
         return MeanOfMessages(self, self.sender(worker.generator))
 
-    def bytes_of_mean(self, vector: torch.Tensor, num_workers: int) -> int:
+    def bytes_of_mean(self, problem: Problem, vector: torch.Tensor, num_workers: int) -> int:
         """A message of each."""
         return self.num_bytes(vector) * num_workers if num_workers > 1 else 0
 

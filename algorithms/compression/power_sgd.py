@@ -26,6 +26,7 @@ from algorithms.compression.averaging import Averaging, WholeMean
 from algorithms.compression.compressor import Compression
 from algorithms.compression.error_feedback import ErrorFeedback
 from harness.errors import require
+from harness.problems.base import Problem
 from harness.worker import Worker
 
 
@@ -49,6 +50,12 @@ class PowerSGD(Compression):
     def averaging(self, model: nn.Module, worker: Worker) -> Averaging:
         """Of gradients of the model."""
         return MeanOfMatrices(self, [each.shape for each in model.parameters()], worker)
+
+    def bytes_of_mean(self, problem: Problem, vector: torch.Tensor, num_workers: int) -> int:
+        """Both factors of a layer, or what is sent whole."""
+        shapes = [each.shape for each in problem.build_model(torch.device("cpu"), seed=0).parameters()]
+        numbers = [self.matrix_rank * sum(_matrix(each)) if self.is_smaller(each) else prod(each) for each in shapes]
+        return sum(numbers) * vector.element_size() * num_workers if num_workers > 1 else 0
 
     def is_smaller(self, shape: Sequence[int]) -> bool:
         """Whether the factors of a layer's parameters are smaller than they."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from composed import execution, setup
+from composed import checked, execution, setup
 
 from harness.errors import UserError
 
@@ -12,6 +12,7 @@ MLP += [f"budget.epochs={STEPS * 24 / 1437}", "algorithm.learning_rate=0.1"]
 PARAMETERS = 64 * 64 + 64 + 10 * 64 + 10
 SMALL = "algorithm.bucket_bytes=1000"  # a bucket for each layer's weights and biases
 BUCKETS = 2
+FACTORS = 8 * (64 + 10 + 2 * (64 + 64) + 2 * (10 + 64))  # bytes of rank 2, and of what stays whole
 
 
 def run(hardware, workers, *overrides):
@@ -77,10 +78,16 @@ def test_half_precision_halves_the_half(sequential, hardware):
 @pytest.mark.parametrize("hardware", ["sim_ethernet", "cpu"])
 def test_power_sgd_is_torchs_own(sequential, hardware):
     weights, sent, _ = run(hardware, 2, "algorithm=ddp", "algorithm/compression=power_sgd")
-    factors = 8 * (64 + 10 + 2 * (64 + 64) + 2 * (10 + 64))
-    expected = 2 * PARAMETERS * 8 + (STEPS - 2) * factors  # it begins with the third step
+    expected = 2 * PARAMETERS * 8 + (STEPS - 2) * FACTORS  # it begins with the third step
     assert sent == [expected + order(1), expected]
     assert 0 < (weights - sequential).norm() < 0.1 * sequential.norm()
+
+
+def test_power_sgd_says_that_it_begins_late_and_what_it_sends_then():
+    composed, notices = checked(*MLP, "algorithm=ddp", "algorithm/compression=power_sgd", "hardware=sim_ethernet")
+    assert composed.algorithm.bytes_per_update(composed.problem, torch.zeros(1, dtype=torch.float64), 2) == 2 * FACTORS
+    whole = "the first 2 steps send whole gradients, as torch's PowerSGD begins after them"
+    assert notices == [f"algorithm/compression=power_sgd with algorithm=ddp: {whole}"]
 
 
 def refused(*overrides):
