@@ -65,7 +65,8 @@ class DDP(DataParallel):
         """Steps before PowerSGD begins."""
         whole = f"the first {WHOLE_STEPS} steps send whole gradients, as torch's PowerSGD begins after them"
         begins = [f"algorithm/compression=power_sgd with algorithm=ddp: {whole}"]
-        return [*super().notices(problem, num_workers, epochs), *begins * (num_workers > 1 and isinstance(self.compression, PowerSGD))]
+        late = num_workers > 1 and isinstance(self.compression, PowerSGD)
+        return [*super().notices(problem, num_workers, epochs), *begins * late]
 
     def averaged(
         self, model: nn.Module, gradient: torch.Tensor, worker: Worker, problem: Problem

@@ -82,7 +82,7 @@ class ElasticAveraging(Algorithm):
         if steps > self.period:
             return []
         ends = f"budget.epochs={epochs:g} ends after about {steps} steps of a worker"
-        return [f"algorithm.period={self.period}: {ends}: the centre hears of them once, when they have ended"]
+        return [f"algorithm.period={self.period}: {ends}: the centre hears of them as they begin, and as they leave"]
 
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """To the centre go weights and two numbers, back comes a pull."""

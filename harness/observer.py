@@ -106,12 +106,12 @@ class Observer:
 
     def _report(self, milestone: int, member: int | None = None) -> None:
         self._place.settle()
-        time_s, (samples, updates) = self._place.clock.now(), self._seen
+        time_s, host_s, (samples, updates) = self._place.clock.now(), time.perf_counter(), self._seen
         with self._place.clock.paused(), torch.no_grad():
             flat = _flat(self._model)
             parameters = flat.detach().to("cpu", copy=True)
             part = None if self._part is None else self._part.cpu()
-            seen = Observation(time_s, time.perf_counter(), samples, updates, parameters, member, milestone, part)
+            seen = Observation(time_s, host_s, samples, updates, parameters, member, milestone, part)
             self._place.report(seen)
             if not torch.isfinite(parameters).all():
                 raise Diverged(f"the model is nan or infinite after {samples} samples: lower algorithm.learning_rate")

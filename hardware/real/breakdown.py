@@ -11,13 +11,15 @@ A point-to-point operation counts as communication as a whole, a wait for a meet
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from hardware.base import WorkerReport
-from hardware.real.host_clock import run_time_s
+from hardware.real.host_clock import RunClock
 from hardware.real.meter import BLOCKED, COMPLETED, RELEASED, STARTED
+from harness.place import Observation
+from harness.program import Program
 
 
 @dataclass(frozen=True)
@@ -54,36 +56,51 @@ class Breakdown:
 
     workers: list[WorkerReport]
     overlap_frac: float | None
+    clock: RunClock
+
+    def on_its_clock(self, observations: Sequence[Observation]) -> list[Observation]:
+        """Observations, each of which was on the clock of who made it."""
+        times_s = self.clock.at(np.array([each.host_s for each in observations]))
+        return [replace(each, time_s=float(time_s)) for each, time_s in zip(observations, times_s, strict=True)]
 
 
-def break_down(ledgers: Sequence[Ledger], start_s: float, synchronous: bool) -> Breakdown:
+def break_down(ledgers: Sequence[Ledger], start_s: float, shares: Sequence[float]) -> Breakdown:
     """Match the notes of all workers.
 
     Args:
         ledgers: by rank.
         start_s: host time at which the run's clock started.
-        synchronous: whether rank 0 alone observes, for all, so that a pause of its own holds everybody up.
+        shares: see `shares_of`.
     """
-    clocks = [_Timeline(ledger, start_s, ledgers[0].pauses if synchronous else ledger.pauses) for ledger in ledgers]
+    clock = RunClock(start_s, [ledger.pauses for ledger in ledgers], shares)
+    clocks = [_Timeline(ledger, clock) for ledger in ledgers]
     arrivals = {name: _last_arrivals(clocks, name) for name in {key for clock in clocks for key in clock.collectives}}
     exposed = sum(clock.split(arrivals)[1] for clock in clocks)
     total = sum(clock.communication_s(arrivals) for clock in clocks)
     reports = [clock.report(rank, arrivals) for rank, clock in enumerate(clocks)]
-    return Breakdown(reports, float(np.clip(1 - exposed / total, 0.0, 1.0)) if total > 0 else None)
+    return Breakdown(reports, float(np.clip(1 - exposed / total, 0.0, 1.0)) if total > 0 else None, clock)
+
+
+def shares_of(program: Program, num_ranks: int) -> list[float]:
+    """The share of a run that a pause of each rank holds up.
+
+    All wait for rank 0 where it alone observes, for all; else for a server, but not for another worker.
+    """
+    if program.algorithm.synchronous and not program.algorithm.observes_own:
+        return [1.0] + [0.0] * (num_ranks - 1)
+    workers = program.workers(num_ranks)
+    return [1.0 / workers] * workers + [1.0] * (num_ranks - workers)
 
 
 class _Timeline:
     """One worker's notes on the run's own clock."""
 
-    def __init__(self, ledger: Ledger, start_s: float, pauses: list[tuple[float, float]]) -> None:
-        def convert(table: np.ndarray) -> np.ndarray:
-            return run_time_s(table, start_s, pauses)
-
+    def __init__(self, ledger: Ledger, clock: RunClock) -> None:
         self.ledger = ledger
-        self.finish_s = float(convert(np.array(ledger.finish_s)))
-        self.messages = convert(ledger.messages)
-        self.waits = convert(ledger.waits)
-        self.collectives = {name: convert(table) for name, table in ledger.collectives.items()}
+        self.finish_s = float(clock.at(np.array(ledger.finish_s)))
+        self.messages = clock.at(ledger.messages)
+        self.waits = clock.at(ledger.waits)
+        self.collectives = {name: clock.at(table) for name, table in ledger.collectives.items()}
         tables = [*self.collectives.values(), self.messages]
         self.events = np.unique(
             np.concatenate([[0.0], *(table[:, [STARTED, RELEASED, COMPLETED]].ravel() for table in tables)])

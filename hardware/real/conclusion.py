@@ -7,15 +7,16 @@ from hardware.real.breakdown import break_down
 from hardware.real.messages import Finished
 
 
-def conclude(execution: Execution, finished: Sequence[Finished], start_s: float, synchronous: bool) -> None:
+def conclude(execution: Execution, finished: Sequence[Finished], start_s: float, shares: Sequence[float]) -> None:
     """Add what all ranks noted and measured.
 
     Args:
         finished: by rank; their host times are of one clock.
         start_s: when the run's clock started, on that clock.
-        synchronous: whether rank 0 alone observes, for all.
+        shares: see `breakdown.shares_of`.
     """
-    breakdown = break_down([each.ledger for each in finished], start_s, synchronous)
+    breakdown = break_down([each.ledger for each in finished], start_s, shares)
+    execution.observations = breakdown.on_its_clock(execution.observations)
     execution.workers = breakdown.workers
     if breakdown.overlap_frac is not None:
         execution.metrics["perf/overlap_frac"] = breakdown.overlap_frac

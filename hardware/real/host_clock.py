@@ -1,4 +1,4 @@
-"""A worker's wall clock. It remembers its pauses, so that any host time can later be put on the run's own clock."""
+"""A worker's wall clock, which remembers its pauses; and the run's, on which all host times are put in the end."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -45,14 +45,34 @@ class HostClock(Clock):
             self._paused_s += end_s - begin_s
 
 
-def run_time_s(host_s: np.ndarray, start_s: float, pauses: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Host times on the run's own clock, which stands still in pauses.
+class RunClock:
+    """The run's own clock, one for all ranks: it goes on while some of them pause, by the share of those that do not.
 
-    >>> run_time_s(np.array([11.0, 13.0, 20.0]), 10.0, [(12.0, 14.0)])
+    Args:
+        start_s: host time at which the run began.
+        pauses: of each rank, host times (begin, end).
+        shares: of the run that each rank's pauses hold up; together they never hold up more than all.
+
+    >>> RunClock(10.0, [[(12.0, 14.0)], []], [1.0, 0.0]).at(np.array([11.0, 13.0, 20.0]))
     array([1., 2., 8.])
+    >>> RunClock(10.0, [[(12.0, 14.0)], []], [0.5, 0.5]).at(np.array([11.0, 13.0, 20.0]))
+    array([1. , 2.5, 9. ])
     """
-    elapsed = np.asarray(host_s, dtype=float) - start_s
-    if not pauses:
-        return elapsed
-    paused_s = np.cumsum([end_s - begin_s for begin_s, end_s in pauses])  # by the end of each; one follows the other
-    return elapsed - np.interp(host_s, np.ravel(pauses), np.ravel(np.column_stack([[0.0, *paused_s[:-1]], paused_s])))
+
+    def __init__(
+        self, start_s: float, pauses: Sequence[Sequence[tuple[float, float]]], shares: Sequence[float]
+    ) -> None:
+        self._start_s = start_s
+        times = np.array([time_s for each in pauses for pause in each for time_s in pause])
+        change = np.repeat(shares, [2 * len(each) for each in pauses]) * np.tile([1.0, -1.0], len(times) // 2)
+        order = np.argsort(times, kind="stable")
+        self._changes_s = times[order]
+        held = np.clip(np.cumsum(change[order]), 0.0, 1.0)
+        self._stopped_s = np.cumsum(held[:-1] * np.diff(self._changes_s))
+
+    def at(self, host_s: np.ndarray) -> np.ndarray:
+        """Host times on this clock, in seconds."""
+        elapsed_s = np.asarray(host_s, dtype=float) - self._start_s
+        if not len(self._changes_s):
+            return elapsed_s
+        return elapsed_s - np.interp(host_s, self._changes_s, [0.0, *self._stopped_s])

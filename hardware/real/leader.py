@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from hardware.base import Execution
+from hardware.real.breakdown import shares_of
 from hardware.real.card import Card, own_card
 from hardware.real.conclusion import conclude
 from hardware.real.counters import processed
@@ -62,7 +63,6 @@ def lead(
 class _Leader:
     def __init__(self, store: WorldStore, crew: Crew, cards: Sequence[Card], program: Program) -> None:
         self._store, self._cards, self._num_ranks = store, cards, crew.num_workers
-        self._synchronous = program.algorithm.synchronous and not program.algorithm.observes_own
         self._job = Job.of(crew, program, [card.clock for card in cards])
         self._line = StoreLine(store, 0, self._job)
         self._program = program
@@ -131,7 +131,7 @@ class _Leader:
             return execution
         finished = [each for rank in said for each in rank if isinstance(each, Finished)]
         assert len(finished) == self._num_ranks
-        conclude(execution, finished, float(self._store.get("start")), self._synchronous)
+        conclude(execution, finished, float(self._store.get("start")), shares_of(self._program, self._num_ranks))
         execution.facts |= self._line.clock.facts()
         return execution
 

@@ -20,6 +20,7 @@ import torch
 
 from hardware.base import Execution
 from hardware.real import simd, worker_process
+from hardware.real.breakdown import shares_of
 from hardware.real.conclusion import conclude
 from hardware.real.counters import SharedCounters, processed
 from hardware.real.crew import Crew, as_failure
@@ -65,8 +66,8 @@ class _Parent:
     """The processes of one run, and what is known of them."""
 
     def __init__(self, crew: Crew, program: Program, parcel: Parcel) -> None:
-        self._crew, self._synchronous = crew, program.algorithm.synchronous and not program.algorithm.observes_own
-        self._program = parcel
+        self._crew, self._program = crew, parcel
+        self._shares = shares_of(program, crew.num_workers)
         self._names = [program.name_of(rank, crew.num_workers) for rank in range(crew.num_workers)]
         self._common = {name: Segment() for name in ("rendezvous", "locks", "shared")}
         self._common["counters"] = Segment(8 * len(COUNTERS))
@@ -125,7 +126,7 @@ class _Parent:
             execution.told(so_far([*self._measured.values()]))
             return execution
         finished = [self._finished[rank] for rank in range(self._crew.num_workers)]
-        conclude(execution, finished, self._start_s, self._synchronous)
+        conclude(execution, finished, self._start_s, self._shares)
         return execution
 
     def _start(self, rank: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hardware.base import Execution
-from hardware.real.breakdown import Ledger, break_down
+from hardware.real.breakdown import Ledger, break_down, shares_of
 from hardware.real.counters import LocalCounters
 from hardware.real.crew import Background, Crew, as_failure
 from hardware.real.host_clock import HostClock
@@ -172,7 +172,9 @@ class _Run:
             execution.told(so_far(self._told()))
             return execution
         ledgers = [self._ledgers[rank] for rank in range(self.crew.num_workers)]
-        execution.workers = break_down(ledgers, self.start_s, self.program.algorithm.synchronous).workers
+        breakdown = break_down(ledgers, self.start_s, shares_of(self.program, self.crew.num_workers))
+        execution.observations = breakdown.on_its_clock(execution.observations)
+        execution.workers = breakdown.workers
         execution.told(self._told())
         if self.may_lose == {False}:
             execution.metrics["async/lost_frac"] = 0.0

@@ -96,7 +96,7 @@ def test_settings_of_other_policies_are_noted_and_not_in_the_name(chosen, given,
         (["local_sgd", "period=4", "group_size=2"], "period=4 and algorithm.group_rounds=4: all workers would"),
         (["local_sgd", "period=4", "group_size=2", "growth=1", "group_rounds=2"], None),  # after 4 and 5 steps
         (["local_sgd", "period=4", "group_size=2", "growth=5", "group_rounds=2"], "period=4 and algorithm.group_"),
-        (["elastic_averaging", "period=12"], "period=12: budget.epochs=1 ends after about 12 steps of a worker: the centre"),
+        (["elastic_averaging", "period=12"], "period=12: budget.epochs=1 ends after about 12 steps of a worker"),
         (["elastic_averaging", "period=11"], None),
         (["local_sgd", "group_size=8"], "group_size=8 makes one group of all 4 workers"),
         (["local_sgd", "group_size=3", "group_rounds=1"], "group_size=3 does not divide 4 workers: the last"),

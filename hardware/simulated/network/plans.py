@@ -90,6 +90,12 @@ class Plan:
         return np.broadcast_to(np.expand_dims(mean_s, -1), latency_s.shape)
 
     @property
+    def least_s(self) -> float:
+        """Seconds that the library takes at least, whatever the network, if no steps are under way together."""
+        steps = ((self.latencies_s(step, np.zeros(len(step.sources))), times) for step, times in self.rounds)
+        return self.setup_s + sum(times * float(added_s.max(initial=0.0)) for added_s, times in steps)
+
+    @property
     def nbytes(self) -> int:
         """Of memory, nearly."""
         return 500 + sum(500 + 3 * step.sources.nbytes for step, _ in self.rounds)

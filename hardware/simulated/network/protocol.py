@@ -223,7 +223,8 @@ class Nccl(Protocol):
         tree_below_bytes: an all-reduce of less goes along the double tree, >= 0.
         rings_above_bytes: an all-reduce over hosts of several ranks that has more for each rank goes around rings, of
             less through the two levels, >= 0.
-        ll_below_bytes, ll128_below_bytes: payloads of less go by that wire protocol, >= 0.
+        ll_below_bytes: payloads of less go by LL, >= 0.
+        ll128_below_bytes: payloads of less go by LL128, where that begins and takes its steps sooner than Simple, >= 0.
         setup_s: of each wire protocol, seconds before the first step, >= 0.
         inside_overhead_s: of each, seconds of every transfer between two ranks of one host, >= 0.
         overhead_s: the same between two hosts, >= 0.
@@ -272,9 +273,13 @@ class Nccl(Protocol):
         return "hierarchical" if several and payload_bytes / len(hosts) < self.rings_above_bytes else "rail_rings"
 
     def priced(self, plan: Plan, hosts: np.ndarray, payload_bytes: float) -> Plan:
-        """By wire protocol."""
-        small, middling = payload_bytes < self.ll_below_bytes, payload_bytes < self.ll128_below_bytes
-        wire = "LL" if small else "LL128" if middling else "Simple"
+        """By wire protocol: Simple also for a middling payload whose few steps LL128 would not shorten enough."""
+        if payload_bytes < self.ll_below_bytes:
+            return self._by("LL", plan, hosts)
+        wires = ("LL128", "Simple") if payload_bytes < self.ll128_below_bytes else ("Simple",)
+        return min((self._by(wire, plan, hosts) for wire in wires), key=lambda each: each.least_s)
+
+    def _by(self, wire: str, plan: Plan, hosts: np.ndarray) -> Plan:
         return replace(
             plan,
             setup_s=self.setup_s[wire],
