@@ -140,7 +140,7 @@ class StochasticGradientPush(Algorithm):
         Raises:
             UserError: if neighbours would have to be told what they have not heard.
         """
-        rule = "must be the same at every step where messages are compressed: use exponential, ring or another"
+        rule = "must be the same at every step where messages are compressed: set algorithm/mixing=exponential, or ring"
         constant = self.compression.is_exact or self.mixing.period(num_workers) == 1
         require(constant, "algorithm/mixing", rule, self.mixing)
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}

@@ -296,10 +296,11 @@ def _missing_part(key: str) -> str:
     parent, _, name = group.rpartition("/")
     part = f"{name}@{place.rpartition('.')[-1]}" if place else name
     chosen = next((each for each in sys.argv if each.startswith(f"{parent}=")), f"this {parent}")
-    if reason := _why_not(parent, chosen.partition("=")[2], part):
+    if reason := _why_not(parent, chosen.partition("=")[2], name):
         return f"{chosen} has no {key}: {reason}"
     able = {path.stem for path in found(f"{parent}/*.yaml") if f"\n  - {part}: " in path.read_text("utf-8")}
-    return f"{chosen} has no {key}: leave it out, or use {parent}={'|'.join(sorted(able))}"
+    others = f", or use {parent}={'|'.join(sorted(able))}" if able else ""
+    return f"{chosen} has no {key}: leave it out{others}"
 
 
 def _why_not(parent: str, option: str, part: str) -> str:

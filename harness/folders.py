@@ -1,4 +1,4 @@
-"""Where options are: conf/, and a user's own folders, as the command line names them.
+"""Where options are: in conf/, and after it, as for Hydra, in a user's own folders that the command line names.
 
 Hydra knows them too, once it has composed; what could not be composed is explained before.
 """
@@ -12,9 +12,9 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 def folders(arguments: Sequence[str]) -> list[Path]:
-    """All of them, a user's own first.
+    """All of them, a user's own last.
 
-    >>> folders(["--config-dir", "mine", "+hydra.searchpath=['file:///ours', pkg://theirs]"])[:-1]
+    >>> folders(["--config-dir", "mine", "+hydra.searchpath=['file:///ours', pkg://theirs]"])[1:]
     [PosixPath('mine'), PosixPath('/ours')]
     """
     own: list[str] = []
@@ -27,9 +27,9 @@ def folders(arguments: Sequence[str]) -> list[Path]:
         elif name.lstrip("+") == "hydra.searchpath":
             paths = re.findall(r"[^\[\],\s'\"]+", value)
             own += [path.removeprefix("file://") for path in paths if not path.startswith("pkg://")]
-    return [*map(Path, own), CONF]
+    return [CONF, *map(Path, own)]
 
 
 def found(pattern: str) -> list[Path]:
-    """What is in them, such as "algorithm/*.yaml", a user's own first."""
+    """What is in them, such as "algorithm/*.yaml", a user's own last."""
     return [path for folder in folders(sys.argv[1:]) for path in sorted(folder.glob(pattern))]

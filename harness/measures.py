@@ -31,6 +31,11 @@ def check_told(measures: Measures, key: str, kind: type) -> None:
         raise UserError(f"{key!r} is told both by worker.measure and by worker.conclude: use one of them, or two keys")
 
 
+def copied(measures: Measures) -> Measures:
+    """Measures as they are now, whatever is measured later."""
+    return {key: [*held] if isinstance(held, list) else held for key, held in measures.items()}
+
+
 def so_far(measures: Sequence[Measures]) -> list[Measures]:
     """What ranks have told of a run that did not end: conclusions, and what all who measure have measured.
 

@@ -27,7 +27,7 @@ class Observation:
     """A snapshot of the model, taken off the clock and evaluated after the run.
 
     Args:
-        time_s: the run's own clock; on real hardware that of who took it, which is put on the run's once it is over.
+        time_s: the run's own clock; on real hardware that of who took it, put on the run's once that has ended well.
         host_s: `time.perf_counter()` of the host at that time.
         samples: global samples processed.
         updates: updates applied to the model.

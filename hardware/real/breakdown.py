@@ -52,7 +52,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Reports of all workers, and the share of communication hidden under computation (None if there was none)."""
+    """Reports of all workers, the share of communication hidden behind computing (None if there is none), the clock."""
 
     workers: list[WorkerReport]
     overlap_frac: float | None
@@ -84,10 +84,11 @@ def break_down(ledgers: Sequence[Ledger], start_s: float, shares: Sequence[float
 def shares_of(program: Program, num_ranks: int) -> list[float]:
     """The share of a run that a pause of each rank holds up.
 
-    All wait for rank 0 where it alone observes, for all; else for a server, but not for another worker.
+    In lock step all wait for who pauses, of whom rank 0 is the only one that counts where it observes for all. Else
+    they wait for a server, but not for another worker.
     """
-    if program.algorithm.synchronous and not program.algorithm.observes_own:
-        return [1.0] + [0.0] * (num_ranks - 1)
+    if program.algorithm.synchronous:
+        return [1.0] + [float(program.algorithm.observes_own)] * (num_ranks - 1)
     workers = program.workers(num_ranks)
     return [1.0 / workers] * workers + [1.0] * (num_ranks - workers)
 
@@ -98,6 +99,8 @@ class _Timeline:
     def __init__(self, ledger: Ledger, clock: RunClock) -> None:
         self.ledger = ledger
         self.finish_s = float(clock.at(np.array(ledger.finish_s)))
+        begins_s, ends_s = clock.at(np.array(ledger.pauses).reshape(-1, 2)).T
+        self.paused_s = float((ends_s - begins_s).sum())  # that the clock does not leave out
         self.messages = clock.at(ledger.messages)
         self.waits = clock.at(ledger.waits)
         self.collectives = {name: clock.at(table) for name, table in ledger.collectives.items()}
@@ -112,7 +115,7 @@ class _Timeline:
         idle_s += float((self.waits[:, 1] - self.waits[:, 0]).sum())
         begin_s, end_s = self._blocked(self.messages)
         comm_s = min(comm_s + float((end_s - begin_s).sum()), self.finish_s - idle_s)
-        compute_s = min(self.ledger.busy_s, self.finish_s - idle_s - comm_s)
+        compute_s = min(self.ledger.busy_s, max(0.0, self.finish_s - idle_s - comm_s - self.paused_s))
         return WorkerReport(
             rank, self.finish_s, compute_s, comm_s, idle_s,
             self.ledger.sent_bytes, self.ledger.peak_bytes, self.ledger.device_peak_bytes,

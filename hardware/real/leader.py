@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from hardware.real.conclusion import conclude
 from hardware.real.counters import processed
 from hardware.real.crew import Crew
 from hardware.real.member import BEAT_S, Job, StoreLine, work
-from hardware.real.messages import Failed, Finished, Measured
+from hardware.real.messages import Failed, Finished, Measured, Message
 from hardware.real.world import World
 from hardware.real.world_store import StoreCounters, WorldStore, store_of
 from harness.errors import LostConnection, TwinclockError, UserError, WorkerFailed
@@ -120,7 +121,7 @@ class _Leader:
 
     def _execution(self) -> Execution:
         said = [self._line.said, *(self._said(rank) for rank in range(1, self._num_ranks))]
-        observations = [each for rank in said for each in rank if isinstance(each, Observation)]
+        observations = [seen for rank in said for seen in _observations(rank)]
         observations.sort(key=lambda observation: observation.samples)
         failures = [*self._failures, *(each for rank in said for each in rank if isinstance(each, Failed))]
         execution = Execution(observations=observations)
@@ -173,3 +174,10 @@ def dismiss(world: World, status: int) -> None:
             if time.monotonic() > begin_s + (ARRIVAL_S if late else FAREWELL_S):
                 break
             time.sleep(0.02)
+
+
+def _observations(said: Sequence[Message]) -> list[Observation]:
+    """Those of one rank, whose host times are known better once it has finished."""
+    seen = [each for each in said if isinstance(each, Observation)]
+    observed_s = [time_s for each in said if isinstance(each, Finished) for time_s in each.observed_s]
+    return [replace(each, host_s=host_s) for each, host_s in zip(seen, observed_s, strict=True)] if observed_s else seen

@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -112,6 +113,7 @@ class WorldPlace(RankPlace):
     def __init__(self, rank: int, name: str, crew: Crew, line: StoreLine, store: WorldStore) -> None:
         super().__init__(rank, name, crew, line, StoreCounters(store), StoreLocks(store, rank, crew.timeout_s))
         self._clock = line.clock
+        self.observed_s: list[float] = []  # its own host times
 
     def shared(self, name: str, tensor: torch.Tensor, node: int | None) -> torch.Tensor:
         """Nothing is shared between hosts."""
@@ -119,9 +121,9 @@ class WorldPlace(RankPlace):
         raise UserError(f"{what}, which hardware=torchrun does not have: use hardware=cpu")
 
     def report(self, observation: Observation) -> None:
-        """Tell rank 0, whose host time counts."""
-        own_s = torch.tensor(observation.host_s).numpy()
-        self.line.say(replace(observation, host_s=float(self._clock.of_rank_0(own_s))))
+        """Tell rank 0, whose host time counts, as far as it is known before the end."""
+        self.observed_s.append(observation.host_s)
+        self.line.say(replace(observation, host_s=float(self._clock.of_rank_0(np.array(observation.host_s)))))
 
 
 def work(job: Job, rank: int, line: StoreLine, store: WorldStore, program: Program | None = None) -> None:
@@ -149,7 +151,8 @@ def _work(job: Job, program: Program, rank: int, line: StoreLine, store: WorldSt
     meter = connect(store.group("ranks"), program, place)
     ledger = train(program, place, meter)
     line.clock.compare()
-    line.say(Finished(line.clock.moved(ledger), {}, place.interleaving, place.measures))
+    observed_s = line.clock.of_rank_0(np.array(place.observed_s)).tolist()
+    line.say(Finished(line.clock.moved(ledger), {}, place.interleaving, place.measures, observed_s))
     place.ask(Arrived("end"))
     dist.destroy_process_group()
     sys.excepthook = hook  # torch has wrapped it

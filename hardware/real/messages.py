@@ -24,6 +24,7 @@ messages need none.
 A background activity that fails says so itself, while the worker may be blocked for long: hence `Line`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Lock
@@ -116,12 +117,14 @@ class Finished:
         placement: where the pages of each shared tensor lie, and the policy they were given.
         interleaving: what timing decided.
         measures: what it measured, values by key.
+        observed_s: in a world, when it made its observations, in their order: host times as they are known at the end.
     """
 
     ledger: Ledger
     placement: dict[str, dict[str, object]]
     interleaving: Interleaving
     measures: dict[str, list[float]]
+    observed_s: Sequence[float] = ()
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from hardware.real.waits import Waits
 from harness.errors import UserError
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model
+from harness.measures import copied
 from harness.place import Place
 
 ADVANCE_S = 0.25  # between two words of what was processed: it is for the eye
@@ -124,7 +125,7 @@ class RankPlace(Place):
 
     def publish(self) -> None:
         """Tell who runs the ranks, as this process may be ended next."""
-        self.line.say(Measured(dict(self.measures)))
+        self.line.say(Measured(copied(self.measures)))
 
     def settle(self) -> None:
         """Wait for the device, if it is not the CPU."""

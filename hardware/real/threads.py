@@ -29,7 +29,7 @@ from hardware.real.waits import Waits
 from harness.errors import WorkerFailed
 from harness.kernels.access import Access
 from harness.kernels.base import Kernel, Model, SplitModel
-from harness.measures import Measures, so_far
+from harness.measures import Measures, copied, so_far
 from harness.place import Observation, Place
 from harness.program import Program
 from harness.rows import Rows
@@ -162,7 +162,7 @@ class _Run:
 
     def publish(self, rank: int, measures: Measures) -> None:
         """Keep what a worker has measured so far, as it does not go on changing."""
-        self._measures[rank] = dict(measures)
+        self._measures[rank] = copied(measures)
 
     def execution(self) -> Execution:
         """What came of it."""

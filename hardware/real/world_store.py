@@ -16,7 +16,6 @@ import torch.distributed as dist
 
 from hardware.real.world import World
 from harness.errors import WorkerFailed
-from harness.place import COUNTERS
 
 CHUNK_BYTES = 4 * 2**20  # the store takes 8 MiB at once
 JOIN_S = 600.0  # until rank 0 has opened the store
@@ -120,8 +119,8 @@ class StoreCounters:
 
     def add(self, counter: str, amount: int) -> int:
         """Add; returns the value before."""
-        if counter in COUNTERS[1:3]:
-            return self.count(*((amount, 0) if counter == "samples" else (0, amount)))[COUNTERS.index(counter) - 1]
+        if counter in ("samples", "updates"):
+            return self.count(*((amount, 0) if counter == "samples" else (0, amount)))[int(counter == "updates")]
         return self._store.add(f"counter {counter}", amount) - amount
 
     def count(self, samples: int, updates: int, alone: bool = False) -> tuple[int, int]:

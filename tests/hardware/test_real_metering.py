@@ -99,6 +99,7 @@ def test_a_pause_of_one_of_two_who_go_on_by_themselves_holds_up_half_a_run():
     paused, other = ledger([], pauses=[(3, 6)]), ledger([])
     breakdown = broken_down([paused, other], alone=False)
     assert [report.finish_s for report in breakdown.workers] == [8.5, 8.5]
+    assert [report.compute_s for report in breakdown.workers] == [7, 8.5]  # busy whenever it was not at rest
     rows = [Observation(time_s, START_S + host_s, 0, 0, torch.empty(0)) for time_s, host_s in ((3, 3), (4, 4), (4, 7))]
     assert [row.time_s for row in breakdown.on_its_clock(rows)] == [3, 3.5, 5.5]
 
@@ -113,7 +114,7 @@ def test_pauses_of_many_never_hold_up_more_than_the_run():
     ("chosen", "workers", "shares"),
     [
         (["algorithm=all_reduce"], 3, [1, 0, 0]),
-        (["algorithm=gossip"], 3, [1 / 3] * 3),
+        (["algorithm=gossip"], 3, [1, 1, 1]),
         (["algorithm=parameter_server", "algorithm.consistency=asynchronous"], 2, [0.5, 0.5, 1]),
     ],
 )

@@ -736,6 +736,7 @@ class WildPublishing(Wild):
         if worker.rank == 0:
             worker.conclude("toy/said", "so far")
         worker.publish()
+        worker.measure("toy/rank", 100)
         worker.measure("toy/unpublished", worker.rank)
         worker.meet()
         if worker.rank == 1:

@@ -123,7 +123,7 @@ class Protocol(ABC):
 
     Attributes:
         library: torch's name of the backend.
-        notices_deaths: whether ranks learn of a peer's end from the connection to it, which breaks.
+        notices_deaths: whether hosts learn of a peer's end from the connection to it, which breaks; devices never do.
     """
 
     library: ClassVar[str]
