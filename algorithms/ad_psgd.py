@@ -50,14 +50,19 @@ class ADPSGD(Algorithm):
         Raises:
             UserError: if it is not symmetric, or not always the same.
         """
-        rule = "must be symmetric and the same at every step: use ring, torus, random_regular, complete or star"
+        rule = "must be symmetric and the same at every step: use ring, torus, random_regular, complete or star, "
+        rule += "with algorithm.mixing.weighting=metropolis"
         require(self.mixing.is_symmetric(num_workers), "algorithm/mixing", rule, self.mixing)
         (matrix,) = self.mixing.matrices(num_workers)
         return {"mixing/spectral_gap": spectral_gap([expected_exchange(matrix)])}
 
     def notices(self, problem: Problem, num_workers: int, epochs: float) -> list[str]:
-        """Those of the graph."""
-        return self.mixing.notices(num_workers)
+        """Those of the graph, and what is left of it."""
+        (matrix,), edges = self.mixing.matrices(num_workers), "edges of algorithm/mixing join workers of one side"
+        side, joined = sides(matrix), np.argwhere(np.triu(matrix, 1))
+        left_out = sum(side[one] == side[other] for one, other in joined)
+        notice = f"{left_out} of {len(joined)} {edges} (active or passive) and are left out"
+        return [*self.mixing.notices(num_workers), *[notice] * bool(left_out)]
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Step and average until the budget is spent, then tell the neighbours."""

@@ -72,7 +72,8 @@ class ChocoSGD(Algorithm):
             UserError: if the matrix is not symmetric, or not always the same.
         """
         require_doubly_stochastic(self.mixing, num_workers)
-        rule = "must be symmetric and the same at every step: use ring, torus, random_regular, complete or star"
+        rule = "must be symmetric and the same at every step: use ring, torus, random_regular, complete or star, "
+        rule += "with algorithm.mixing.weighting=metropolis"
         require(self.mixing.is_symmetric(num_workers), "algorithm/mixing", rule, self.mixing)
         return {"mixing/spectral_gap": spectral_gap(self.mixing.matrices(num_workers))}
 

@@ -47,6 +47,19 @@ def instantiate(cls: type, values: Mapping[str, Any], field: str) -> Any:
         return OmegaConf.to_object(schema)
     except MissingMandatoryValue as error:
         raise UserError(f"{_join(field, str(error.full_key))} is missing: give it a value") from error
+    except UserError as error:
+        raise type(error)(_as_typed(str(error), field, names)) from error
+
+
+def _as_typed(message: str, field: str, names: Sequence[str]) -> str:
+    """A refusal that names a part's setting as it is typed; a part does not know where it is.
+
+    >>> _as_typed("optimizer.momentum must be in [0, 1), got 3", "algorithm.outer", ["momentum"])
+    'algorithm.outer.momentum must be in [0, 1), got 3'
+    """
+    own = re.match(r"(\w+)\.(\w+)", message)
+    is_short = own and "." in field and own[1] != field.split(".")[0] and own[2] in names
+    return f"{field}{message[len(own[1]) :]}" if own and is_short else message
 
 
 def target_class(node: DictConfig, field: str) -> type:
@@ -193,11 +206,12 @@ def unknown_key(path: str, key: str, names: list[str]) -> str:
 def _options_with(path: str) -> str:
     """The options of a group that have a setting.
 
-    >>> _options_with("data.num_servers"), _options_with("data.nonsense")
-    ('data=streamed', '')
+    >>> _options_with("data.num_servers"), _options_with("data.nonsense"), _options_with("algorithm.optimizer.momentum")
+    ('data=streamed', '', 'algorithm/optimizer=momentum|nesterov')
     """
-    group, _, key = path.partition(".")
-    files = found(f"{group}/*.yaml") if key else ()
+    place, _, key = path.rpartition(".")
+    group = place.replace(".", "/")
+    files = found(f"{group}/*.yaml") if group else ()
     able = {file.stem for file in files if f"\n{key}: " in file.read_text("utf-8")}
     return f"{group}={'|'.join(sorted(able))}" if able else ""
 

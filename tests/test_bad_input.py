@@ -33,6 +33,10 @@ MISTAKES = {
         ["hardware.num_wrokers=2"],
         r"hardware.num_wrokers is not a setting: did you mean num_workers\?",
     ),
+    "setting of a part": (
+        ["algorithm=local_sgd", "algorithm/optimizer@algorithm.outer=momentum", "algorithm.outer.momentum=3"],
+        r"algorithm\.outer\.momentum must be",
+    ),
     "misspelt top-level setting": (["sede=1"], r"sede is not a setting: did you mean seed\?"),
     "added setting": (
         ["+algorithm.momentum=0.9"],

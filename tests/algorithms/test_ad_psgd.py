@@ -21,6 +21,13 @@ SMALL += ["problem.dtype=float64", "budget.epochs=2", "budget.observations=2", "
 SMALL += ["algorithm.batch_size=6"]
 
 
+@pytest.mark.parametrize(("workers", "said"), [(4, []), (9, ["1 of 9 edges"])])
+def test_edges_that_are_left_out_are_noted(workers, said):
+    run = setup("algorithm=ad_psgd", "hardware=sim_ethernet", f"hardware.num_workers={workers}", *SMALL)
+    notices = run.algorithm.notices(run.problem, workers, 2.0)
+    assert [notice.partition(" of algorithm")[0] for notice in notices] == said
+
+
 def test_pairs_keep_their_sum_and_come_to_the_mean():
     workers, size = 5, 4
     start = torch.randn(workers, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

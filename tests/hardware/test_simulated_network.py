@@ -149,7 +149,7 @@ def test_routes_are_literal(network, source, destination, names, latency_s):
         (Switch({"host9.up": 1.0}, {}, 0.0, 8.0), "background must name links, such as .*host.*, got host9.up"),
         (Switch({}, {"leaf0.up": {1.0: 0.5}}, 0.0, 8.0), "changes must name links"),
         (Switch({"host0.up": 8.0}, {}, 0.0, 8.0), r"background.host0.up must be in \[0, 8\)"),
-        (Torus({}, {}, [3], 0.0, 8.0), r"shape must have room for hardware.num_workers = 4, got \[3\]"),
+        (Torus({}, {}, [3], 0.0, 8.0), r"shape must have room for 4 ranks, workers and servers .*, got \[3\]"),
     ],
 )
 def test_what_cannot_be_is_refused(network, words):

@@ -70,7 +70,7 @@ class Torus(Network):
     def wires(self, num_devices: int) -> Wires:
         """`host<i>.<dimension>+` and `-`: to the next and to the previous in a dimension."""
         size = prod(self.shape)
-        rule = f"must have room for hardware.num_workers = {num_devices}"
+        rule = f"must have room for {num_devices} ranks, workers and servers (or take fewer hardware.num_workers)"
         require(size >= num_devices, "hardware.network.shape", rule, self.shape)
         directions = [f"{dimension}{sign}" for dimension in range(len(self.shape)) for sign in "+-"]
         names = [f"host{host}.{direction}" for direction in directions for host in range(size)]
@@ -298,8 +298,8 @@ class Edges(Network):
             if b not in ways[a]:
                 raise UserError(
                     f"hardware.network.edges must connect all hosts, got no way from {a} to {b} for "
-                    f"hardware.num_workers = {num_devices}, {self.devices_per_host} on each host: add edges, or take "
-                    "fewer workers"
+                    f"{num_devices} ranks, workers and servers, {self.devices_per_host} on each host: add edges, or "
+                    "take fewer hardware.num_workers"
                 )
             return [index[pair] for pair in pairwise(ways[a][b])]
 
