@@ -160,7 +160,7 @@ def test_what_cannot_be_is_refused(network, words):
 def test_hosts_without_a_way_are_refused_before_the_run():
     network = edges(("host0", "a", 0.0, 1.0), ("a", "host1", 0.0, 1.0), devices_per_host=2)
     network.check(4)
-    words = "must connect all hosts, got no way from host0 to host2 for hardware.num_workers = 5, 2 on each host"
+    words = "must connect all hosts, got no way from host0 to host2 for 5 ranks, workers and servers, 2 on each host"
     with pytest.raises(UserError, match=words):
         network.check(5)
 
