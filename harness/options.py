@@ -29,7 +29,9 @@ def with_parts(path: Path, group: str) -> DictConfig:
         for name, option in part.items() if isinstance(part, DictConfig) else ():
             part_group, _, place = str(name).partition("@")  # such as "optimizer@outer"
             files = option_files(HydraConfig.get().runtime.config_sources, f"{group}/{part_group}")
-            node[place or part_group] = next((_loaded(file) for file in files if file.stem == option), None)
+            key = place or part_group
+            loaded = next((_loaded(file) for file in files if file.stem == option), None)
+            node[key] = OmegaConf.merge(loaded, node[key]) if loaded and node.get(key) else loaded  # _self_ comes last
     return node
 
 

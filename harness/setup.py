@@ -203,8 +203,10 @@ def _changed_part(key: str, part: dict[str, Any], usual: dict[str, Any]) -> dict
     name = nearest(part)
     if name not in options:  # it is of no group, such as a mesh
         return {f"{key}.{field}": value for field, value in _differing(part, {**part, **(usual or {})}).items()}
-    said = {} if usual is not None and nearest(usual) == name else {key: name}
-    return said | {f"{key}.{field}": value for field, value in _differing(part, options.get(name, part)).items()}
+    usual_name = nearest(usual) if usual is not None else ""
+    said = {} if usual_name == name else {key: name}
+    own = _differing(usual, options[usual_name]) if usual and usual_name in options else {}  # the algorithm's, of any
+    return said | {f"{key}.{field}": value for field, value in _differing(part, {**options[name], **own}).items()}
 
 
 def _differing(values: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:

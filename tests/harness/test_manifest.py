@@ -15,6 +15,9 @@ from harness.setup import run_info
 INFO = RunInfo("ab12", "real-sgd-cpu-w1-s0", "real", "wall", 1, 0, "p", "q", "g", ["t"], {"seed": 0})
 
 
+METROPOLIS = "algorithm.mixing.weighting=metropolis"  # the algorithm's own file has uniform, that of a ring this one
+
+
 def test_names_of_twins_differ_in_the_first_word_alone():
     assert run_name("simulated", "hogwild", "sim_numa2", 4, 0) == "sim-hogwild-numa2-w4-s0"
     assert run_name("real", "hogwild", "numa2", 4, 0) == "real-hogwild-numa2-w4-s0"
@@ -38,6 +41,9 @@ def test_a_part_of_an_algorithm_is_named_by_its_option():
     assert chosen == "sim-all_reduce(optimizer=momentum,optimizer.momentum=0.8)-numa2-w4-s0"
     served = name("algorithm=federated", "algorithm/optimizer@algorithm.server=adam", "data=partitioned")
     assert served == "sim-federated(server=adam)-numa2-w4-s0"
+    pushed = [name("algorithm=stochastic_gradient_push", "algorithm/mixing=ring", *more) for more in ([], [METROPOLIS])]
+    said = "sim-stochastic_gradient_push(mixing=ring"
+    assert pushed == [f"{said})-numa2-w4-s0", f"{said},mixing.weighting=metropolis)-numa2-w4-s0"]
 
 
 @pytest.mark.parametrize(
