@@ -19,7 +19,7 @@ import torch
 from algorithms.base import Algorithm
 from algorithms.common.optimizers import Descent, Optimizer
 from algorithms.common.schedules import Schedule
-from algorithms.compression.compressor import Compression, Compressor
+from algorithms.compression.compressor import Compression
 from algorithms.compression.differences import of_differences
 from algorithms.compression.gossip import CompressedAveraging
 from algorithms.flat import flatten_
@@ -54,16 +54,7 @@ class ChocoSGD(Algorithm):
         super().__post_init__()
         rule = "must be in (0, 1]"
         require(0 < self.consensus_step <= 1, "algorithm.consensus_step", rule, self.consensus_step)
-        _ = self.compressor  # which refuses
-
-    @property
-    def compressor(self) -> Compressor:
-        """What makes messages of how a worker differs from what its neighbours know of it.
-
-        Raises:
-            UserError: for a compression that makes none, or whose errors would grow.
-        """
-        return of_differences(self.compression, "choco_sgd")
+        of_differences(self.compression, "choco_sgd")
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """The spectral gap.
@@ -83,14 +74,16 @@ class ChocoSGD(Algorithm):
 
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """A compressed change along every edge."""
-        return messages_per_step(self.mixing, num_workers) * self.compressor.num_bytes(weights)
+        change_bytes = of_differences(self.compression, "choco_sgd").num_bytes(weights)
+        return messages_per_step(self.mixing, num_workers) * change_bytes
 
     def train(self, worker: Worker, problem: Problem) -> None:
         """Step and average until the budget is spent."""
         weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
         (row,) = self.mixing.rows(worker.num_workers, worker.rank)
-        averaging = CompressedAveraging(weights, row, self.compressor, self.consensus_step, worker.generator)
+        compressor = of_differences(self.compression, "choco_sgd")
+        averaging = CompressedAveraging(weights, row, compressor, self.consensus_step, worker.generator)
         for batch in worker.batches(problem, self.batch_size):
             problem.loss(model, batch).backward()
             descent.step(self.learning_rate * self.schedule.at(worker))

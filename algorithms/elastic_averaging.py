@@ -26,7 +26,7 @@ from algorithms.base import Algorithm
 from algorithms.common.bits import joined
 from algorithms.common.optimizers import Descent, Optimizer
 from algorithms.common.schedules import Schedule
-from algorithms.compression.compressor import Compression, Compressor
+from algorithms.compression.compressor import Compression
 from algorithms.compression.differences import known, of_differences
 from algorithms.flat import flat_parameters, flatten_
 from algorithms.serving.correspondence import Correspondence
@@ -61,16 +61,7 @@ class ElasticAveraging(Algorithm):
         super().__post_init__()
         require(self.period >= 1, "algorithm.period", "must be >= 1", self.period)
         require(0 < self.elasticity <= 1, "algorithm.elasticity", "must be in (0, 1]", self.elasticity)
-        _ = self.compressor  # which refuses
-
-    @property
-    def compressor(self) -> Compressor:
-        """What makes messages of how a worker differs from what the centre knows of it.
-
-        Raises:
-            UserError: for a compression that makes none, or whose errors would grow.
-        """
-        return of_differences(self.compression, "elastic_averaging")
+        of_differences(self.compression, "elastic_averaging")
 
     def servers(self) -> int:
         """The centre."""
@@ -86,7 +77,7 @@ class ElasticAveraging(Algorithm):
 
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """To the centre go weights and two numbers, back comes a pull."""
-        said_bytes = self.compressor.num_bytes(weights)
+        said_bytes = of_differences(self.compression, "elastic_averaging").num_bytes(weights)
         return said_bytes + 2 * weights.element_size() + weights.nbytes
 
     def train(self, worker: Worker, problem: Problem) -> None:
@@ -94,7 +85,7 @@ class ElasticAveraging(Algorithm):
         weights, gradient = flatten_(model := problem.build_model(worker.device, worker.seed))
         descent = Descent(self.optimizer, weights, gradient, self.learning_rate)
         centre, pull = worker.num_workers, torch.zeros_like(weights)
-        told = known(self.compressor, weights)
+        told = known(of_differences(self.compression, "elastic_averaging"), weights)
         steps = samples = 0
         for batch in worker.batches(problem, self.batch_size):
             exchange = None
@@ -116,8 +107,9 @@ class ElasticAveraging(Algorithm):
     def serve(self, worker: Worker, problem: Problem) -> None:
         """Be the centre until all workers have left, and count their samples as they are heard of."""
         centre = flat_parameters(problem.build_model(worker.device, worker.seed))
-        heard = [known(self.compressor, centre) for _ in range(worker.num_workers)]
-        header_bytes, said_bytes = 2 * centre.element_size(), self.compressor.num_bytes(centre)
+        compressor = of_differences(self.compression, "elastic_averaging")
+        heard = [known(compressor, centre) for _ in range(worker.num_workers)]
+        header_bytes, said_bytes = 2 * centre.element_size(), compressor.num_bytes(centre)
         workers = Correspondence(worker, centre.new_empty(header_bytes + said_bytes, dtype=torch.uint8))
         for _ in heard:
             workers.expect()

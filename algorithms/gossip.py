@@ -31,7 +31,7 @@ import torch
 from algorithms.base import Algorithm
 from algorithms.common.optimizers import Descent, Optimizer
 from algorithms.common.schedules import Schedule
-from algorithms.compression.compressor import Compression, Compressor
+from algorithms.compression.compressor import Compression
 from algorithms.compression.differences import of_differences
 from algorithms.compression.gossip import CompressedAveraging
 from algorithms.flat import flatten_
@@ -123,16 +123,7 @@ class StochasticGradientPush(Algorithm):
         super().__post_init__()
         rule = "must be in (0, 1]"
         require(0 < self.consensus_step <= 1, "algorithm.consensus_step", rule, self.consensus_step)
-        _ = self.compressor  # which refuses
-
-    @property
-    def compressor(self) -> Compressor:
-        """What makes messages of how a sum differs from what neighbours know of it.
-
-        Raises:
-            UserError: for a compression that makes none, or whose errors would grow.
-        """
-        return of_differences(self.compression, "stochastic_gradient_push")
+        of_differences(self.compression, "stochastic_gradient_push")
 
     def constants(self, num_workers: int) -> dict[str, float]:
         """The spectral gap.
@@ -155,7 +146,7 @@ class StochasticGradientPush(Algorithm):
 
     def bytes_per_update(self, problem: Problem, weights: torch.Tensor, num_workers: int) -> float:
         """A sum and its weight along every edge."""
-        sum_bytes = self.compressor.num_bytes(weights)
+        sum_bytes = of_differences(self.compression, "stochastic_gradient_push").num_bytes(weights)
         return messages_per_step(self.mixing, num_workers) * (sum_bytes + weights.element_size())
 
     def train(self, worker: Worker, problem: Problem) -> None:
@@ -182,6 +173,7 @@ class StochasticGradientPush(Algorithm):
         rows = self.mixing.rows(worker.num_workers, worker.rank)
         if self.compression.is_exact:
             return (Exchange(pushed, row) for row in cycle(rows))
-        gossip = rows[0], self.compressor, self.consensus_step, worker.generator
+        compressor = of_differences(self.compression, "stochastic_gradient_push")
+        gossip = rows[0], compressor, self.consensus_step, worker.generator
         averaging = CompressedAveraging(pushed[:-1], *gossip, whole=pushed[-1:])
         return (each.begin() for each in repeat(averaging))
